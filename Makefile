@@ -1,0 +1,24 @@
+# Every target does its own set-up: a virtual environment in .venv with the tested versions.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test test-slow lint
+
+run: .venv/installed
+	$(BIN)/python -m marble_sweep experiment=quick
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

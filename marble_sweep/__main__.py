@@ -1,0 +1,6 @@
+"""The door: Hydra composes the config, `run.py` does the work. Torch is imported only for that."""
+
+from marble_sweep.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The metrics of one training step, worked out on the device as one vector and fetched in blocks."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from marble_sweep.metrics.hidden import cosine, summarise
+from marble_sweep.metrics.lattice import regimes, token_motion
+
+# What a step's vector holds, in this order. docs/run_directory.md gives each one's unit and source.
+MEASURED = (
+    "loss",
+    "top1",
+    "top2",
+    "top3",
+    "h_autocorr",
+    "dead_moving",
+    "grad_norm",
+    "h_norm",
+    "h_spread",
+    "h_autocorr_lag",
+    "live_moving",
+    "dead_l1_mean",
+    "dead_linf_max",
+    "dead_early",
+    "dead_midlife",
+    "dead_late",
+    "dead_frozen",
+    "updates_lost",
+)
+
+
+def global_norm(tensors: list[Tensor]) -> Tensor:
+    """The L2 norm of all entries of all tensors, accumulated in float32; a scalar."""
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+class StepMetrics:
+    """Remembers the h_means it compares with; `measure` never waits for the device."""
+
+    def __init__(self, dead_mask: Tensor, hidden_dim: int, lag: int) -> None:
+        device = dead_mask.device
+        dead = dead_mask.float()
+        # Averaging over dead (or live) tokens is a product with one row of this; NaN where there are none.
+        self.shares = torch.stack([dead / dead.sum(), (1 - dead) / (1 - dead).sum()])  # (2, V)
+        self.dead_mask = dead_mask
+        self.hidden_dim = hidden_dim
+        self.history = torch.full((lag, hidden_dim), torch.nan, device=device)  # h_mean of the last `lag` steps
+        self.step = 0
+
+    @torch.no_grad()
+    def measure(
+        self, loss: Tensor, hidden: Tensor, gradients: list[Tensor], before: Tensor, after: Tensor, updates_lost: Tensor
+    ) -> Tensor:
+        """One step's values, in MEASURED's order: (len(MEASURED),) float32 on the device.
+
+        hidden (B, T, D) and loss are the forward pass's, `before` and `after` (V, D) the embedding
+        around the update. Weights held in float32 are seen through their nearest bfloat16.
+        """
+        summary = summarise(hidden)
+        lag = len(self.history)
+        previous, lagged = self.history[(self.step - 1) % lag], self.history[self.step % lag]
+        after_bf16 = after.bfloat16()
+        motion = token_motion(before.bfloat16(), after_bf16)
+        regime = regimes(motion, self.hidden_dim)
+        moving = self.shares @ (motion.l1 > 0).float()  # (2,): dead, live
+        dead_means = self.shares[0] @ torch.stack(
+            [motion.l1, regime.early.float(), regime.midlife.float(), regime.late.float(), regime.frozen.float()], dim=1
+        )
+        dead_linf_max = torch.where(self.dead_mask, motion.linf, -torch.inf).amax()
+        values = torch.cat(
+            [
+                loss.detach().view(1),
+                (after_bf16.float() @ summary.mean).topk(3).indices.float(),
+                torch.stack([cosine(summary.mean, previous), moving[0], global_norm(gradients), summary.norm]),
+                torch.stack([summary.spread, cosine(summary.mean, lagged), moving[1], dead_means[0], dead_linf_max]),
+                dead_means[1:],
+                updates_lost.view(1),
+            ]
+        )
+        self.history[self.step % lag] = summary.mean
+        self.step += 1
+        return values
+
+    @property
+    def latest_mean(self) -> Tensor:
+        """h_mean (D,) of the last step measured."""
+        return self.history[(self.step - 1) % len(self.history)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"history": self.history, "step": torch.tensor(self.step)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        self.history.copy_(state_dict["history"])
+        self.step = int(state_dict["step"])

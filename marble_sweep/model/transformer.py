@@ -1,0 +1,84 @@
+"""The notebook's transformer: tied embeddings, learned positions, pre-norm GELU blocks, final LayerNorm.
+
+Shapes: B windows, T tokens, D width, H heads, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDING_STD = 0.02
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Scaled dot-product attention of each position to itself and what precedes it; all (B, H, T, D/H)."""
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
+        # The CPU flash kernel's bfloat16 backward is several times slower than the plain formula.
+        num_tokens, head_dim = queries.shape[-2:]
+        future = torch.full((num_tokens, num_tokens), -math.inf, dtype=queries.dtype).triu(1)
+        scores = (queries * head_dim**-0.5) @ keys.transpose(-1, -2) + future  # (B, H, T, T)
+        return scores.softmax(-1) @ values
+    return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+
+
+class Block(nn.Module):
+    """x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x))."""
+
+    def __init__(self, hidden_dim: int, num_heads: int, mlp_dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(hidden_dim)
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.projection = nn.Linear(hidden_dim, hidden_dim)
+        self.mlp_norm = nn.LayerNorm(hidden_dim)
+        self.mlp_up = nn.Linear(hidden_dim, mlp_dim)
+        self.mlp_down = nn.Linear(mlp_dim, hidden_dim)
+        self._initialise(generator)
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        """The distributions that nn.TransformerEncoderLayer draws from."""
+        nn.init.xavier_uniform_(self.qkv.weight, generator=generator)
+        nn.init.zeros_(self.qkv.bias)
+        for linear in (self.projection, self.mlp_up, self.mlp_down):
+            bound = linear.in_features**-0.5
+            nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:  # (B, T, D)
+        batch_size, num_tokens, hidden_dim = hidden.shape
+        qkv = self.qkv(self.attention_norm(hidden))
+        qkv = qkv.view(batch_size, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = causal_attention(*qkv.unbind(0)).transpose(1, 2).reshape(batch_size, num_tokens, hidden_dim)
+        hidden = hidden + self.projection(attended)
+        return hidden + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(hidden))))
+
+
+class Transformer(nn.Module):
+    """Token ids in, final hidden states out; the logits are hidden @ embedding.T and left to the loss.
+
+    Weights are drawn in float32 on the CPU from `seed` alone, so every device starts from the same ones.
+    The notebook's layers all start as copies of one draw, a side effect of nn.TransformerEncoder; here
+    each layer has its own.
+    """
+
+    def __init__(
+        self, vocab_size: int, seq_len: int, num_layers: int, hidden_dim: int, num_heads: int, mlp_dim: int, seed: int
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.embedding = nn.Embedding(vocab_size, hidden_dim)
+        self.positions = nn.Embedding(seq_len, hidden_dim)
+        self.blocks = nn.ModuleList(Block(hidden_dim, num_heads, mlp_dim, generator) for _ in range(num_layers))
+        self.final_norm = nn.LayerNorm(hidden_dim)
+        for embedding in (self.embedding, self.positions):
+            nn.init.normal_(embedding.weight, std=EMBEDDING_STD, generator=generator)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) -> hidden (B, T, D), the output of the final LayerNorm."""
+        hidden = self.embedding(tokens) + self.positions.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.final_norm(hidden)

@@ -1,0 +1,91 @@
+"""Held-out evaluation: every number comes with the standard error that says what it is worth."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from marble_sweep.data.baselines import Baselines
+from marble_sweep.model.loss import score
+from marble_sweep.model.transformer import Transformer
+from marble_sweep.training.precision import Policy
+
+EVAL_COLUMNS = (
+    "step",
+    "val_loss",
+    "val_loss_se",
+    "unigram_margin",
+    "unigram_margin_se",
+    "oracle_margin",
+    "oracle_margin_se",
+    "bigram_margin",
+    "bigram_margin_se",
+    "accuracy",
+    "bits_per_byte",
+    "context_gain",
+    "context_gain_se",
+    "off_unigram",
+)
+UNIGRAM_TOP = 3  # predictions outside the unigram's three most frequent tokens count as off-unigram
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of per-window values (num_windows,) and its standard error, NaN for a single window."""
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return values.mean().item(), error
+
+
+@dataclass
+class Evaluator:
+    """Scores a model on fixed windows (num_windows, T). It draws no random numbers at all."""
+
+    windows: Tensor  # on the device
+    baselines: Baselines
+    token_bytes: Tensor  # (V,)
+    policy: Policy
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        targets = self.windows[:, 1:]
+        # The window half the split away lends its context; a single window has no other.
+        self.shift = len(self.windows) // 2
+        self.num_bytes = int(self.token_bytes.to(targets.device)[targets.long()].sum())
+        self.unigram_top = self.baselines.unigram_log_probs.topk(UNIGRAM_TOP).indices.to(targets.device)
+
+    @torch.no_grad()
+    def evaluate(self, model: Transformer, step: int) -> dict[str, float]:
+        """One row of evals.csv, in nats per token. Margins are baseline - model, paired by window."""
+        inputs = self.windows
+        # Row i: the targets of window i, then those of the window that window i lends its context to.
+        targets = torch.stack([inputs[:, 1:], inputs.roll(-self.shift, 0)[:, 1:]], dim=-1).long()
+        losses, swapped, top = [], [], []
+        weight = model.embedding.weight.to(self.policy.compute)
+        for start in range(0, len(inputs), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            with self.policy.autocast(inputs.device):
+                hidden = model(inputs[rows].long())[:, :-1].to(self.policy.compute)
+            num_windows, num_targets, hidden_dim = hidden.shape
+            row_losses, row_top = score(hidden.reshape(-1, hidden_dim), weight, targets[rows].flatten(0, 1))
+            per_window = row_losses.view(num_windows, num_targets, 2).cpu().double().mean(dim=1)
+            losses.append(per_window[:, 0])
+            swapped.append(per_window[:, 1])
+            top.append(row_top.view(num_windows, num_targets))
+        loss = torch.cat(losses)
+        behind_other_context = torch.cat(swapped).roll(self.shift, 0)
+        predicted = torch.cat(top)
+        row: dict[str, float] = {"step": step}
+        row["val_loss"], row["val_loss_se"] = mean_and_error(loss)
+        for name, baseline in (
+            ("unigram", self.baselines.unigram_fitted),
+            ("oracle", self.baselines.unigram_oracle),
+            ("bigram", self.baselines.bigram),
+        ):
+            row[f"{name}_margin"], row[f"{name}_margin_se"] = mean_and_error(baseline - loss)
+        row["accuracy"] = (predicted == targets[..., 0]).float().mean().item()
+        nats = loss.sum().item() * targets.shape[1]
+        row["bits_per_byte"] = nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
+        gain = mean_and_error(behind_other_context - loss) if self.shift else (math.nan, math.nan)
+        row["context_gain"], row["context_gain_se"] = gain
+        row["off_unigram"] = (~torch.isin(predicted, self.unigram_top)).float().mean().item()
+        return row

@@ -1,0 +1,63 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+import logging
+import math
+import sys
+import time
+
+from tqdm import tqdm
+
+LOG_SECONDS = 15.0  # between plain lines, where there is no terminal
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Shows step, loss, margin to unigram, dead_moving and speed."""
+
+    def __init__(self, total_steps: int, first_step: int = 0) -> None:
+        self.total_steps = total_steps
+        self.first_step = first_step
+        self.started = self.last_line = time.monotonic()
+        self.margin: str | None = None
+        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
+
+    def stepped(self, row: dict[str, float]) -> None:
+        """Show a row of metrics.csv, the last of those just written."""
+        step, now = int(row["step"]), time.monotonic()
+        rate = (step - self.first_step) / max(now - self.started, 1e-9)
+        shown = {"loss": f"{row['loss']:.3f}"}
+        if self.margin is not None:
+            shown["margin"] = self.margin
+        if not math.isnan(row["dead_moving"]):
+            shown["dead_moving"] = f"{row['dead_moving']:.2f}"
+        shown["steps/min"] = f"{60 * rate:.0f}"
+        if not self.bar.disable:
+            self.bar.set_postfix(shown, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif now - self.last_line >= LOG_SECONDS or step == self.total_steps:
+            self.last_line = now
+            left = duration((self.total_steps - step) / rate)
+            log.info(
+                "step %d/%d  %s  %s left", step, self.total_steps, "  ".join(f"{k} {v}" for k, v in shown.items()), left
+            )
+
+    def evaluated(self, row: dict[str, float]) -> None:
+        """Take up the margin of a row of evals.csv."""
+        self.margin = f"{row['unigram_margin']:+.3f}"
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,229 @@
+"""The training loop: one step after the other, in a fixed order, with everything else hung on it.
+
+Three generators, three purposes: the weights' at the start, the batches' order, stochastic rounding.
+Evaluation draws from none, so turning it on or off leaves the training losses bit-identical.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marble_sweep.config import Config
+from marble_sweep.data.batches import Batches
+from marble_sweep.files import write_tensors
+from marble_sweep.metrics.recorder import Recorder
+from marble_sweep.metrics.step import MEASURED, StepMetrics
+from marble_sweep.model.loss import linear_cross_entropy
+from marble_sweep.model.transformer import Transformer
+from marble_sweep.training.checkpoints import Checkpoints, Stateful, load_state, save_state
+from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator
+from marble_sweep.training.precision import POLICIES
+from marble_sweep.training.progress import Progress
+from marble_sweep.training.schedule import lr_scale
+from marble_sweep.training.updater import Updater
+
+# The notebook's eight first, then what it could not see.
+STEP_COLUMNS = (
+    *("step", "epoch", "loss", "top1", "top2", "top3", "h_autocorr", "dead_moving", "lr"),
+    *MEASURED[MEASURED.index("grad_norm") :],
+    "tokens_per_second",
+)
+FLUSH_SECONDS = 1.0  # how long a measured row may wait on the device before it is written
+
+
+def autocorrelation_lag(config: Config) -> int:
+    """Steps between the h_means that h_autocorr_lag compares; a quarter of a run too short for the wish."""
+    return max(1, min(config.verdict.direction_lag, config.trainer.total_steps // 4))
+
+
+@dataclass
+class Pending:
+    """Rows measured on the device and not yet fetched."""
+
+    host: list[dict[str, float]] = field(default_factory=list)  # what the host knows of each step
+    device: list[Tensor] = field(default_factory=list)  # MEASURED of each step
+
+    def fetch(self) -> list[dict[str, float]]:
+        """The complete rows, in one transfer; none remain."""
+        if not self.host:
+            return []
+        measured = [dict(zip(MEASURED, values, strict=True)) for values in torch.stack(self.device).tolist()]
+        rows = [known | values for known, values in zip(self.host, measured, strict=True)]
+        self.host, self.device = [], []
+        return rows
+
+
+class Trainer:
+    """Trains `model` on `batches` inside `directory`; `train` returns how it ended."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: Transformer,
+        batches: Batches,
+        evaluator: Evaluator | None,
+        dead_mask: Tensor,
+        directory: Path,
+        progress: Progress,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.batches = batches
+        self.evaluator = evaluator
+        self.progress = progress
+        self.directory = directory
+        self.policy = POLICIES[config.precision.name]
+        self.updater = Updater(model, config.optimizer, self.policy, config.seed)
+        self.metrics = StepMetrics(dead_mask, config.model.hidden_dim, autocorrelation_lag(config))
+        self.checkpoints = Checkpoints(directory / "checkpoints.safetensors", dead_mask)
+        self.step = 0
+        self.train_seconds = 0.0
+        self.last_loss: float | None = None
+        self.last_eval: dict[str, float] = {}
+        self.pending = Pending()
+        self.parts: dict[str, Stateful] = {"model": model, "updater": self.updater, "batches": batches}
+        self.parts["metrics"] = self.metrics
+        if resume:
+            info = load_state(self.state_path, self.parts)
+            self.step, self.train_seconds = info["step"], info["train_seconds"]
+            self.last_loss, self.last_eval = info["last_loss"], info["last_eval"]
+            self.checkpoints.resume(self.step)
+        self.step_rows = Recorder(directory / "metrics.csv", STEP_COLUMNS, self.step)
+        self.eval_rows = Recorder(directory / "evals.csv", EVAL_COLUMNS, self.step)
+
+    @property
+    def state_path(self) -> Path:
+        return self.directory / "state.safetensors"
+
+    def train(self, should_stop: Callable[[], bool]) -> str:
+        """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`."""
+        settings = self.config.trainer
+        self.model.train()
+        if self.step == 0:
+            self.checkpoints.take(0, self.model.embedding.weight, torch.zeros(self.config.model.hidden_dim))
+            self.save_state()
+        last_flush = last_save = time.monotonic()
+        while self.step < settings.total_steps:
+            started = time.perf_counter()
+            self.take_step()
+            elapsed = time.perf_counter() - started
+            self.train_seconds += elapsed
+            self.pending.host[-1]["tokens_per_second"] = settings.batch_size * settings.seq_len / elapsed
+
+            is_last = self.step == settings.total_steps
+            evaluates = is_last or (settings.eval_interval > 0 and self.step % settings.eval_interval == 0)
+            checkpoints = self.step % settings.checkpoint_interval == 0
+            now = time.monotonic()
+            saves = checkpoints or is_last or now - last_save >= settings.state_interval or should_stop()
+            epoch_ends = self.step % self.batches.steps_per_epoch == 0
+            if evaluates or saves or epoch_ends or now - last_flush >= FLUSH_SECONDS:
+                last_flush = now
+                if not self.flush():
+                    return "diverged"
+            if evaluates and self.evaluator is not None:
+                self.last_eval = self.evaluator.evaluate(self.model, self.step)
+                self.eval_rows.write([self.last_eval])
+                self.progress.evaluated(self.last_eval)
+            if checkpoints:
+                self.checkpoints.take(self.step, self.model.embedding.weight, self.metrics.latest_mean)
+            if saves:
+                last_save = now
+                self.save_state()
+                if should_stop() and not is_last:
+                    return "interrupted"
+        return "finished"
+
+    def take_step(self) -> None:
+        """One step, in the notebook's order: forward, backward, update, measure. Never waits for the device."""
+        self.step += 1
+        tokens = self.batches.next()  # (B, T)
+        loss, hidden = self.loss(tokens)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        lr = self.config.optimizer.lr * lr_scale(self.config.schedule, self.step, self.config.trainer.total_steps)
+        self.updater.step(lr)
+        embedding = self.model.embedding.weight.detach()
+        gradients = [weight.grad for weight in self.updater.weights if weight.grad is not None]
+        self.pending.device.append(
+            self.metrics.measure(
+                loss, hidden, gradients, self.updater.before[0], embedding, self.updater.updates_lost()
+            )
+        )
+        self.pending.host.append({"step": self.step, "epoch": self.batches.epoch, "lr": lr})
+
+    def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean next-token loss of tokens (B, T) int64 in nats, and the hidden states (B, T, D)."""
+        with self.policy.autocast(tokens.device):
+            hidden = self.model(tokens)
+        contexts = hidden[:, :-1].flatten(0, 1).to(self.policy.compute)
+        weight = self.model.embedding.weight.to(self.policy.compute)
+        return linear_cross_entropy(contexts, weight, tokens[:, 1:].flatten()), hidden
+
+    def flush(self) -> bool:
+        """Write the pending rows; False where a loss is no number, whose row is the last one written."""
+        rows = self.pending.fetch()
+        for index, row in enumerate(rows):
+            if not math.isfinite(row["loss"]):
+                self.step, self.last_loss = int(row["step"]), None
+                self.step_rows.write(rows[: index + 1])
+                return False
+        self.step_rows.write(rows)
+        if rows:
+            self.last_loss = rows[-1]["loss"]
+            self.progress.stepped(rows[-1])
+        return True
+
+    def save_state(self) -> None:
+        """What `resume` needs. The rows up to this step are on the disk before the state that counts on them."""
+        self.step_rows.sync()
+        self.eval_rows.sync()
+        info = {
+            "step": self.step,
+            "train_seconds": self.train_seconds,
+            "last_loss": self.last_loss,
+            "last_eval": self.last_eval,
+        }
+        save_state(self.state_path, self.parts, info)
+        write_tensors(self.directory / "model.safetensors", dict(self.model.state_dict()))
+
+    def close(self) -> None:
+        """Write what is measured and close the files, however training ended."""
+        self.step_rows.write([row for row in self.pending.fetch() if "tokens_per_second" in row])
+        self.step_rows.close()
+        self.eval_rows.close()
+
+    def summary(self) -> dict[str, Any]:
+        """How far the run has come, as metadata.json has it; the last evaluation's numbers with it."""
+        return {
+            "step": self.step,
+            "final_loss": self.last_loss,
+            "total_epochs": self.batches.epoch,
+            "n_checkpoints": len(self.checkpoints.steps),
+            "train_seconds": self.train_seconds,
+            "steps_per_minute": 60 * self.step / self.train_seconds if self.step else None,
+            "last_evaluation": {
+                name: value if math.isfinite(value) else None for name, value in self.last_eval.items()
+            },
+        }
+
+    def seconds_per_step(self) -> float:
+        """The time of one forward and backward pass, tried twice without touching any state; seconds."""
+        shape = (self.config.trainer.batch_size, self.config.trainer.seq_len)
+        tokens = torch.zeros(shape, dtype=torch.int64, device=self.updater.weights[0].device)
+        elapsed = 0.0
+        for _ in range(2):  # the first warms up
+            started = time.perf_counter()
+            loss, _ = self.loss(tokens)
+            loss.backward()
+            loss.item()
+            elapsed = time.perf_counter() - started
+        self.model.zero_grad(set_to_none=True)
+        return elapsed

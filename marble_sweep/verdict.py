@@ -1,0 +1,201 @@
+"""The success criteria of a run: each a few checks with value, threshold, pass or fail, and a reading."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from marble_sweep.config import VerdictConfig
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measured number against one threshold. `passed` is None where it could not be measured."""
+
+    name: str
+    value: float | None
+    threshold: float | None
+    passed: bool | None
+    reading: str  # one sentence
+    decides: bool = True  # whether its criterion stands or falls with it
+
+
+@dataclass(frozen=True)
+class Criterion:
+    name: str
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool | None:
+        """True if every deciding check passed, False if one failed, None if none could be measured."""
+        results = [check.passed for check in self.checks if check.decides]
+        if False in results:
+            return False
+        return None if None in results else True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run's files say about it. `beats_unigram` is None where nothing was held out."""
+
+    criteria: list[Criterion]
+    beats_unigram: bool | None
+    beats_oracle: bool | None
+    beats_bigram: bool | None
+
+    def as_json(self) -> dict[str, Any]:
+        criteria = [
+            {"name": each.name, "passed": each.passed, "checks": [asdict(check) for check in each.checks]}
+            for each in self.criteria
+        ]
+        beats = {name: getattr(self, name) for name in ("beats_unigram", "beats_oracle", "beats_bigram")}
+        return beats | {"criteria": criteria}
+
+    def as_text(self) -> str:
+        """The block printed at the end of a run."""
+        words = {True: "pass", False: "FAIL", None: "n/a"}
+        lines = []
+        for number, criterion in enumerate(self.criteria, start=1):
+            lines.append(f"{words[criterion.passed]:<4}  {number}. {criterion.name}")
+            for check in criterion.checks:
+                mark = words[check.passed] if check.decides else {True: "yes", False: "no", None: "n/a"}[check.passed]
+                lines.append(f"        {mark:<4}  {check.reading}")
+        return "\n".join(lines)
+
+
+def judge(config: VerdictConfig, steps: pd.DataFrame, evals: pd.DataFrame, lag: int) -> Verdict:
+    """Judge a run by its metrics.csv and evals.csv; `lag` is that of the h_autocorr_lag column, in steps.
+
+    Where the run diverged, what came before is judged.
+    """
+    final = dict(zip(evals.columns, evals.iloc[-1], strict=True)) if len(evals) else None
+    margins = {name: _margin(config, final, name) for name in ("unigram", "oracle", "bigram")}
+    return Verdict(
+        criteria=[
+            Criterion("The model beats unigram loss", [*_loss_checks(config, steps, margins)]),
+            Criterion("Predictions depend on context, usefully", _context_checks(config, final)),
+            Criterion("The hidden state changes direction", [_direction_check(config, steps, lag)]),
+            Criterion("Dead tokens move, then slow towards the freeze", _dead_checks(config, steps)),
+        ],
+        beats_unigram=margins["unigram"].passed,
+        beats_oracle=margins["oracle"].passed,
+        beats_bigram=margins["bigram"].passed,
+    )
+
+
+def last_tenth(values: pd.Series) -> float:
+    """The mean over the last tenth of a run, which a single noisy batch does not move."""
+    return float(values.tail(max(1, len(values) // 10)).mean())
+
+
+def first_tenth(values: pd.Series) -> float:
+    return float(values.head(max(1, len(values) // 10)).mean())
+
+
+_BASELINES = {
+    "unigram": ("fitted unigram", "it learnt more than word frequencies", "no more than word frequencies is shown"),
+    "oracle": ("oracle unigram", "context is proven to be used", "use of context is not proven by loss alone"),
+    "bigram": ("bigram", "it uses more than one token of context", "the next rung is not reached"),
+}
+
+
+def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> Check:
+    label, won, lost = _BASELINES[name]
+    errors_needed = config.min_standard_errors
+    if final is None or math.isnan(final[f"{name}_margin_se"]):
+        reading = f"held-out loss against {label}: not measured (data.val_fraction leaves too little)"
+        return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides=name == "unigram")
+    margin, error = final[f"{name}_margin"], final[f"{name}_margin_se"]
+    # A margin without spread is certain: a model that is the baseline itself has margin 0 +- 0.
+    errors = margin / error if error > 0 else math.copysign(math.inf, margin) if margin else 0.0
+    passed = errors >= errors_needed
+    side = "below" if margin > 0 else "above"
+    reading = (
+        f"held-out loss {final['val_loss']:.3f} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
+        f"({errors:+.1f} standard errors, {errors_needed:g} needed): {won if passed else lost}"
+    )
+    finite = errors if math.isfinite(errors) else None
+    return Check(f"{name}_margin_in_se", finite, errors_needed, passed, reading, decides=name == "unigram")
+
+
+def _loss_checks(config: VerdictConfig, steps: pd.DataFrame, margins: dict[str, Check]) -> list[Check]:
+    loss = last_tenth(steps["loss"])
+    below = loss < config.target_loss
+    reading = f"training loss {loss:.3f} (last tenth of the run), target {config.target_loss:g}"
+    value = loss if math.isfinite(loss) else None
+    target = Check("training_loss", value, config.target_loss, below, reading, decides=False)
+    return [margins["unigram"], margins["oracle"], margins["bigram"], target]
+
+
+def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list[Check]:
+    errors_needed = config.min_standard_errors
+    if final is None or math.isnan(final["context_gain_se"]):
+        nothing = "not measured (needs two held-out windows)"
+        return [
+            Check("context_gain_in_se", None, errors_needed, None, f"gain from the true context: {nothing}"),
+            Check("off_unigram", None, config.min_off_unigram, None, f"predictions off the unigram: {nothing}"),
+        ]
+    gain, error = final["context_gain"], final["context_gain_se"]
+    errors = gain / error if error > 0 else 0.0
+    off = final["off_unigram"]
+    return [
+        Check(
+            "context_gain_in_se",
+            errors,
+            errors_needed,
+            errors >= errors_needed,
+            f"behind another window's context the same targets cost {gain:+.3f} ± {error:.3f} nats more "
+            f"({errors:+.1f} standard errors, {errors_needed:g} needed)",
+        ),
+        Check(
+            "off_unigram",
+            off,
+            config.min_off_unigram,
+            off >= config.min_off_unigram,
+            f"{off:.1%} of top predictions are none of the unigram's top three ({config.min_off_unigram:.0%} needed)",
+        ),
+    ]
+
+
+def _direction_check(config: VerdictConfig, steps: pd.DataFrame, lag: int) -> Check:
+    threshold = config.min_direction_change
+    # Batches alone turn h_mean a little from one step to the next; only what the lag adds is motion.
+    change = last_tenth(steps["h_autocorr"]) - last_tenth(steps["h_autocorr_lag"])
+    if math.isnan(change):
+        return Check("direction_change", None, threshold, None, f"h_mean over {lag} steps: not measured")
+    passed = change >= threshold
+    meaning = "it still changes direction" if passed else "it has converged to a point"
+    reading = f"over {lag} steps h_mean turned by 1 - cos = {change:.4f} beyond batch noise ({threshold:g} needed)"
+    return Check("direction_change", change, threshold, passed, f"{reading}: {meaning}")
+
+
+def _dead_checks(config: VerdictConfig, steps: pd.DataFrame) -> list[Check]:
+    moving = first_tenth(steps["dead_moving"])
+    # Not the mean displacement: a few weights near zero, where cells are tiny, would decide it.
+    jumping = steps["dead_early"] + steps["dead_midlife"]
+    early, late = first_tenth(jumping), last_tenth(jumping)
+    if math.isnan(moving):
+        nothing = "there are no dead tokens"
+        return [
+            Check("dead_moving_early", None, config.min_dead_moving, None, nothing),
+            Check("dead_slowdown", None, config.max_dead_slowdown, None, nothing),
+        ]
+    slowdown = late / early if early > 0 else math.nan
+    return [
+        Check(
+            "dead_moving_early",
+            moving,
+            config.min_dead_moving,
+            moving >= config.min_dead_moving,
+            f"{moving:.1%} of dead tokens moved a step in the first tenth ({config.min_dead_moving:.0%} needed)",
+        ),
+        Check(
+            "dead_slowdown",
+            slowdown if math.isfinite(slowdown) else None,
+            config.max_dead_slowdown,
+            slowdown <= config.max_dead_slowdown,
+            f"farther than one cell a step went {early:.1%} of them in the first tenth, {late:.1%} in the last "
+            f"(at most {config.max_dead_slowdown:g} of it); {last_tenth(steps['dead_moving']):.1%} still move",
+        ),
+    ]
