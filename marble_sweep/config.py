@@ -49,7 +49,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(self.num_layers >= 0, "model.num_layers", self.num_layers, ">= 0")
         require(self.hidden_dim >= 1, "model.hidden_dim", self.hidden_dim, ">= 1")
-        require(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "> 0")
+        require_positive("model.mlp_ratio", self.mlp_ratio)
         if self.num_heads is not None:
             require(
                 self.num_heads >= 1 and self.hidden_dim % self.num_heads == 0,
@@ -97,6 +97,7 @@ class AdamWConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(len(self.betas) == 2, "optimizer.betas", list(self.betas), "two numbers")
         for beta in self.betas:
             require_in_unit_interval("optimizer.betas", beta)
         require_positive("optimizer.eps", self.eps)
@@ -219,7 +220,7 @@ class DataConfig:
     val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.vocab_size >= 2, "data.vocab_size", self.vocab_size, ">= 2")
+        require(self.vocab_size >= 3, "data.vocab_size", self.vocab_size, ">= 3 (top1 to top3)")
         require_in_unit_interval("data.val_fraction", self.val_fraction)
 
 
@@ -325,6 +326,7 @@ class VerdictConfig:
     max_dead_slowdown: float = 0.5  # dead tokens going farther than a cell: last tenth of the run / first tenth
 
     def __post_init__(self) -> None:
+        require(math.isfinite(self.target_loss), "verdict.target_loss", self.target_loss, "finite")
         require_positive("verdict.min_standard_errors", self.min_standard_errors)
         require(self.direction_lag >= 2, "verdict.direction_lag", self.direction_lag, ">= 2")
         for name in ("min_off_unigram", "min_dead_moving", "max_dead_slowdown"):
@@ -334,6 +336,17 @@ class VerdictConfig:
 
 
 # ------------------------------------------------------------------------- the whole
+
+
+@dataclass
+class SweepConfig:
+    """What concerns a sweep as a whole."""
+
+    max_failures: int | None = None  # start no further job once so many have failed; null: never stop
+
+    def __post_init__(self) -> None:
+        most = self.max_failures
+        require(most is None or most >= 1, "sweep.max_failures", most, "null or >= 1")
 
 
 @dataclass
@@ -352,9 +365,10 @@ class Config:
     experiment_name: str = "${model.name}"
     notes: str = ""  # kept in metadata.json
     resume: str | None = None  # a run directory to continue; its own config is used
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, ">= 0")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
         warmup, total = self.schedule.warmup_steps, self.trainer.total_steps
         require(warmup < total, "schedule.warmup_steps", warmup, f"< trainer.total_steps = {total}")
 
@@ -393,6 +407,12 @@ def resolve(config: DictConfig) -> Config:
     resolved = OmegaConf.to_object(config)
     assert isinstance(resolved, Config)
     return resolved
+
+
+def dump(config: Config) -> str:
+    """A run's `config.yaml`: all that makes it the run it is. `load` reads it back."""
+    node = OmegaConf.structured(config)
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(node, [key for key in node if key not in ("resume", "sweep")]))
 
 
 def load(path: Path) -> Config:

@@ -1,14 +1,13 @@
 """What a run says of itself: `metadata.json` and the header before the first step."""
 
-import hashlib
 import importlib.metadata
 import platform
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from marble_sweep.code import code_sha256
 from marble_sweep.config import AdamWConfig, Config
 from marble_sweep.data.baselines import Baselines
 from marble_sweep.data.batches import Batches
@@ -18,15 +17,6 @@ from marble_sweep.training.progress import duration
 from marble_sweep.training.trainer import autocorrelation_lag
 
 PACKAGES = ("marble_sweep", "torch", "numpy", "tokenizers", "safetensors", "hydra-core", "omegaconf", "pandas")
-
-
-def code_sha256() -> str:
-    """The hash of the package's own source, by which two runs know whether the same code made them."""
-    digest = hashlib.sha256()
-    package = Path(__file__).resolve().parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def describe(

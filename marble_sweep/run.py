@@ -12,16 +12,16 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 
-from marble_sweep.config import Config, require
+from marble_sweep.config import Config, dump, require
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus
-from marble_sweep.files import write_json, write_tensors, write_text
+from marble_sweep.files import write_json, write_text
 from marble_sweep.metadata import describe, header
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
+from marble_sweep.tensors import write_tensors
 from marble_sweep.training.device import choose_device
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.precision import POLICIES
@@ -33,12 +33,12 @@ from marble_sweep.verdict import judge
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, directory: Path, *, resume: bool = False) -> str:
+def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> str:
     """Train, judge and record one model in `directory`; returns how the run ended.
 
     `finished` or `diverged`, with a verdict, or `interrupted`, with the state saved. Raises ValueError
     for a config that the data or the machine cannot serve and for a directory that holds another run,
-    OSError where it cannot be written.
+    OSError where it cannot be written. `show` asks for a progress bar.
     """
     with claimed(directory, config, resume=resume), logging_to(directory / "run.log"):
         started = time.monotonic()
@@ -61,10 +61,10 @@ def run(config: Config, directory: Path, *, resume: bool = False) -> str:
             refuse_other_data(directory, metadata)
         write_json(directory / "metadata.json", metadata | {"status": "running"})
         outcome: dict[str, Any] = {}
-        with Progress(config.trainer.total_steps) as progress, stop_requests() as should_stop:
-            trainer = Trainer(
-                config, model, batches, evaluator, corpus.dead_mask.to(device), directory, progress, resume=resume
-            )
+        progress = Progress(config.trainer.total_steps, show=show)
+        dead_mask = corpus.dead_mask.to(device)
+        trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
+        with stop_requests() as should_stop:
             try:
                 steps_left = config.trainer.total_steps - trainer.step
                 log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step()))
@@ -73,7 +73,6 @@ def run(config: Config, directory: Path, *, resume: bool = False) -> str:
                 outcome |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
                 raise
             finally:
-                trainer.close()
                 outcome |= trainer.summary() | {"seconds": time.monotonic() - started}
                 write_json(directory / "metadata.json", metadata | outcome)
         if outcome["status"] == "interrupted":
@@ -101,7 +100,7 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
         if not resume:
             free = f"a new directory: this one holds a run (resume={directory} would continue it)"
             require(not path.exists(), "hydra.run.dir", directory, free)
-            write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+            write_text(path, dump(config))
         yield
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from marble_sweep.config import VerdictConfig
@@ -120,11 +121,12 @@ def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> C
 
 
 def _loss_checks(config: VerdictConfig, steps: pd.DataFrame, margins: dict[str, Check]) -> list[Check]:
-    loss = last_tenth(steps["loss"])
-    below = loss < config.target_loss
-    reading = f"training loss {loss:.3f} (last tenth of the run), target {config.target_loss:g}"
-    value = loss if math.isfinite(loss) else None
-    target = Check("training_loss", value, config.target_loss, below, reading, decides=False)
+    losses = steps["loss"][np.isfinite(steps["loss"])]
+    loss = last_tenth(losses) if len(losses) else None
+    below = None if loss is None else loss < config.target_loss
+    shown = "not measured" if loss is None else f"{loss:.3f} (last tenth of the run)"
+    reading = f"training loss {shown}, target {config.target_loss:g}"
+    target = Check("training_loss", loss, config.target_loss, below, reading, decides=False)
     return [margins["unigram"], margins["oracle"], margins["bigram"], target]
 
 

@@ -1,4 +1,4 @@
-"""Every test runs on one thread, with a cache of its own and without the user's environment."""
+"""Every test runs on one thread and with a cache of its own."""
 
 from collections.abc import Iterator
 
@@ -15,4 +15,5 @@ def _one_thread() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARBLE_SWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")  # for the processes that tests start
         yield

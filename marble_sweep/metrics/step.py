@@ -42,10 +42,8 @@ class StepMetrics:
 
     def __init__(self, dead_mask: Tensor, hidden_dim: int, lag: int) -> None:
         device = dead_mask.device
-        dead = dead_mask.float()
-        # Averaging over dead (or live) tokens is a product with one row of this; NaN where there are none.
-        self.shares = torch.stack([dead / dead.sum(), (1 - dead) / (1 - dead).sum()])  # (2, V)
-        self.dead_mask = dead_mask
+        # Means over no tokens at all are NaN, as torch has them.
+        self.dead, self.live = dead_mask.nonzero().flatten(), (~dead_mask).nonzero().flatten()
         self.hidden_dim = hidden_dim
         self.history = torch.full((lag, hidden_dim), torch.nan, device=device)  # h_mean of the last `lag` steps
         self.step = 0
@@ -65,18 +63,18 @@ class StepMetrics:
         after_bf16 = after.bfloat16()
         motion = token_motion(before.bfloat16(), after_bf16)
         regime = regimes(motion, self.hidden_dim)
-        moving = self.shares @ (motion.l1 > 0).float()  # (2,): dead, live
-        dead_means = self.shares[0] @ torch.stack(
-            [motion.l1, regime.early.float(), regime.midlife.float(), regime.late.float(), regime.frozen.float()], dim=1
-        )
-        dead_linf_max = torch.where(self.dead_mask, motion.linf, -torch.inf).amax()
+        moving = motion.l1 > 0
+        of_dead = [moving, motion.l1, regime.early, regime.midlife, regime.late, regime.frozen]
+        dead_means = torch.stack([values[self.dead].float() for values in of_dead]).mean(dim=1)
+        live_moving = moving[self.live].float().mean()
+        dead_linf_max = motion.linf[self.dead].amax() if len(self.dead) else torch.full_like(live_moving, torch.nan)
         values = torch.cat(
             [
                 loss.detach().view(1),
                 (after_bf16.float() @ summary.mean).topk(3).indices.float(),
-                torch.stack([cosine(summary.mean, previous), moving[0], global_norm(gradients), summary.norm]),
-                torch.stack([summary.spread, cosine(summary.mean, lagged), moving[1], dead_means[0], dead_linf_max]),
-                dead_means[1:],
+                torch.stack([cosine(summary.mean, previous), dead_means[0], global_norm(gradients), summary.norm]),
+                torch.stack([summary.spread, cosine(summary.mean, lagged), live_moving, dead_means[1], dead_linf_max]),
+                dead_means[2:],
                 updates_lost.view(1),
             ]
         )

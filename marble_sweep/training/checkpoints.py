@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from marble_sweep.files import write_tensors
+from marble_sweep.tensors import write_tensors
 
 
 class Checkpoints:

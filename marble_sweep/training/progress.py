@@ -15,12 +15,17 @@ log = logging.getLogger(__name__)
 class Progress:
     """Shows step, loss, margin to unigram, dead_moving and speed."""
 
-    def __init__(self, total_steps: int, first_step: int = 0) -> None:
+    def __init__(self, total_steps: int, *, show: bool = True) -> None:
         self.total_steps = total_steps
-        self.first_step = first_step
-        self.started = self.last_line = time.monotonic()
         self.margin: str | None = None
-        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
+        self.hidden = not (show and sys.stderr.isatty())
+        self.bar = tqdm(disable=True)
+
+    def start(self, step: int) -> None:
+        """Begin to show, and to time, what comes after `step`."""
+        self.first_step = step
+        self.started = self.last_line = time.monotonic()
+        self.bar = tqdm(total=self.total_steps, initial=step, unit="step", disable=self.hidden)
 
     def stepped(self, row: dict[str, float]) -> None:
         """Show a row of metrics.csv, the last of those just written."""
@@ -32,7 +37,7 @@ class Progress:
         if not math.isnan(row["dead_moving"]):
             shown["dead_moving"] = f"{row['dead_moving']:.2f}"
         shown["steps/min"] = f"{60 * rate:.0f}"
-        if not self.bar.disable:
+        if not self.hidden:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(step - self.bar.n)
         elif now - self.last_line >= LOG_SECONDS or step == self.total_steps:
@@ -46,10 +51,7 @@ class Progress:
         """Take up the margin of a row of evals.csv."""
         self.margin = f"{row['unigram_margin']:+.3f}"
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.bar.close()
 
 

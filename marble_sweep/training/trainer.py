@@ -16,11 +16,11 @@ from torch import Tensor
 
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
-from marble_sweep.files import write_tensors
 from marble_sweep.metrics.recorder import Recorder
 from marble_sweep.metrics.step import MEASURED, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.tensors import write_tensors
 from marble_sweep.training.checkpoints import Checkpoints, Stateful, load_state, save_state
 from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator
 from marble_sweep.training.precision import POLICIES
@@ -105,11 +105,20 @@ class Trainer:
 
     def train(self, should_stop: Callable[[], bool]) -> str:
         """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`."""
+        try:
+            return self._train(should_stop)
+        finally:
+            self.progress.close()
+            self.step_rows.write([row for row in self.pending.fetch() if "tokens_per_second" in row])
+            self.step_rows.close()
+            self.eval_rows.close()
+
+    def _train(self, should_stop: Callable[[], bool]) -> str:
         settings = self.config.trainer
-        self.model.train()
         if self.step == 0:
             self.checkpoints.take(0, self.model.embedding.weight, torch.zeros(self.config.model.hidden_dim))
             self.save_state()
+        self.progress.start(self.step)
         last_flush = last_save = time.monotonic()
         while self.step < settings.total_steps:
             started = time.perf_counter()
@@ -193,12 +202,6 @@ class Trainer:
         }
         save_state(self.state_path, self.parts, info)
         write_tensors(self.directory / "model.safetensors", dict(self.model.state_dict()))
-
-    def close(self) -> None:
-        """Write what is measured and close the files, however training ended."""
-        self.step_rows.write([row for row in self.pending.fetch() if "tokens_per_second" in row])
-        self.step_rows.close()
-        self.eval_rows.close()
 
     def summary(self) -> dict[str, Any]:
         """How far the run has come, as metadata.json has it; the last evaluation's numbers with it."""

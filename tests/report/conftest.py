@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from marble_sweep.config import AdamWConfig, Config, ConstantConfig, PydocsConfig, VerdictConfig
@@ -37,7 +38,7 @@ def make_run(
     )
     config.trainer.total_steps, config.trainer.eval_interval = steps, every
     for key, value in (override.split("=", 1) for override in overrides):
-        OmegaConf.update(config, key, None if value == "null" else value)
+        OmegaConf.update(config, key, yaml.safe_load(value))
     directory.mkdir(parents=True)
     settings: Any = OmegaConf.to_object(config)
     (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(settings)))
@@ -85,11 +86,16 @@ def make_run(
 
 
 def made_up_columns(
-    step: np.ndarray, curve: np.ndarray, rng: np.random.Generator, settings: Config, num_dead: int, freeze_at: int | None
+    step: np.ndarray,
+    curve: np.ndarray,
+    rng: np.random.Generator,
+    settings: Config,
+    num_dead: int,
+    freeze_at: int | None,
 ) -> dict[str, np.ndarray]:
     """Each column of metrics.csv as an array (steps,)."""
-    part = step / len(step)
-    moving = np.clip(1.2 * np.exp(-3 * part) + rng.normal(0, 0.02, len(step)), 0, 1)
+    part, model = step / len(step), settings.model
+    moving = np.clip(1.2 * np.exp(-(2 + model.num_layers / 2) * part) + rng.normal(0, 0.02, len(step)), 0.01, 1)
     if freeze_at is not None:
         moving[freeze_at - 1 :] = 0
     early = np.exp(-40 * part) * moving
@@ -100,7 +106,7 @@ def made_up_columns(
         "loss": curve + rng.normal(0, 0.05, len(step)),
         "h_autocorr": 1 - 0.002 / step,
         "h_autocorr_lag": np.where(step > len(step) // 4, 0.95 + 0.04 * part, np.nan),
-        "h_spread": 0.1 + 0.5 * part,
+        "h_spread": 0.1 + (0.2 + model.hidden_dim / 400) * part,
         "h_norm": 5 + 3 * part,
         "dead_moving": moving,
         "live_moving": np.clip(1 - 0.2 * part, 0, 1),

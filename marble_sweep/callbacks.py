@@ -1,0 +1,130 @@
+"""What Hydra calls before and after: configs are checked before anything starts, sweeps are watched."""
+
+import copy
+import itertools
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict
+
+from marble_sweep import config as schema
+from marble_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.sweep.record import ENDED, read_metadata, run_directories
+
+if TYPE_CHECKING:
+    from marble_sweep.sweep.watch import SweepWatch
+
+
+class CheckAndWatch(Callback):
+    """Checks every config, of a run or of all jobs of a sweep, before anything starts; watches sweeps."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        with exiting_on_errors():
+            settings = schema.resolve(without_hydra(config))
+            if settings.resume is None:
+                return
+            others = [each for each in config.hydra.overrides.task if not each.startswith("resume=")]
+            alone = f"alone: the run's own config is used (drop {', '.join(others)})"
+            schema.require(not others, "resume", settings.resume, alone)
+            found = (Path(settings.resume) / "config.yaml").is_file()
+            schema.require(found, "resume", settings.resume, "a run directory, one with a config.yaml")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        global current
+        sweep_dir = Path(config.hydra.sweep.dir)
+        with exiting_on_errors():
+            resume = f"left out; a sweep goes on with hydra.sweep.dir={config.resume}"
+            schema.require(config.resume is None, "resume", config.resume, resume)
+            jobs = grid(config)
+            total_steps = sum(check_job(config, number, job).trainer.total_steps for number, job in enumerate(jobs))
+            sweep_dir.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(sweep_dir / ".lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise ValueError(f"hydra.sweep.dir = {sweep_dir}: must be free: a running sweep holds it") from None
+        from marble_sweep.sweep.watch import SweepWatch
+
+        print(f"{len(jobs) or 'An open number of'} jobs in {sweep_dir}", file=sys.stderr)
+        current = Sweep(
+            sweep_dir, len(jobs), rerun_command(config, sweep_dir), lock, SweepWatch(sweep_dir, total_steps)
+        )
+        current.watch.start()
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        if current is not None:
+            raise SystemExit(current.conclude())
+
+
+@dataclass
+class Sweep:
+    """The sweep that this process runs."""
+
+    directory: Path
+    num_jobs: int  # 0 where the sweeper decides as it goes
+    rerun: str  # the command that runs what is missing or failed
+    lock: FileLock
+    watch: "SweepWatch"
+
+    def conclude(self) -> int:
+        """Say how the jobs ended and what to do about those that did not; returns the exit code."""
+        self.watch.stop()
+        self.lock.release()
+        statuses = {path: read_metadata(path).get("status") for path in run_directories(self.directory)}
+        ended = [status for status in statuses.values() if status in ENDED]
+        failed = [path for path, status in statuses.items() if status == "failed"]
+        missing = max(0, self.num_jobs - len(ended))
+        counts = {name: ended.count(name) for name in ENDED} | {"to do": missing}
+        print(", ".join(f"{number} {name}" for name, number in counts.items() if number), file=sys.stderr)
+        if failed or missing:
+            names = ", ".join(path.name for path in failed)
+            todo = " and ".join([f"failed ({names})"] * bool(failed) + ["to do"] * bool(missing))
+            print(f"To run what is {todo}:\n  {self.rerun}", file=sys.stderr)
+        print(f"Compared in {self.directory / 'summary.csv'} and {self.directory / 'compare.html'}", file=sys.stderr)
+        return EXIT_FAILED if failed else EXIT_INTERRUPTED if missing else 0
+
+
+current: Sweep | None = None
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A run's own keys, leaving out Hydra's."""
+    own = copy.deepcopy(config)
+    with open_dict(own):
+        del own["hydra"]
+    return own
+
+
+def grid(config: DictConfig) -> list[list[str]]:
+    """The overrides of every job, where Hydra's own sweeper lays out a grid; empty for any other sweeper."""
+    if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create(loader).parse_overrides([*params, *config.hydra.overrides.task])
+    return list(itertools.chain.from_iterable(BasicSweeper.split_arguments(overrides, None)))
+
+
+def check_job(config: DictConfig, number: int, overrides: list[str]) -> schema.Config:
+    """The checked config of one job. Raises ValueError that names the job."""
+    composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    try:
+        return schema.resolve(without_hydra(composed))
+    except ValueError as error:
+        raise ValueError(f"job {number} ({' '.join(overrides)}): {error}") from None
+
+
+def rerun_command(config: DictConfig, sweep_dir: Path) -> str:
+    """The command that goes on with this sweep."""
+    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    kept = [each for each in given if not each.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    words = [*kept, f"hydra.sweep.dir={sweep_dir}"]
+    return f"python -m marble_sweep --multirun {' '.join(map(shlex.quote, words))}"

@@ -1,0 +1,104 @@
+"""`python -m marble_sweep.compare PATH…`: runs beside each other, as a table or as a page."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from marble_sweep.report.find import find_runs, newest
+from marble_sweep.report.rows import group_rows, matches, parse_filter, repeats, require_column, sort_rows
+from marble_sweep.report.rundir import Run
+from marble_sweep.report.summary import Comparison, Row, compare_runs
+from marble_sweep.report.table import FORMATS, default_columns, legend, render
+
+EXIT_ERROR = 2
+REPEATS, NONE = "repeats", "none"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m marble_sweep.compare", description=__doc__)
+    add = parser.add_argument
+    add("paths", nargs="*", type=Path, metavar="PATH", help="run or sweep directories; the newest sweep if none")
+    add("--sort", metavar="COLUMN", help="order of the rows (the held-out loss)")
+    add("--descending", action="store_true", help="largest first")
+    add("--filter", metavar="EXPR", default="", help="as 'n_params<1e6 and status==finished'; applied to single runs")
+    add("--columns", metavar="A,B,…", help="the columns of the table, in this order")
+    add(
+        "--group-by", default=REPEATS, metavar="A,B,…", help="repeats (runs that differ only in seed), none, or columns"
+    )
+    add("--format", choices=FORMATS, default="table", help="json has every column")
+    add("--html", type=Path, metavar="FILE", help="write a page with curves too; it opens offline")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 with one line that says what to mend."""
+    options = parser().parse_args(arguments)
+    for_people = options.format in ("table", "markdown")
+    try:
+        comparison = choose(options.paths or [newest()], options.filter)
+        rows = arrange(comparison, options)
+        if options.columns:
+            columns = options.columns.split(",")
+        elif for_people:
+            columns = default_columns(comparison, rows, named_groups(options))
+        else:
+            columns = list(rows[0])
+        for column in columns:
+            require_column("--columns", column, rows)
+        if options.html:
+            from marble_sweep.report.page import write_page  # late: the table needs no Plotly
+
+            write_page(comparison, options.html)
+    except (ValueError, OSError) as error:
+        print(f"marble_sweep.compare: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    for note in comparison.notes:
+        print(note, file=sys.stdout if for_people else sys.stderr)
+    if for_people and comparison.notes:
+        print()
+    print(render(rows, columns, options.format))
+    if for_people:
+        print("", *legend(rows, columns), sep="\n")
+    return 0
+
+
+def choose(paths: Sequence[Path], expression: str) -> Comparison:
+    """Compare the runs below `paths`; of those that pass the filter, once more at their own common step."""
+    conditions = parse_filter(expression) if expression else []
+    runs = [Run.read(path) for path in find_runs(paths)]
+    comparison = compare_runs(runs)
+    if not conditions:
+        return comparison
+    for column, _, _ in conditions:
+        require_column("--filter", column, comparison.rows)
+    left = [run for run, row in zip(runs, comparison.rows, strict=True) if matches(row, conditions)]
+    if not left:
+        raise ValueError(f"--filter = {expression}: must leave a run; none of {len(runs)} passes")
+    return compare_runs(left)
+
+
+def named_groups(options: argparse.Namespace) -> list[str]:
+    """The columns that --group-by names, if it names any."""
+    return [] if options.group_by in (REPEATS, NONE) else options.group_by.split(",")
+
+
+def arrange(comparison: Comparison, options: argparse.Namespace) -> list[Row]:
+    """The rows grouped and sorted as asked."""
+    rows = comparison.rows
+    if options.group_by != NONE:
+        by = named_groups(options) or repeats(comparison)
+        for column in by:
+            require_column("--group-by", column, rows)
+        rows = group_rows(rows, by)
+    column = options.sort or comparison.objective
+    require_column("--sort", column, rows)
+    return sort_rows(rows, column, descending=options.descending)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,73 @@
+"""Token streams as windows, and windows as shuffled batches that can be resumed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def windows(tokens: Tensor, seq_len: int) -> Tensor:
+    """Cut (num_tokens,) into non-overlapping windows (num_windows, T); the last partial one is dropped."""
+    num_windows = len(tokens) // seq_len
+    return tokens[: num_windows * seq_len].view(num_windows, seq_len)
+
+
+def eval_windows(tokens: Tensor, seq_len: int, most: int) -> Tensor:
+    """At most `most` windows (num_windows, T), evenly spaced over the split.
+
+    Raises ValueError if the split is shorter than one window.
+    """
+    every = windows(tokens, seq_len)
+    if len(every) == 0:
+        raise ValueError(f"trainer.seq_len = {seq_len}: must be <= {len(tokens)}, the tokens there are to evaluate on")
+    num_windows = min(most, len(every))
+    # Integer arithmetic: the same windows on every machine.
+    return every[torch.arange(num_windows) * len(every) // num_windows]
+
+
+class Batches:
+    """An endless stream of batches: every window once an epoch, in an order drawn anew for each.
+
+    The order comes from a CPU generator of its own, so neither training nor evaluation can disturb
+    it, and every device sees the same batches. The last partial batch of an epoch is dropped.
+    """
+
+    def __init__(self, windows: Tensor, batch_size: int, seed: int) -> None:
+        """`windows` (num_windows, T) stay on their device. Raises ValueError if they do not fill one batch."""
+        if len(windows) < batch_size:
+            raise ValueError(
+                f"trainer.batch_size = {batch_size}: must be <= {len(windows)}, "
+                f"the training windows of {windows.shape[1]} tokens (trainer.seq_len)"
+            )
+        self._windows = windows
+        self._batch_size = batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+        self.steps_per_epoch = len(windows) // batch_size
+        self.epoch = 1  # of the batch last returned
+        self._position = 0  # batches returned in this epoch
+        self._draw_order()
+
+    def _draw_order(self) -> None:
+        self._epoch_state = self._generator.get_state()
+        self._order = torch.randperm(len(self._windows), generator=self._generator).to(self._windows.device)
+
+    def next(self) -> Tensor:
+        """The next batch: (B, T) int64 on the device of the windows."""
+        if self._position == self.steps_per_epoch:
+            self.epoch += 1
+            self._position = 0
+            self._draw_order()
+        start = self._position * self._batch_size
+        self._position += 1
+        return self._windows[self._order[start : start + self._batch_size]].long()
+
+    def state_dict(self) -> dict[str, Any]:
+        """`epoch` and `position` (int), and `generator`: its state when the epoch began (uint8 tensor)."""
+        return {"epoch": self.epoch, "position": self._position, "generator": self._epoch_state.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue as the stream that gave this state would have."""
+        self._generator.set_state(state["generator"])
+        self._draw_order()
+        self.epoch = int(state["epoch"])
+        self._position = int(state["position"])

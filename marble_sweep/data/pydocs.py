@@ -1,0 +1,160 @@
+"""The embedded corpus: documentation that is on every machine this package runs on.
+
+Docstrings are read from source files by `ast`; no package is imported.
+"""
+
+import ast
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import logging
+import os
+import platform
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from marble_sweep.config import require
+from marble_sweep.data.cache import cached, content_key
+
+SKIPPED_FOLDERS = {
+    *("test", "tests", "idle_test", "lib2to3"),  # what is there is code to be parsed, not prose
+    *("site-packages", "dist-packages", "_bundled", "__pycache__"),
+}
+TOPICS = "pydoc_data.topics"
+FUNCTIONS_OF_DOCS = re.compile(r"add_newdoc|add_docstring")  # numpy's way to document compiled code
+NAMES_OF_DOCS = re.compile(r"doc", re.IGNORECASE)  # `__doc__ = …`, pandas' `_shared_docs[…] = …`
+
+logger = logging.getLogger(__name__)
+
+
+def read_pydocs(packages: list[str]) -> tuple[dict[str, str], str]:
+    """Documents by module name, sorted, and a line of description.
+
+    A document is a module's docstrings, in the order of the source, or one of pydoc's help topics.
+    Raises ValueError for a package that is not installed or has no docstrings.
+    """
+    versions = {"Python": platform.python_version()}
+    sources = _source_files("", Path(sysconfig.get_path("stdlib")))
+    for package in packages:
+        files = _package_files(package)
+        require(bool(files), "data.packages", repr(package), "an installed package with Python sources")
+        sources |= files
+        versions[package] = _version(package)
+
+    stats = {name: path.stat() for name, path in sources.items()}
+    fingerprint = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(stats.items())]
+    key = content_key("pydocs", versions, fingerprint)
+    entry = cached("pydocs", key, lambda: {"documents.json": json.dumps(_extract(sources)).encode()})
+    documents: dict[str, str] = json.loads(entry["documents.json"])
+    for package in packages:
+        documented = any(name == package or name.startswith(f"{package}.") for name in documents)
+        require(documented, "data.packages", repr(package), "a package with docstrings")
+
+    others = "".join(f", {package} {versions[package]}" for package in packages)
+    return documents, f"standard library of Python {versions['Python']}{others}; {len(documents):,} documents"
+
+
+def _package_files(package: str) -> dict[str, Path]:
+    """Source files by module name; none where the package is not installed or compiled throughout."""
+    if not package.isidentifier():  # finding a dotted name would import its parent
+        return {}
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return {}
+    if spec is None:
+        return {}
+    if spec.submodule_search_locations is None:
+        path = Path(spec.origin or "")
+        return {package: path} if path.suffix == ".py" and path.is_file() else {}
+    files: dict[str, Path] = {}
+    for folder in spec.submodule_search_locations:
+        files |= _source_files(package, Path(folder))
+    return files
+
+
+def _source_files(package: str, folder: Path) -> dict[str, Path]:
+    files = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        for name in names:
+            if name.endswith(".py"):
+                parts = [package, *Path(parent).relative_to(folder).parts, name.removesuffix(".py")]
+                module = ".".join(part for part in parts if part and part != "__init__")
+                files[module] = Path(parent, name)
+    return files
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _extract(sources: dict[str, Path]) -> dict[str, str]:
+    documents: dict[str, str] = {}
+    logger.info("reading the docstrings of %d source files", len(sources))
+    for name, path in tqdm(sorted(sources.items()), desc="docstrings", unit="file", disable=None, leave=False):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # invalid escapes are not our concern
+                tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue  # a template, or a source for another Python
+        if name == TOPICS:
+            documents |= {f"{TOPICS}.{topic}": _clean(text) for topic, text in _topics(tree).items()}
+        elif texts := [text for text in map(_clean, _docstrings(tree)) if text]:
+            documents[name] = "\n\n".join(texts)
+    return dict(sorted(documents.items()))
+
+
+def _clean(text: str) -> str:
+    # A lone surrogate is not text and has no UTF-8.
+    return inspect.cleandoc(text).encode(errors="ignore").decode().strip()
+
+
+def _topics(tree: ast.Module) -> dict[str, str]:
+    """The dictionary that the module of help topics is."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            topics: dict[str, str] = ast.literal_eval(node.value)
+            return topics
+    return {}
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    """Docstrings of modules, classes and functions, and strings that code makes into docstrings."""
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node, clean=False) or ""
+        elif isinstance(node, ast.Assign) and NAMES_OF_DOCS.search(_name(node.targets[0])):
+            yield from _strings(node.value)
+        elif isinstance(node, ast.Call) and FUNCTIONS_OF_DOCS.match(_name(node.func)):
+            for argument in node.args:
+                yield from _strings(argument)
+        stack.extend(reversed(list(ast.iter_child_nodes(node))))
+
+
+def _name(node: ast.AST) -> str:
+    """The last name in `name`, `place.name` or `name[index]`."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+        case ast.Subscript(value=value):
+            return _name(value)
+    return ""
+
+
+def _strings(node: ast.AST) -> Iterator[str]:
+    for child in ast.walk(node):
+        # A single word is a name, not prose.
+        if isinstance(child, ast.Constant) and isinstance(child.value, str) and " " in child.value.strip():
+            yield child.value

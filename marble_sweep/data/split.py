@@ -1,0 +1,127 @@
+"""Which text is held out, and the removal of held-out text that has a twin in training."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marble_sweep.config import require
+
+MIN_DOCUMENTS = 20  # from here on whole documents are held out
+SHINGLE = 8  # words
+MAX_OVERLAP = 0.5  # share of a paragraph's shingles that may occur in training
+LONG_PARAGRAPH = 2_000  # characters; a longer one is taken line by line
+
+BLANK_LINE = re.compile(r"\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Split:
+    train: str
+    val: str
+    num_duplicates_dropped: int  # held-out paragraphs with a twin in training
+
+
+def split_documents(documents: dict[str, str], val_fraction: float) -> Split:
+    """Hold out about `val_fraction` of the characters, then drop what training has as well.
+
+    Of many documents some are held out whole, of few the tail of their text.
+    Raises ValueError if nothing is left on one side.
+    """
+    if val_fraction == 0:
+        return Split(_join(documents), "", 0)
+    if len(documents) >= MIN_DOCUMENTS:
+        train, val = _split_by_name(documents, val_fraction)
+    else:
+        train, val = _split_tail(_join(documents), val_fraction)
+    kept, num_dropped = drop_twins(train, val)
+    allowed = "0, or such that both sides get text"
+    if not kept.strip() and num_dropped:
+        allowed = f"0: all {num_dropped:,} held-out paragraphs have a twin in training"
+    require(bool(train.strip() and kept.strip()), "data.val_fraction", val_fraction, allowed)
+    return Split(train, kept, num_dropped)
+
+
+def _join(documents: dict[str, str]) -> str:
+    return "\n\n".join(documents.values())
+
+
+def _split_by_name(documents: dict[str, str], val_fraction: float) -> tuple[str, str]:
+    """Documents in the order of their names' hashes are held out as long as they fit."""
+    room = val_fraction * sum(map(len, documents.values()))
+    held_out = set()
+    for name in sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if len(documents[name]) <= room:
+            room -= len(documents[name])
+            held_out.add(name)
+    train = {name: text for name, text in documents.items() if name not in held_out}
+    val = {name: text for name, text in documents.items() if name in held_out}
+    return _join(train), _join(val)
+
+
+def _split_tail(text: str, val_fraction: float) -> tuple[str, str]:
+    """Cut between paragraphs, or lines, or words, whichever is the first to come near enough."""
+    target = round(len(text) * (1 - val_fraction))
+    latest = target + (len(text) - target) // 2
+    for separator in ("\n\n", "\n", " "):
+        found = text.find(separator, target, latest)
+        if found >= 0:
+            cut = found + len(separator)
+            return text[:cut], text[cut:]
+    return text[:target], text[target:]
+
+
+def drop_twins(train: str, val: str) -> tuple[str, int]:
+    """Drop the paragraphs of `val` that occur in `train`, and say how many.
+
+    Case and white space do not count. A paragraph is a twin if it is also a paragraph of training,
+    or if more than half of its runs of eight words occur anywhere in training.
+    """
+    twins = {_normalise(piece) for piece in _pieces(train)}
+    ids: dict[str, int] = {}
+    known = np.unique(_shingles(train, ids))
+    kept, num_dropped = [], 0
+    for piece in _pieces(val):
+        normal = _normalise(piece)
+        if normal and (normal in twins or _overlap(_shingles(piece, ids), known) > MAX_OVERLAP):
+            num_dropped += 1
+        else:
+            kept.append(piece)
+    return "".join(kept), num_dropped
+
+
+def _overlap(hashes: NDArray[np.uint64], known: NDArray[np.uint64]) -> float:
+    """The share of `hashes` that is among the sorted `known`."""
+    if len(hashes) == 0 or len(known) == 0:
+        return 0.0
+    places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+    return float(np.mean(known[places] == hashes))
+
+
+def _pieces(text: str) -> list[str]:
+    """Paragraphs with the white space behind them: joined they are the text."""
+    starts = [0, *(match.end() for match in BLANK_LINE.finditer(text)), len(text)]
+    pieces = []
+    for start, end in pairwise(starts):
+        paragraph = text[start:end]
+        pieces.extend(paragraph.splitlines(keepends=True) if end - start > LONG_PARAGRAPH else [paragraph])
+    return pieces
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _shingles(text: str, ids: dict[str, int]) -> NDArray[np.uint64]:
+    """Hashes (num_words - 7,) of the runs of eight words; none for a shorter text. `ids` numbers the words met."""
+    numbers = [ids.setdefault(word, len(ids) + 1) for word in text.casefold().split()]
+    values = np.array(numbers, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    values ^= values >> np.uint64(29)
+    num_runs = max(0, len(values) - SHINGLE + 1)
+    hashes = np.zeros(num_runs, dtype=np.uint64)
+    for offset in range(SHINGLE):  # a polynomial modulo 2^64
+        hashes = hashes * np.uint64(0xBF58476D1CE4E5B9) + values[offset : offset + num_runs]
+    return hashes

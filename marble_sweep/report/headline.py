@@ -1,0 +1,78 @@
+"""A comparison in a few sentences."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from marble_sweep.report.summary import Comparison, Row
+
+UNITS = {"val_loss": "nats per token", "final_loss": "nats per token", "bits_per_byte": "bits per byte"}
+WORDS = {"val_loss": "held-out loss", "final_loss": "last training loss", "bits_per_byte": "held-out loss"}
+IN_NAME = ("num_layers", "hidden_dim")  # the parameters that a model's name gives
+
+
+def labels(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
+    """What to call each group: the model's name and what else differs; the directory where that is not unique."""
+    others = [column for column in comparison.varied if column not in IN_NAME]
+    found = []
+    for group in groups:
+        parts = [f"{column}={plain(group[column])}" for column in others if group[column] is not None]
+        found.append(", ".join([group["name"], *parts]))
+    counts = Counter(found)
+    return [
+        label if counts[label] == 1 else f"{label} ({group['run']})" for label, group in zip(found, groups, strict=True)
+    ]
+
+
+def plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
+    """Which is best, which is the smallest that beats unigram, and what was compared."""
+    if comparison.step is None:  # nothing to rank by
+        return [_what(comparison, groups)]
+    column = comparison.objective
+    names = dict(zip(map(id, groups), labels(comparison, groups), strict=True))
+    measured = [group for group in groups if group[column] is not None]
+    sentences = []
+    if measured:
+        best = min(measured, key=lambda group: group[column])
+        text = f"{'Best' if len(measured) > 1 else 'One configuration'}: {names[id(best)]}, "
+        spread = best[f"{column}_sd"]
+        text += f"{WORDS[column]} {best[column]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+        sentences.append(f"{text} {UNITS[column]}.")
+    judged = [group for group in groups if group["beats_unigram"] is not None]
+    winners = [group for group in judged if group["beats_unigram"]]
+    if winners:
+        smallest = min(winners, key=lambda group: (group["n_params"] or 0, group[column]))
+        how_many = f"all {len(judged)}" if len(winners) == len(judged) else f"{len(winners)} of {len(judged)}"
+        sentences.append(
+            f"Smallest that beats unigram ({how_many} do): {names[id(smallest)]}, {_size(smallest)}, "
+            f"by {smallest['val_margin']:.3f} ± {smallest['val_margin_se']:.3f} nats."
+        )
+    elif judged:
+        closest = max(judged, key=lambda group: group["val_margin"])
+        sentences.append(
+            f"None of {len(judged)} beats unigram; {names[id(closest)]} comes closest, "
+            f"with a margin of {closest['val_margin']:+.3f} ± {closest['val_margin_se']:.3f} nats."
+        )
+    else:
+        sentences.append("Nothing was held out, so whether a run beats unigram is not known.")
+    return [*sentences, _what(comparison, groups)]
+
+
+def _size(group: Row) -> str:
+    return "of unknown size" if group["n_params"] is None else f"{group['n_params']:,} parameters"
+
+
+def _what(comparison: Comparison, groups: Sequence[Row]) -> str:
+    """How many runs, of which fate, at which step."""
+    runs = len(comparison.runs)
+    text = f"{runs:,} run{'s' if runs > 1 else ''}"
+    if len(groups) < runs:
+        text += f" of {len(groups):,} configuration{'s' if len(groups) > 1 else ''}, repeated over seeds"
+    if comparison.step is not None:
+        text += f", at step {comparison.step:,}"
+    unfinished = Counter(row["status"] for row in comparison.rows if row["status"] != "finished")
+    fates = [f"{count} {status}" for status, count in unfinished.items()]
+    return f"{text}; {', '.join(fates)}." if fates else f"{text}."

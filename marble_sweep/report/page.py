@@ -1,0 +1,142 @@
+"""One HTML page that compares runs: it holds all it needs and opens offline."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from plotly.offline import get_plotlyjs
+
+from marble_sweep.files import write_text
+from marble_sweep.report.curves import read_csv, shorten
+from marble_sweep.report.headline import UNITS, WORDS, headline, labels
+from marble_sweep.report.rows import group_rows, repeats, sort_rows
+from marble_sweep.report.rundir import Run
+from marble_sweep.report.summary import Comparison, Row
+from marble_sweep.report.table import cell, default_columns, with_short_paths
+
+CURVES = {  # column of metrics.csv: what the page calls it
+    "loss": "Training loss (nats per token)",
+    "dead_moving": "Dead tokens moving in a step (share)",
+    "dead_early": "Early: jumps of many cells",
+    "dead_midlife": "Midlife: local but vigorous",
+    "dead_late": "Late: to a neighbouring cell",
+    "dead_frozen": "Frozen: no motion in a step",
+    "h_autocorr": "Mean hidden state: cosine with one step before",
+    "h_autocorr_lag": "Mean hidden state: cosine with many steps before",
+    "h_spread": "Hidden states' spread around their mean (1 − cosine)",
+}
+SECTIONS = (  # title, what to look for, curves
+    ("Loss", "Held-out loss is dotted where it was measured.", ["val_loss", "loss"]),
+    ("Dead tokens", "They start out moving and slow down: the freeze.", ["dead_moving"]),
+    (
+        "Regimes of the dead tokens on the bfloat16 lattice",
+        "Shares of the dead tokens; in each step the four add up to 1.",
+        ["dead_early", "dead_midlife", "dead_late", "dead_frozen"],
+    ),
+    (
+        "Hidden state",
+        "Spread rises once a model leaves the unigram plateau; a cosine below 1 means that the mean still turns.",
+        ["h_spread", "h_autocorr", "h_autocorr_lag"],
+    ),
+)
+TITLES = {"val_loss": "Held-out loss (nats per token)"} | CURVES
+MAX_POINTS = 150  # of one curve
+ALL_POINTS = 20_000  # of one column's curves over all runs: what a browser draws at once, and a page holds
+OFF_SCALE = 1.2  # times the first loss or the unigram's: a diverging loss is not drawn beyond
+
+
+def write_page(comparison: Comparison, path: Path) -> None:
+    """Write the page, whole or not at all. Raises OSError where it cannot be written."""
+    groups = group_rows(comparison.rows, repeats(comparison))
+    groups = with_short_paths(sort_rows(groups, comparison.objective))
+    data = page_data(comparison, groups)
+    columns = default_columns(comparison, groups)
+    environment = Environment(
+        loader=PackageLoader("marble_sweep.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html.j2").render(
+        headline=headline(comparison, groups),
+        notes=comparison.notes,
+        columns=columns,
+        rows=[
+            [(cell(group, column), sort_value(group[column])) for column in columns if column in group]
+            for group in groups
+        ],
+        data=data,
+        sections=SECTIONS,
+        titles=TITLES,
+        plotly=get_plotlyjs(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page)
+
+
+def sort_value(value: Any) -> str:
+    """What a browser sorts a cell by; empty where unknown."""
+    return "" if value is None else str(float(value)) if isinstance(value, bool | int | float) else str(value)
+
+
+def page_data(comparison: Comparison, groups: Sequence[Row]) -> dict[str, Any]:
+    """All that the page's script draws."""
+    objective = comparison.objective
+    baselines = {}
+    if comparison.comparable and objective != "bits_per_byte":
+        known = [row for row in comparison.rows if row["unigram_loss"] is not None]
+        baselines = {name: known[0][f"{name}_loss"] for name in ("unigram", "bigram")} if known else {}
+    num_points = max(2, min(MAX_POINTS, ALL_POINTS // len(comparison.runs)))
+    group_of = {path: index for index, group in enumerate(groups) for path in group["runs"]}
+    return {
+        "objective": f"{WORDS[objective]} ({UNITS[objective]})".capitalize(),
+        "step": comparison.step,
+        "baselines": baselines,
+        "parameters": comparison.varied,
+        "groups": [
+            {
+                "label": label,
+                "parameters": [group[column] for column in comparison.varied],
+                "n_params": group["n_params"],
+                "value": group[objective],
+                "spread": group[f"{objective}_sd"],
+            }
+            for label, group in zip(labels(comparison, groups), groups, strict=True)
+        ],
+        "runs": [
+            {"group": group_of[row["run"]]} | run_curves(run, num_points)
+            for run, row in zip(comparison.runs, comparison.rows, strict=True)
+        ],
+    }
+
+
+def run_curves(run: Run, num_points: int) -> dict[str, Any]:
+    """A run's curves: `first` and `last` step and, by column, packed values; `evals` as steps and losses."""
+    evals = run.evals[:: max(1, len(run.evals) // num_points)]
+    held_out = {
+        "steps": [int(row["step"]) for row in evals],
+        "losses": [round(row["val_loss"], 5) if np.isfinite(row["val_loss"]) else None for row in evals],
+    }
+    steps = read_csv(run.path / "metrics.csv", ["step", *CURVES])
+    if not len(steps):
+        return {"evals": held_out, "steps": None, "curves": {}}
+    scale = OFF_SCALE * max(np.nan_to_num(steps["loss"].iloc[0]), run.baselines.get("unigram_fitted", 0.0))
+    steps["loss"] = steps["loss"].where(steps["loss"] <= scale)
+    columns = [column for column in CURVES if column in steps]
+    short = shorten(steps[["step", *columns]].to_numpy(dtype=np.float64).T, num_points)
+    packed = {column: pack(values) for column, values in zip(["step", *columns], short, strict=True)}
+    return {"evals": held_out, "steps": packed.pop("step"), "curves": packed}
+
+
+def pack(values: NDArray[np.float64]) -> dict[str, Any]:
+    """(num_points,) values as 16-bit steps between `low` and `high`; the largest stands for NaN."""
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    scaled = (values - low) / (high - low) if high > low else np.where(np.isfinite(values), 0.0, np.nan)
+    codes = np.where(np.isfinite(scaled), np.round(np.nan_to_num(scaled) * 65534), 65535).astype("<u2")
+    return {"low": low, "high": high, "codes": base64.b64encode(codes.tobytes()).decode()}

@@ -1,0 +1,140 @@
+"""Rows of a comparison: filtered, grouped over seeds, sorted."""
+
+import difflib
+import operator
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from marble_sweep.report.summary import Comparison, Row
+
+# Columns whose spread over a group is shown beside the mean, as COLUMN_sd.
+WITH_SPREAD = (
+    "val_loss",
+    "val_margin",
+    "oracle_margin",
+    "bigram_margin",
+    "bits_per_byte",
+    "accuracy",
+    "final_loss",
+    "dead_moving",
+    "freeze_step",
+    "steps_per_minute",
+)
+ALL_OR_NONE = ("freeze_step",)  # a mean over those that froze would hide the others
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|=|<|>)\s*(.+?)\s*")
+WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+def require_column(option: str, column: str, rows: Sequence[Row]) -> None:
+    """Raise ValueError where no row has this column, naming the nearest one."""
+    known = list(rows[0]) if rows else []
+    if rows and column not in known:
+        nearest = difflib.get_close_matches(column, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{option} = {column}: must be a column; the nearest is {nearest} (all: {', '.join(known)})")
+
+
+def parse_filter(expression: str) -> list[tuple[str, str, Any]]:
+    """`n_params<1e6 and status==finished` as (column, operator, value) each; nothing in it is ever run as code.
+
+    Raises ValueError for what is no condition.
+    """
+    conditions = []
+    for part in re.split(r"\s+and\s+", expression.strip()):
+        found = CONDITION.fullmatch(part)
+        if not found:
+            raise ValueError(f"--filter = {expression}: must be like 'n_params<1e6 and status==finished'")
+        conditions.append((found[1], found[2], _value(found[3])))
+    return conditions
+
+
+def matches(row: Row, conditions: Iterable[tuple[str, str, Any]]) -> bool:
+    """Whether a row meets all conditions. A value that is not known meets only `==none` and `!=` another."""
+    for column, symbol, wanted in conditions:
+        value = row[column]
+        if symbol in ("=", "==", "!="):
+            met = OPERATORS[symbol](value, wanted)
+        elif value is None:
+            met = False
+        else:
+            try:
+                met = OPERATORS[symbol](value, wanted)
+            except TypeError:
+                raise ValueError(f"--filter = {column}{symbol}{wanted}: must compare like with like") from None
+        if not met:
+            return False
+    return True
+
+
+def _value(text: str) -> Any:
+    """A condition's right side: a number, true, false, none, or text, quoted or not."""
+    if text[0] in "'\"" and len(text) > 1 and text[-1] == text[0]:
+        return text[1:-1]
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def repeats(comparison: Comparison) -> list[str]:
+    """The columns in which runs agree that repeat each other over seeds."""
+    return ["name", *comparison.varied, "corpus_sha256"]
+
+
+def group_rows(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
+    """One row for all rows that agree in the columns `by`: means, with the standard deviation as COLUMN_sd.
+
+    `n` counts the runs. A standard error is the mean of the runs' own: they share the held-out windows.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in by), []).append(row)
+    return [_merge(group) for group in groups.values()]
+
+
+def _merge(group: list[Row]) -> Row:
+    first, n = group[0], len(group)
+    merged: Row = {"run": first["run"], "n": n}
+    for column in first:
+        if column in ("run", "status"):
+            continue
+        values = [row[column] for row in group]
+        known = [value for value in values if value is not None]
+        if not known or (column in ALL_OR_NONE and len(known) < n):
+            merged[column] = None
+        elif all(value == values[0] for value in values):
+            merged[column] = values[0]
+        elif isinstance(known[0], bool):
+            merged[column] = all(known)
+        elif column in WITH_SPREAD or column.endswith("_se"):
+            merged[column] = statistics.fmean(known)
+        else:
+            merged[column] = None  # a parameter or a text that differs within the group
+        if column in WITH_SPREAD:
+            spread = len(known) > 1 and merged[column] is not None
+            merged[f"{column}_sd"] = statistics.stdev(known) if spread else None
+    counts = Counter(row["status"] for row in group)
+    merged["status"] = first["status"] if len(counts) == 1 else ", ".join(f"{k} {name}" for name, k in counts.items())
+    merged["runs"] = [row["run"] for row in group]
+    merged["seeds"] = [row["seed"] for row in group]
+    return merged
+
+
+def sort_rows(rows: Sequence[Row], column: str, *, descending: bool = False) -> list[Row]:
+    """Rows by one column, those without a value last either way."""
+    known = [row for row in rows if row[column] is not None]
+    known.sort(key=lambda row: (isinstance(row[column], str), row[column]), reverse=descending)
+    return known + [row for row in rows if row[column] is None]

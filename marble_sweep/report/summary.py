@@ -1,0 +1,208 @@
+"""Many runs, one row each: what differs between them and what they reached, all at the same step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marble_sweep.report.rundir import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]  # column: value, None where it is unknown
+
+# Parameters that every row has, under their short names. `seed` is told apart: its values are repeats.
+ALWAYS = {
+    "model.num_layers": "num_layers",
+    "model.hidden_dim": "hidden_dim",
+    "model.num_heads": "num_heads",
+    "optimizer.lr": "lr",
+    "trainer.total_steps": "total_steps",
+    "seed": "seed",
+}
+NOT_PARAMETERS = {"model.name", "experiment_name", "notes", "resume"}  # derived, or free text
+STOPPED = ("diverged", "failed")  # these will get no further
+MEASURED = (
+    "n_params",
+    "val_loss",
+    "val_loss_se",
+    "unigram_loss",
+    "val_margin",
+    "val_margin_se",
+    "beats_unigram",
+    "oracle_loss",
+    "oracle_margin",
+    "oracle_margin_se",
+    "beats_oracle",
+    "bigram_loss",
+    "bigram_margin",
+    "bigram_margin_se",
+    "beats_bigram",
+    "bits_per_byte",
+    "accuracy",
+    "final_loss",
+    "dead_moving",
+    "freeze_step",
+    "steps_per_minute",
+    "vocab_size",
+    "corpus_sha256",
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs and their rows, in the same order."""
+
+    runs: list[Run]
+    rows: list[Row]
+    varied: list[str]  # the columns of parameters that differ, `seed` not among them
+    step: int | None  # at which they are compared; None where they share no measured step
+    notes: list[str]  # what a reader must know before comparing numbers, a sentence each
+    comparable: bool  # whether losses in nats per token may be ranked
+
+    @property
+    def objective(self) -> str:
+        """The column by which runs are ranked."""
+        if not self.comparable:
+            return "bits_per_byte"
+        return "val_loss" if any(row["val_loss"] is not None for row in self.rows) else "final_loss"
+
+
+def summarise(directories: Sequence[Path]) -> "pd.DataFrame":
+    """A row a run, as `compare_runs` has them."""
+    import pandas as pd  # late: the table in a terminal does without
+
+    return pd.DataFrame(compare_runs([Run.read(path) for path in directories]).rows)
+
+
+def compare_runs(runs: Sequence[Run]) -> Comparison:
+    """Measure all runs at the last step that all of them have been evaluated at."""
+    keys = _differing(runs)
+    columns = _short_names(keys)
+    step = common_step(runs)
+    rows = [_row(run, columns, step) for run in runs]
+    varied = [columns[key] for key in keys if key != "seed"]
+    corpus_notes = _corpus_notes(rows)
+    return Comparison(list(runs), rows, varied, step, _step_notes(runs, rows, step) + corpus_notes, not corpus_notes)
+
+
+def common_step(runs: Sequence[Run]) -> int | None:
+    """The last step that all runs were evaluated at, or reached where none has an evaluation.
+
+    Runs that diverged or failed have no say while there are others, and nor has one without evaluations.
+    """
+    evaluated = [run for run in runs if run.evals]
+    voting = [run for run in evaluated if run.status not in STOPPED] or evaluated
+    if voting:
+        return max(set.intersection(*(set(run.eval_at) for run in voting)), default=None)
+    reached = [run.steps.last_step for run in runs if run.status not in STOPPED]
+    return min((step for step in reached if step), default=None)
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """The config keys that have more than one value among the runs that have them."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.config.items():
+            values.setdefault(key, set()).add(repr(value))
+    return [key for key, found in values.items() if len(found) > 1 and key not in NOT_PARAMETERS]
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """A column name for each key, those of ALWAYS included: the last part, or the group's for its choice,
+
+    as long as that is clear.
+    """
+    columns = dict(ALWAYS)
+    short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
+    taken = [*ALWAYS.values(), *MEASURED, "run", "name", "status", "reason", "step", "n", "runs", "seeds"]
+    for key in keys:
+        clear = short[key] not in taken and list(short.values()).count(short[key]) == 1
+        columns.setdefault(key, short[key] if clear else key)
+    return columns
+
+
+def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
+    last = max(run.eval_at, default=None)
+    at = step if step is not None else last  # without a common step, each at its own last evaluation
+    held_out = {} if at is None else run.eval_at.get(at, {})
+    trained = {} if at is None else run.steps.row(at)
+    metadata, baselines = run.metadata, run.baselines
+    parameters = {column: _plain(run.config.get(key)) for key, column in columns.items()}
+    for column in ("num_layers", "hidden_dim", "num_heads"):  # the heads in metadata.json are those really used
+        parameters[column] = metadata.get(column, parameters[column])
+    row: Row = {"run": str(run.path), "name": run.name, "status": run.status, "reason": metadata.get("reason")}
+    row |= {"step": at if held_out or trained else None}
+    row |= parameters | dict.fromkeys(MEASURED)
+    row |= {
+        "n_params": metadata.get("n_params"),
+        "unigram_loss": baselines.get("unigram_fitted"),
+        "oracle_loss": baselines.get("unigram_oracle"),
+        "bigram_loss": baselines.get("bigram"),
+        "final_loss": trained.get("loss"),
+        "dead_moving": trained.get("dead_moving"),
+        "freeze_step": run.steps.step_after_last("dead_moving", at) if trained and at is not None else None,
+        "steps_per_minute": metadata.get("steps_per_minute"),
+        "vocab_size": metadata.get("vocab_size"),
+        "corpus_sha256": run.corpus.get("sha256"),
+    }
+    if held_out:
+        errors_needed = run.config.get("verdict.min_standard_errors", 3.0)
+        for column in ("val_loss", "val_loss_se", "bits_per_byte", "accuracy"):
+            row[column] = held_out.get(column)
+        for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
+            margin, error = held_out.get(f"{name}_margin", math.nan), held_out.get(f"{name}_margin_se", math.nan)
+            row[f"{column}_margin"], row[f"{column}_margin_se"] = margin, error
+            row[f"beats_{name}"] = (
+                None if math.isnan(margin + error) else margin > 0 and margin >= errors_needed * error
+            )
+    return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A config value as one cell."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> list[str]:
+    evaluated = [run for run in runs if run.evals]
+    if step is None:
+        each = "Each is shown at its own last evaluation: do not rank them."
+        return [f"There is no step at which all runs have an evaluation. {each}"] if evaluated else []
+    notes = []
+    ends = {max(run.eval_at, default=run.steps.last_step) for run in (evaluated or runs)}
+    if max(ends) > step:
+        of = "have an evaluation" if evaluated else "have reached"
+        notes.append(f"Runs of different lengths: all are compared at step {step:,}, the last that all {of}.")
+        behind = [
+            f"{run.path} ({run.status})"
+            for run in (evaluated or runs)
+            if run.status in ("running", "interrupted", "started") and max(run.eval_at, default=0) == step
+        ]
+        if behind:
+            notes.append(f"No further yet: {_some(behind)}. --filter status==finished leaves them out.")
+    without = [f"{row['run']} ({row['status']})" for row in rows if row["val_loss"] is None]
+    if without and evaluated:
+        notes.append(f"No evaluation at step {step:,}: {_some(without)}.")
+    return notes
+
+
+def _corpus_notes(rows: Sequence[Row]) -> list[str]:
+    """Why losses in nats per token must not be ranked, if so."""
+    corpora = {row["corpus_sha256"] for row in rows} - {None}
+    vocabularies = {row["vocab_size"] for row in rows} - {None}
+    scales = {round(row["unigram_loss"], 6) for row in rows if row["unigram_loss"] is not None}
+    instead = "losses in nats per token do not rank them; compare bits_per_byte, or each margin to its own unigram."
+    if len(vocabularies) > 1 or len(corpora) > 1:
+        what = f"{len(corpora)} corpora" if len(corpora) > 1 else f"{len(vocabularies)} vocabularies"
+        return [f"Warning: runs on {what}: {instead}"]
+    if len(scales) > 1:
+        return [f"Warning: runs were evaluated on {len(scales)} different sets of windows: {instead}"]
+    return []
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

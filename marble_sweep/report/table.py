@@ -1,0 +1,139 @@
+"""Rows as text: a table for the terminal, Markdown, CSV or JSON."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from marble_sweep.report.summary import Comparison, Row
+
+FORMATS = ("table", "markdown", "csv", "json")
+UNKNOWN = "–"
+DECIMALS = {  # of nats, shares and errors; anything else is written as short as it goes
+    "val_loss": ".4f",
+    "val_loss_se": ".4f",
+    "val_margin": "+.4f",
+    "val_margin_se": ".4f",
+    "oracle_margin": "+.4f",
+    "oracle_margin_se": ".4f",
+    "bigram_margin": "+.4f",
+    "bigram_margin_se": ".4f",
+    "unigram_loss": ".4f",
+    "oracle_loss": ".4f",
+    "bigram_loss": ".4f",
+    "final_loss": ".4f",
+    "bits_per_byte": ".4f",
+    "dead_moving": ".1%",
+    "accuracy": ".1%",
+    "steps_per_minute": ",.1f",
+    "freeze_step": ",.0f",
+    "n_params": ",.0f",
+}
+
+
+def default_columns(comparison: Comparison, rows: Sequence[Row], grouped_by: Sequence[str] = ()) -> list[str]:
+    """What the table shows unless told: which run, what differs, what came out.
+
+    Rows grouped by columns the user named have those in place of the runs and what differs within.
+    """
+    seeds = ["seed"] if "n" not in rows[0] and len({row["seed"] for row in rows}) > 1 else []
+    repeats = ["n"] if grouped_by or any(row.get("n", 1) > 1 for row in rows) else []
+    names = [] if comparison.varied else ["name"]  # a model's name says what its parameters do
+    bits = [] if comparison.comparable else ["bits_per_byte"]
+    results = ["val_loss", "val_margin", "beats_unigram", "beats_bigram", *bits, "final_loss", "dead_moving"]
+    columns = [*(grouped_by or ["run", *names, *comparison.varied, *seeds]), *repeats, "n_params", *results]
+    return list(dict.fromkeys([*columns, "freeze_step", "steps_per_minute", "status"]))
+
+
+def cell(row: Row, column: str) -> str:
+    """One value for people, with its standard error or its spread over seeds where it has one."""
+    value = row.get(column)
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, str):
+        more = row.get("n", 1) - 1 if column == "run" else 0
+        return " ".join(value.split()) + (f" +{more}" if more else "")
+    form = DECIMALS.get(column, ".6g")
+    error = row.get(f"{column}_se" if column.endswith("_margin") else f"{column}_sd")
+    return f"{value:{form}}" + (f" ± {error:{form.lstrip('+')}}" if error is not None else "")
+
+
+def legend(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """What ± stands for, where there is one."""
+    notes = []
+    if any(row.get("n", 1) > 1 for row in rows):
+        notes.append("A row with n > 1 is a group: mean ± standard deviation over its runs; yes where every run does.")
+    if any(len(set(row["seeds"])) < row["n"] for row in rows if "seeds" in row and None not in row["seeds"]):
+        notes.append("Some group holds a seed more than once; such runs are copies of each other, not repeats.")
+    if "val_margin" in columns:
+        notes.append("val_margin is unigram loss − held-out loss, ± its standard error over held-out windows.")
+    return notes
+
+
+def render(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
+    """The rows in one of FORMATS; CSV and JSON have bare values."""
+    if form == "json":
+        bare = [{column: row.get(column) for column in columns} for row in rows]
+        return json.dumps(bare, indent=2, ensure_ascii=False)
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([columns, *([_bare(row.get(column)) for column in columns] for row in rows)])
+        return text.getvalue().rstrip("\n")
+    rows = with_short_paths(rows)
+    cells = [[cell(row, column) for column in columns] for row in rows]
+    right = [not any(isinstance(row.get(column), str | list) for row in rows) for column in columns]
+    return _markdown(columns, cells, right) if form == "markdown" else _table(columns, cells, right)
+
+
+def with_short_paths(rows: Sequence[Row]) -> list[Row]:
+    """The rows with `run` as short as it tells them apart: without the folder they share."""
+    paths = [row["run"] for row in rows]
+    shared = os.path.commonpath([os.path.dirname(path) or "." for path in paths]) if len(paths) > 1 else ""
+    return [row | {"run": os.path.relpath(row["run"], shared) if shared else row["run"]} for row in rows]
+
+
+def _bare(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _table(columns: Sequence[str], cells: list[list[str]], right: list[bool]) -> str:
+    """Aligned columns; a long heading is broken at its underscores."""
+    heads = [_broken(column) for column in columns]
+    depth = max(map(len, heads))
+    heads = [[""] * (depth - len(head)) + head for head in heads]
+    lines = [[head[i] for head in heads] for i in range(depth)] + cells
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    text = [
+        "  ".join(
+            part.rjust(w) if r else part.ljust(w) for part, w, r in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    text.insert(depth, "  ".join("─" * width for width in widths))
+    return "\n".join(text)
+
+
+def _broken(column: str) -> list[str]:
+    """A heading of several words over several lines, its underscores kept so that the name can be read off."""
+    if len(column) <= 9:
+        return [column]
+    words = column.split("_")
+    return [f"{word}_" for word in words[:-1]] + words[-1:]
+
+
+def _markdown(columns: Sequence[str], cells: list[list[str]], right: list[bool]) -> str:
+    def line(parts: Sequence[str]) -> str:
+        return (
+            "| "
+            + " | ".join(part.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for part in parts)
+            + " |"
+        )
+
+    return "\n".join([line(columns), line(["--:" if r else "---" for r in right]), *map(line, cells)])

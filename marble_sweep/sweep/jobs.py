@@ -1,0 +1,59 @@
+"""One job of a sweep, in a process of its own.
+
+A process that ends gives all its memory back, and one that dies (out of memory, a crashing kernel)
+takes no other job with it. The calling process never imports torch.
+"""
+
+import multiprocessing
+import signal
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from marble_sweep.config import Config
+from marble_sweep.sweep import child
+from marble_sweep.sweep.record import count, record_failure
+from marble_sweep.training.signals import stop_requests
+
+EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
+POLL_SECONDS = 0.2
+
+
+def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None) -> None:
+    """Train one job below sweep_dir. How it ended is in its run directory, whatever happened.
+
+    `threads` limits its CPU threads; None leaves them to the config. Where so many jobs have failed
+    that the config wants no further one, nothing is done. Raises KeyboardInterrupt if the user asked
+    to stop; the job has then saved its state.
+    """
+    if config.sweep.max_failures is not None and count(sweep_dir, "failed") >= config.sweep.max_failures:
+        return
+    # A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
+    method = "forkserver" if sys.platform == "linux" else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    context.set_forkserver_preload([child.__name__, "marble_sweep.run"])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=child.main, args=(config, sweep_dir, number, threads, theirs))
+    with stop_requests() as should_stop:
+        process.start()
+        theirs.close()  # so that reading from a child that is gone ends
+        while process.is_alive() and not should_stop():
+            process.join(POLL_SECONDS)
+        directory = received(ours)
+        ours.close()  # the child takes a closed connection as a request to stop
+        process.join()
+        if process.exitcode and directory is not None and not should_stop():
+            died = EXIT_SIGNALS.get(process.exitcode, f"exit code {process.exitcode}")
+            hint = ", as the system does when memory runs out" if died == "SIGKILL" else ""
+            record_failure(directory, f"its process ended with {died}{hint}")
+        if should_stop():
+            raise KeyboardInterrupt
+
+
+def received(connection: Connection) -> Path | None:
+    """The run directory that the child told of, if it got that far."""
+    try:
+        return connection.recv() if connection.poll() else None
+    except EOFError:
+        return None

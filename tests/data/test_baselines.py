@@ -1,0 +1,99 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from marble_sweep.config import IIDConfig, MarkovConfig
+from marble_sweep.data.baselines import bigram_log_probs, measure_baselines, unigram_log_probs
+from marble_sweep.data.batches import eval_windows, windows
+from marble_sweep.data.corpus import load_corpus
+
+V = 7
+
+
+def tokens(num: int, seed: int = 0, vocab_size: int = V - 1) -> Tensor:
+    """Skewed random ids; the last id of the vocabulary never occurs."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = 1 / torch.arange(1, vocab_size + 1) ** 2
+    return torch.multinomial(weights, num, replacement=True, generator=generator).int()
+
+
+def discount(counts: Counter) -> float:
+    once, twice = (sum(count == number for count in counts.values()) for number in (1, 2))
+    return once / (once + 2 * twice) if once and twice else 0.5
+
+
+def plain_unigram(train: list[int], w: int) -> float:
+    counts = Counter(train)
+    d = discount(counts)
+    return max(counts[w] - d, 0) / len(train) + d * len(counts) / len(train) / V
+
+
+def plain_bigram(train: list[int], v: int, w: int) -> float:
+    pairs = Counter(zip(train, train[1:], strict=False))
+    from_v = {pair: count for pair, count in pairs.items() if pair[0] == v}
+    if not from_v:
+        return plain_unigram(train, w)
+    d, total = discount(pairs), sum(from_v.values())
+    return max(pairs[v, w] - d, 0) / total + d * len(from_v) / total * plain_unigram(train, w)
+
+
+@pytest.mark.parametrize("num_train", [2, 5, 20, 300])
+def test_against_a_plain_loop(num_train: int) -> None:
+    train, scored = tokens(num_train), windows(tokens(40, seed=1, vocab_size=V), 8)
+    found = measure_baselines(train, scored, V)
+    targets = Counter(token for window in scored.tolist() for token in window[1:])
+    num_targets = sum(targets.values())
+    for row, window in enumerate(scored.tolist()):
+        pairs = list(zip(window, window[1:], strict=False))
+        unigram = -sum(math.log(plain_unigram(train.tolist(), w)) for _, w in pairs) / 7
+        oracle = -sum(math.log(targets[w] / num_targets) for _, w in pairs) / 7
+        bigram = -sum(math.log(plain_bigram(train.tolist(), v, w)) for v, w in pairs) / 7
+        assert found.unigram_fitted[row].item() == pytest.approx(unigram, abs=1e-12)
+        assert found.unigram_oracle[row].item() == pytest.approx(oracle, abs=1e-12)
+        assert found.bigram[row].item() == pytest.approx(bigram, abs=1e-12)
+    assert all(losses.dtype == torch.float64 for losses in found.per_window().values())
+    assert list(found.per_window()) == ["unigram", "oracle", "bigram"]
+
+
+@pytest.mark.parametrize("num_train", [2, 3, 10, 500])
+def test_distributions_sum_to_one(num_train: int) -> None:
+    train = tokens(num_train)
+    assert unigram_log_probs(train, V).exp().sum().item() == pytest.approx(1, abs=1e-12)
+    contexts = torch.arange(V)[:, None].expand(V, V)  # an unseen one is among them
+    targets = torch.arange(V).expand(V, V)
+    sums = bigram_log_probs(train, contexts, targets, V).exp().sum(dim=1)
+    assert sums.tolist() == pytest.approx([1] * V, abs=1e-12)
+
+
+def test_unseen_events_keep_some_probability() -> None:
+    train = tokens(500)
+    assert unigram_log_probs(train, V).isfinite().all()
+    assert bigram_log_probs(train, torch.tensor([0, V - 1]), torch.tensor([V - 1, 0]), V).isfinite().all()
+
+
+def test_no_fixed_distribution_beats_the_oracle() -> None:
+    scored = windows(tokens(400, seed=1, vocab_size=V), 8)
+    oracle = measure_baselines(tokens(50), scored, V).unigram_oracle.mean().item()
+    for seed in range(50):
+        train = tokens(30 + 10 * seed, seed=seed)
+        assert oracle <= measure_baselines(train, scored, V).unigram_fitted.mean().item()
+    own = measure_baselines(scored[:, 1:].flatten(), scored, V).unigram_fitted.mean().item()
+    assert oracle <= own < oracle + 0.01
+
+
+def test_bigram_reaches_the_entropy_rate_of_a_markov_chain() -> None:
+    corpus = load_corpus(MarkovConfig(vocab_size=64, num_tokens=400_000, branching=4))
+    found = measure_baselines(corpus.train_tokens, eval_windows(corpus.val_tokens, 128, 10_000), 64)
+    assert corpus.entropy_rate is not None
+    assert found.bigram.mean().item() == pytest.approx(corpus.entropy_rate, abs=0.02)
+    assert found.unigram_fitted.mean().item() > corpus.entropy_rate + 1
+
+
+def test_bigram_is_no_better_than_unigram_on_iid_tokens() -> None:
+    corpus = load_corpus(IIDConfig(vocab_size=64, num_tokens=400_000, branching=4))
+    found = measure_baselines(corpus.train_tokens, eval_windows(corpus.val_tokens, 128, 10_000), 64)
+    assert found.unigram_fitted.mean().item() == pytest.approx(corpus.entropy_rate, abs=0.02)
+    assert found.bigram.mean().item() >= found.unigram_fitted.mean().item()

@@ -1,0 +1,30 @@
+"""Configs composed as the program does it, and a run small enough for tests."""
+
+from hydra import compose, initialize_config_dir
+
+from marble_sweep import cli
+from marble_sweep import config as schema
+
+# A corpus and a model small enough that 40 steps take a second, yet the model learns the chain.
+TINY = (
+    "data=markov",
+    "data.vocab_size=64",
+    "data.num_tokens=20000",
+    "model=1L16D",
+    "optimizer.lr=1e-2",
+    "trainer.total_steps=40",
+    "trainer.batch_size=8",
+    "trainer.seq_len=16",
+    "trainer.eval_interval=10",
+    "trainer.checkpoint_interval=20",
+)
+
+
+def compose_config(*overrides: str) -> schema.Config:
+    """The checked config of one run, from the files in conf/."""
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        return schema.resolve(compose("config", list(overrides)))
+
+
+def tiny_config(*overrides: str) -> schema.Config:
+    return compose_config(*TINY, *overrides)

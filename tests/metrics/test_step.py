@@ -1,0 +1,210 @@
+"""One step's metrics against a recomputation in numpy, and the notebook's own functions written anew."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from marble_sweep.metrics.step import MEASURED, StepMetrics, global_norm
+
+V, D, B, T = 40, 12, 3, 5
+DEAD = np.arange(V) % 3 == 0
+
+
+# ---------------------------------------------------------------- the notebook, in numpy
+
+
+def notebook_ulp(weights: np.ndarray) -> np.ndarray:
+    exponent = weights.view(np.uint16).astype(np.int64) >> 7 & 0xFF
+    return 2.0 ** (np.where(exponent == 0, 1, exponent) - 134)
+
+
+def notebook_displacement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    return (after.astype(np.float64) - before.astype(np.float64)) / notebook_ulp(before)
+
+
+def notebook_fraction_moving(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
+    return float((np.abs(notebook_displacement(before[mask], after[mask])).sum(axis=1) > 0).mean())
+
+
+def notebook_top3(weights: np.ndarray, h_mean: np.ndarray) -> list[int]:
+    return np.argsort(-(weights.astype(np.float64) @ h_mean), kind="stable")[:3].tolist()
+
+
+def notebook_autocorr(current: np.ndarray, previous: np.ndarray) -> float:
+    return float(current @ previous / (np.linalg.norm(current) * np.linalg.norm(previous)))
+
+
+# ------------------------------------------------------------------------ random steps
+
+
+def random_step(seed: int, weights_dtype: torch.dtype = torch.bfloat16) -> dict:
+    """The arguments of `measure`: tokens that stay, hop, wander and jump, all of them both dead and live."""
+    generator = torch.Generator().manual_seed(seed)
+    before = torch.randn(V, D, generator=generator) * 0.02
+    size = torch.tensor([0.0, 1e-5, 1e-4, 2e-2])[torch.arange(V) % 4]  # coprime with the dead tokens' 3
+    after = before + torch.randn(V, D, generator=generator) * size[:, None]
+    after[::4] = before[::4]
+    return {
+        "loss": torch.rand((), generator=generator) * 9,
+        "hidden": torch.randn(B, T, D, generator=generator).to(weights_dtype) + 0.5,
+        "gradients": [
+            torch.randn(V, D, generator=generator).to(weights_dtype),
+            torch.randn(D, generator=generator).to(weights_dtype),
+        ],
+        "before": before.to(weights_dtype),
+        "after": after.to(weights_dtype),
+        "updates_lost": torch.rand((), generator=generator),
+    }
+
+
+def to_bf16(weights: torch.Tensor) -> np.ndarray:
+    return weights.bfloat16().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def recompute(step: dict, means: list[np.ndarray], lag: int) -> dict[str, float]:
+    """Every column in float64, from the arguments of `measure` and the h_means of the steps before."""
+    before, after = to_bf16(step["before"]), to_bf16(step["after"])
+    vectors = step["hidden"].float().numpy().astype(np.float64).reshape(B * T, D)
+    mean = vectors.mean(axis=0)
+    norms = np.linalg.norm(vectors, axis=1)
+    cells = np.abs(notebook_displacement(before, after))[DEAD]
+    l1, l2, linf = cells.sum(axis=1), np.sqrt((cells**2).sum(axis=1)), cells.max(axis=1)
+    top = notebook_top3(after, mean)
+    means.append(mean)
+    entries = np.concatenate([gradient.float().numpy().ravel() for gradient in step["gradients"]]).astype(np.float64)
+    return {
+        "loss": step["loss"].item(),
+        "top1": top[0],
+        "top2": top[1],
+        "top3": top[2],
+        "h_autocorr": notebook_autocorr(mean, means[-2]) if len(means) > 1 else math.nan,
+        "dead_moving": notebook_fraction_moving(before, after, DEAD),
+        "grad_norm": math.sqrt((entries**2).sum()),
+        "h_norm": norms.mean(),
+        "h_spread": 1 - np.mean([vector @ mean / np.linalg.norm(vector) / np.linalg.norm(mean) for vector in vectors]),
+        "h_autocorr_lag": notebook_autocorr(mean, means[-1 - lag]) if len(means) > lag else math.nan,
+        "live_moving": notebook_fraction_moving(before, after, ~DEAD),
+        "dead_l1_mean": l1.mean(),
+        "dead_linf_max": linf.max(),
+        "dead_early": (l2 > math.sqrt(D)).mean(),
+        "dead_midlife": ((linf > 1) & (l2 <= math.sqrt(D))).mean(),
+        "dead_late": ((linf <= 1) & (l1 > 0)).mean(),
+        "dead_frozen": (l1 == 0).mean(),
+        "updates_lost": step["updates_lost"].item(),
+    }
+
+
+def metrics(lag: int = 4, dead: np.ndarray = DEAD) -> StepMetrics:
+    return StepMetrics(torch.from_numpy(dead), D, lag)
+
+
+def measured(recorder: StepMetrics, step: dict) -> dict[str, float]:
+    values = recorder.measure(**step)
+    assert values.dtype == torch.float32
+    return dict(zip(MEASURED, values.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("weights_dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("lag", [1, 3])
+def test_every_column_equals_a_plain_recomputation(weights_dtype, lag):
+    recorder, means = metrics(lag), []
+    for number in range(8):
+        step = random_step(number, weights_dtype)
+        expected = recompute(step, means, lag)
+        assert measured(recorder, step) == pytest.approx(expected, rel=2e-5, abs=1e-6, nan_ok=True)
+        np.testing.assert_allclose(recorder.latest_mean.numpy(), means[-1], rtol=1e-5, atol=1e-6)
+    # The steps exercise what they claim to.
+    assert 0 < expected["dead_moving"] < 1
+    assert min(expected[f"dead_{regime}"] for regime in ("early", "late", "frozen")) > 0
+    regimes = [expected[f"dead_{regime}"] for regime in ("early", "midlife", "late", "frozen")]
+    assert sum(regimes) == pytest.approx(1)
+
+
+def test_midlife_is_counted():
+    step = random_step(0)
+    step["before"] = torch.ones(V, D).bfloat16()
+    step["after"] = step["before"].clone()
+    step["after"][3, 0] = 1 + 2 * 2.0**-7  # token 3 is dead; L2 = 2 < sqrt(12)
+    values = measured(metrics(), step)
+    assert values["dead_midlife"] == pytest.approx(1 / DEAD.sum())
+    assert values["dead_frozen"] == pytest.approx(1 - 1 / DEAD.sum())
+    assert values["dead_early"] == values["dead_late"] == values["live_moving"] == 0
+    assert values["dead_linf_max"] == 2
+
+
+def test_the_dead_are_told_from_the_living():
+    step = random_step(0)
+    step["after"] = step["before"].clone()
+    step["after"][~DEAD] += 1
+    values = measured(metrics(), step)
+    assert (values["dead_moving"], values["live_moving"]) == (0, 1)
+    assert (values["dead_frozen"], values["dead_l1_mean"], values["dead_linf_max"]) == (1, 0, 0)
+
+
+def test_autocorrelations_are_nan_until_there_is_something_to_compare_with():
+    recorder = metrics(lag=3)
+    rows = [measured(recorder, random_step(number)) for number in range(5)]
+    assert [math.isnan(row["h_autocorr"]) for row in rows] == [True, False, False, False, False]
+    assert [math.isnan(row["h_autocorr_lag"]) for row in rows] == [True, True, True, False, False]
+    others = [value for row in rows for name, value in row.items() if not name.startswith("h_autocorr")]
+    assert all(map(math.isfinite, others))
+
+
+@pytest.mark.parametrize(
+    ("dead", "undefined"),
+    [
+        (np.zeros(V, bool), ["dead_moving", "dead_l1_mean", "dead_linf_max"]),
+        (np.zeros(V, bool), ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]),
+        (np.ones(V, bool), ["live_moving"]),
+    ],
+)
+def test_what_no_token_has_is_nan(dead, undefined):
+    recorder = metrics(lag=1, dead=dead)
+    measured(recorder, random_step(0))
+    values = measured(recorder, random_step(1))
+    assert {name: values[name] for name in undefined} == pytest.approx(dict.fromkeys(undefined, math.nan), nan_ok=True)
+    assert math.isfinite(values["dead_moving"]) != math.isfinite(values["live_moving"])
+
+
+@pytest.mark.parametrize("num_dead", [1, 13, 3_699, 10_000])
+def test_fractions_are_one_exactly_where_every_token_does_it(num_dead):
+    before = torch.ones(10_000, 2).bfloat16()
+    dead = torch.arange(10_000) < num_dead
+    step = random_step(0) | {"hidden": torch.ones(1, 2, 2), "before": before, "after": before + 1}
+    values = dict(zip(MEASURED, StepMetrics(dead, 2, 1).measure(**step).tolist(), strict=True))
+    assert values["dead_moving"] == values["dead_early"] == 1
+    assert values["live_moving"] == 1 or num_dead == 10_000
+
+
+def test_a_live_token_that_runs_off_leaves_the_dead_ones_numbers_alone():
+    step = random_step(0)
+    expected = measured(metrics(), step)
+    step["before"][1, 0], step["after"][1, 0] = 0.0, 1.0  # token 1 is live: 2^133 cells overflow a float32
+    values = measured(metrics(), step)
+    dead = [name for name in MEASURED if name.startswith("dead_")]
+    assert {name: values[name] for name in dead} == {name: expected[name] for name in dead}
+
+
+def test_state_round_trip_continues_as_if_unbroken():
+    unbroken, first = metrics(), metrics()
+    for number in range(7):
+        measured(unbroken, random_step(number))
+        measured(first, random_step(number))
+    saved = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    second = metrics()
+    second.load_state_dict(saved)
+    assert torch.equal(second.latest_mean, unbroken.latest_mean)
+    for number in range(7, 15):
+        step = random_step(number)
+        assert torch.equal(second.measure(**step), unbroken.measure(**step))
+
+
+def test_global_norm_is_finer_than_bfloat16():
+    tensors = [torch.full((10_000,), 0.1).bfloat16(), torch.full((50, 50), -0.1).bfloat16(), torch.tensor(2.0)]
+    exact = math.sqrt(sum(float(value) ** 2 for tensor in tensors for value in tensor.flatten().tolist()))
+    norm = global_norm(tensors)
+    assert norm.item() == pytest.approx(exact, rel=1e-4)
+    assert norm.dtype == torch.float32

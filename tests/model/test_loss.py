@@ -1,0 +1,189 @@
+"""The chunked head against a softmax over all logits in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from marble_sweep.model.loss import CHUNK_ROWS, linear_cross_entropy, score
+
+V, D = 61, 16
+# Below a chunk, one row, a chunk exactly, one row more, several and a bit.
+NUM_ROWS = [1, 7, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS + 129]
+
+
+def example(num_rows: int, dtype: torch.dtype = torch.float32, vocab_size: int = V, scale: float = 1.0):
+    generator = torch.Generator().manual_seed(num_rows)
+    hidden = torch.randn(num_rows, D, generator=generator).to(dtype)
+    weight = (torch.randn(vocab_size, D, generator=generator) * scale).to(dtype)
+    targets = torch.randint(vocab_size, (num_rows,), generator=generator)
+    return hidden, weight, targets
+
+
+def exact(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, factor: float = 1.0):
+    """Loss and gradients in float64, written out: no autograd, no cross_entropy."""
+    hidden, weight = hidden.detach().double(), weight.detach().double()
+    logits = hidden @ weight.T
+    logits -= logits.amax(1, keepdim=True)
+    sums = logits.exp().sum(1, keepdim=True)
+    rows = torch.arange(len(targets))
+    loss = (sums.log()[:, 0] - logits[rows, targets]).mean()
+    logits_grad = logits.exp() / sums
+    logits_grad[rows, targets] -= 1
+    logits_grad *= factor / len(targets)
+    return loss * factor, logits_grad @ weight, logits_grad.T @ hidden
+
+
+def gradients(hidden, weight, targets, factor=1.0, function=linear_cross_entropy):
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = factor * function(hidden, weight, targets)
+    loss.backward()
+    return loss.detach(), hidden.grad, weight.grad
+
+
+def relative_error(measured: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((measured.double() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("num_rows", NUM_ROWS)
+def test_float32_equals_the_full_softmax(num_rows):
+    rows = example(num_rows)
+    for measured, expected in zip(gradients(*rows), exact(*rows), strict=True):
+        assert measured.dtype == torch.float32
+        torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("factor", [3.0, 1 / 128, -1.0])
+def test_gradients_scale_with_what_flows_in(factor):
+    rows = example(CHUNK_ROWS + 5)
+    for measured, expected in zip(gradients(*rows, factor), exact(*rows, factor), strict=True):
+        torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def plain_bf16(hidden, weight, targets):
+    return F.cross_entropy(hidden @ weight.T, targets)
+
+
+@pytest.mark.parametrize("num_rows", NUM_ROWS)
+def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows):
+    rows = example(num_rows, torch.bfloat16)
+    expected = exact(*rows)
+    measured, plain = gradients(*rows), gradients(*rows, function=plain_bf16)
+    assert [each.dtype for each in measured] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    for name, ours, theirs, truth in zip(("loss", "hidden", "weight"), measured, plain, expected, strict=True):
+        error = relative_error(ours, truth)
+        assert error < 2.0**-7, name  # a unit in bfloat16's last place
+        assert error <= 1.2 * relative_error(theirs, truth) + 2.0**-12, name
+
+
+def test_a_loss_in_bfloat16_does_not_gather_rounding_over_many_chunks():
+    """What torch's own chunked loss gets wrong: it adds the chunks up in bfloat16."""
+    rows = example(40 * CHUNK_ROWS + 3, torch.bfloat16, scale=0.02)
+    loss, _, weight_grad = gradients(*rows)
+    expected, _, expected_weight_grad = exact(*rows)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert relative_error(weight_grad, expected_weight_grad) < 2.0**-8
+
+
+def test_large_logits_neither_overflow_nor_underflow():
+    rows = example(9, scale=100.0)
+    for measured, expected in zip(gradients(*rows), exact(*rows), strict=True):
+        torch.testing.assert_close(measured.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_repeated_targets_and_a_tied_weight(dtype):
+    """The head's weight is the embedding too: both paths' gradients meet in it."""
+    embedding = example(3, dtype)[1].requires_grad_()
+    tokens = torch.tensor([5, 5, 5, 0, V - 1])
+    linear_cross_entropy(embedding[tokens], embedding, tokens.flip(0)).backward()
+    twin = embedding.detach().double().requires_grad_()
+    F.cross_entropy(twin[tokens] @ twin.T, tokens.flip(0)).backward()
+    assert relative_error(embedding.grad, twin.grad) < (1e-6 if dtype == torch.float32 else 2.0**-7)
+
+
+@pytest.mark.parametrize("wanted", ["hidden", "weight"])
+def test_one_gradient_alone(wanted):
+    rows = dict(zip(("hidden", "weight", "targets"), example(CHUNK_ROWS + 1), strict=True))
+    rows[wanted].requires_grad_()
+    linear_cross_entropy(**rows).backward()
+    expected = dict(zip(("hidden", "weight"), exact(**rows)[1:], strict=True))
+    torch.testing.assert_close(rows[wanted].grad.double(), expected[wanted], rtol=1e-5, atol=1e-7)
+
+
+def test_without_gradients_only_the_loss():
+    rows = example(CHUNK_ROWS + 1)
+    loss = linear_cross_entropy(*rows)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(exact(*rows)[0].item(), rel=1e-6)
+    assert linear_cross_entropy(rows[0].requires_grad_(), *rows[1:]).requires_grad
+    with torch.no_grad():
+        assert linear_cross_entropy(*rows).item() == loss.item()
+
+
+def test_gradients_equal_finite_differences():
+    hidden, weight, targets = example(5, vocab_size=9)
+    _, hidden_grad, weight_grad = gradients(hidden, weight, targets)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        along = torch.randn(hidden.shape, generator=generator), torch.randn(weight.shape, generator=generator)
+        width = 1e-2  # in float32 the loss is good to 1e-7, so the quotient to 1e-5
+        ahead, behind = (
+            linear_cross_entropy(hidden + side * along[0], weight + side * along[1], targets).item()
+            for side in (width, -width)
+        )
+        slope = (hidden_grad * along[0]).sum() + (weight_grad * along[1]).sum()
+        assert (ahead - behind) / (2 * width) == pytest.approx(slope.item(), rel=2e-3, abs=2e-3)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches every operation and remembers the largest tensor that one put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, torch.Tensor):
+                self.numel = max(self.numel, each.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logits_never_exist_as_a_whole(dtype):
+    num_rows, vocab_size = 8 * CHUNK_ROWS, 300
+    hidden, weight, targets = example(num_rows, dtype, vocab_size)
+    with LargestTensor() as plain:
+        gradients(hidden, weight, targets, function=plain_bf16)
+    assert plain.numel >= num_rows * vocab_size, "the watch works"
+    with LargestTensor() as ours:
+        gradients(hidden, weight, targets)
+    assert ours.numel <= CHUNK_ROWS * vocab_size
+    with LargestTensor() as scoring:
+        score(hidden, weight, targets[:, None])
+    assert scoring.numel <= CHUNK_ROWS * vocab_size
+
+
+@pytest.mark.parametrize("num_rows", NUM_ROWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_score_equals_the_full_softmax(num_rows, dtype):
+    hidden, weight, targets = example(num_rows, dtype)
+    targets = torch.stack([targets, targets.flip(0), (targets + 1) % V], dim=1)
+    losses, top = score(hidden.requires_grad_(), weight.requires_grad_(), targets)
+    log_probs = (hidden.double() @ weight.double().T).log_softmax(1)
+    expected = -log_probs.gather(1, targets)
+    assert (losses.shape, losses.dtype, top.shape, top.dtype) == (
+        targets.shape,
+        torch.float32,
+        (num_rows,),
+        torch.int64,
+    )
+    assert not losses.requires_grad
+    tolerance = 1e-5 if dtype == torch.float32 else 2.0**-6 * 4  # logits of up to 16 have a ULP of 1/16
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=tolerance, atol=tolerance)
+    best = log_probs.amax(1)
+    torch.testing.assert_close(log_probs.gather(1, top[:, None])[:, 0], best, rtol=0, atol=tolerance)
+    if dtype == torch.float32:
+        assert torch.equal(top, log_probs.argmax(1))

@@ -1,0 +1,294 @@
+"""The transformer against the notebook's own TinyLM, written from torch's modules."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from marble_sweep.config import AdamWConfig
+from marble_sweep.model.loss import linear_cross_entropy
+from marble_sweep.model.transformer import Transformer, causal_attention
+from marble_sweep.training.precision import POLICIES
+from marble_sweep.training.updater import Updater
+
+SIZES = [  # vocab, seq_len, layers, width, heads
+    (50, 8, 0, 16, 1),
+    (50, 8, 1, 4, 1),
+    (97, 16, 2, 64, 2),
+    (300, 32, 4, 128, 4),
+    (40, 12, 3, 24, 3),
+]
+
+
+class TinyLM(nn.Module):
+    """The notebook's model. Its stack of no layers at all is written as what it stands for."""
+
+    def __init__(self, vocab_size, hidden_dim, num_layers, num_heads, seq_len):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, hidden_dim)
+        self.pos_embedding = nn.Embedding(seq_len, hidden_dim)
+        self.transformer = None
+        if num_layers:
+            layer = nn.TransformerEncoderLayer(
+                d_model=hidden_dim,
+                nhead=num_heads,
+                dim_feedforward=hidden_dim * 4,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            # The notebook leaves enable_nested_tensor as it is, and gets a warning that norm_first turns it off.
+            self.transformer = nn.TransformerEncoder(layer, num_layers=num_layers, enable_nested_tensor=False)
+        self.ln_f = nn.LayerNorm(hidden_dim)
+
+    def forward(self, tokens):
+        hidden = self.embedding(tokens) + self.pos_embedding(torch.arange(tokens.shape[1])[None])
+        if self.transformer is not None:
+            mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+            hidden = self.transformer(hidden, mask=mask, is_causal=True)
+        hidden = self.ln_f(hidden)
+        return hidden @ self.embedding.weight.T, hidden
+
+
+def build(size, seed: int = 0) -> Transformer:
+    vocab_size, seq_len, num_layers, hidden_dim, num_heads = size
+    return Transformer(vocab_size, seq_len, num_layers, hidden_dim, num_heads, 4 * hidden_dim, seed)
+
+
+def shaken(size) -> Transformer:
+    """A model none of whose parameters is at its start: biases of 0 and gains of 1 hide mistakes."""
+    model = build(size)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator) * 0.1
+    return model
+
+
+def notebook_twin(model: Transformer, size) -> TinyLM:
+    """The notebook's model with copies of our weights."""
+    vocab_size, seq_len, num_layers, hidden_dim, num_heads = size
+    twin = TinyLM(vocab_size, hidden_dim, num_layers, num_heads, seq_len)
+    pairs = [
+        (twin.embedding.weight, model.embedding.weight),
+        (twin.pos_embedding.weight, model.positions.weight),
+        (twin.ln_f.weight, model.final_norm.weight),
+        (twin.ln_f.bias, model.final_norm.bias),
+    ]
+    for layer, block in zip(twin.transformer.layers if num_layers else [], model.blocks, strict=True):
+        pairs += [
+            (layer.self_attn.in_proj_weight, block.qkv.weight),
+            (layer.self_attn.in_proj_bias, block.qkv.bias),
+            (layer.self_attn.out_proj.weight, block.projection.weight),
+            (layer.self_attn.out_proj.bias, block.projection.bias),
+            (layer.linear1.weight, block.mlp_up.weight),
+            (layer.linear1.bias, block.mlp_up.bias),
+            (layer.linear2.weight, block.mlp_down.weight),
+            (layer.linear2.bias, block.mlp_down.bias),
+            (layer.norm1.weight, block.attention_norm.weight),
+            (layer.norm1.bias, block.attention_norm.bias),
+            (layer.norm2.weight, block.mlp_norm.weight),
+            (layer.norm2.bias, block.mlp_norm.bias),
+        ]
+    assert len(pairs) == len(list(twin.parameters())) == len(list(model.parameters()))
+    with torch.no_grad():
+        for theirs, ours in pairs:
+            theirs.copy_(ours)
+    return twin
+
+
+def random_tokens(vocab_size: int, *shape: int, seed: int = 2) -> torch.Tensor:
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ----------------------------------------------------------------------- architecture
+
+
+def test_the_notebooks_model_has_2089728_parameters():
+    assert sum(each.numel() for each in build((10_000, 128, 4, 128, 4)).parameters()) == 2_089_728
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_parameters_as_many_as_the_notebooks(size):
+    ours, theirs = build(size), TinyLM(size[0], size[3], size[2], size[4], size[1])
+    assert sum(each.numel() for each in ours.parameters()) == sum(each.numel() for each in theirs.parameters())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_logits_equal_the_notebooks(size):
+    model = shaken(size)
+    twin = notebook_twin(model, size)
+    tokens = random_tokens(size[0], 3, size[1])
+    logits, hidden = twin(tokens)
+    torch.testing.assert_close(model(tokens), hidden, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(tokens) @ model.embedding.weight.T, logits, rtol=1e-5, atol=2e-5)
+
+
+def test_no_layers_are_embeddings_and_the_final_norm():
+    model = shaken(SIZES[0])
+    tokens = random_tokens(50, 2, 8)
+    summed = model.embedding.weight[tokens] + model.positions.weight[:8]
+    centred = summed - summed.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(model(tokens), normed * model.final_norm.weight + model.final_norm.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_later_token_changes_nothing_before_it(dtype):
+    size = SIZES[2]
+    model = shaken(size).to(dtype)
+    tokens = random_tokens(size[0], 2, size[1])
+    hidden = model(tokens)
+    for position in range(size[1]):
+        changed = tokens.clone()
+        changed[:, position] = (changed[:, position] + 1) % size[0]
+        after = model(changed)
+        assert torch.equal(after[:, :position], hidden[:, :position])
+        assert not torch.equal(after[:, position], hidden[:, position])
+    changed = tokens.clone()
+    changed[:, 0] += 1
+    assert not torch.equal(model(changed)[:, -1], hidden[:, -1]), "context reaches the last token"
+
+
+def test_a_shorter_window_is_a_prefix():
+    model = shaken(SIZES[2])
+    tokens = random_tokens(97, 2, 16)
+    torch.testing.assert_close(model(tokens[:, :5]), model(tokens)[:, :5])
+
+
+# -------------------------------------------------------------------------- attention
+
+
+def exact_attention(queries, keys, values):
+    scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(-1) @ values
+
+
+def with_gradients(attention, tensors, dtype):
+    tensors = [tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors]
+    attended = attention(*tensors)
+    attended.backward(torch.ones_like(attended).tril())
+    return [attended.detach(), *(tensor.grad for tensor in tensors)]
+
+
+def test_attention_in_float32_is_exact():
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(2, 3, 20, 8, generator=generator) for _ in range(3)]
+    measured = with_gradients(causal_attention, tensors, torch.float32)
+    for ours, truth in zip(measured, with_gradients(exact_attention, tensors, torch.float64), strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_in_bfloat16_is_as_good_as_torchs_own():
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(4, 2, 64, 32, generator=generator).bfloat16() for _ in range(3)]
+    truths = with_gradients(exact_attention, tensors, torch.float64)
+    ours = with_gradients(causal_attention, tensors, torch.bfloat16)
+    theirs = with_gradients(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), tensors, torch.bfloat16)
+    for name, our, their, truth in zip(("out", "queries", "keys", "values"), ours, theirs, truths, strict=True):
+        assert our.dtype == torch.bfloat16
+        scale = truth.norm()
+        error, reference = ((each.double() - truth).norm() / scale for each in (our, their))
+        assert error < 2.0**-6, name  # two units in bfloat16's last place
+        assert error < 3 * reference + 2.0**-9, name
+
+
+# --------------------------------------------------------------------- initialisation
+
+
+def same(first: Transformer, second: Transformer) -> bool:
+    return all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_weights_follow_from_the_seed_alone():
+    torch.manual_seed(1)
+    first = build(SIZES[2], seed=7)
+    torch.manual_seed(2)
+    torch.rand(5)
+    assert same(first, build(SIZES[2], seed=7))
+    other = build(SIZES[2], seed=8)
+    drawn = [name for name, each in first.named_parameters() if not torch.equal(each, other.get_parameter(name))]
+    per_block = ("qkv.weight", "projection.weight", "mlp_up.weight", "mlp_up.bias", "mlp_down.weight", "mlp_down.bias")
+    blocks = [f"blocks.{block}.{name}" for block in range(2) for name in per_block]
+    assert sorted(drawn) == sorted(["embedding.weight", "positions.weight", *blocks])
+
+
+def test_seed_0_is_a_seed():
+    assert same(build(SIZES[2], seed=0), build(SIZES[2], seed=0))
+    assert not same(build(SIZES[2], seed=0), build(SIZES[2], seed=1))
+
+
+def test_distributions_are_the_notebooks():
+    """Standard deviations and bounds of each weight, against those that torch's modules come with."""
+    size = (2_000, 64, 1, 128, 4)
+    torch.manual_seed(0)
+    model, twin = build(size), TinyLM(2_000, 128, 1, 4, 64)
+    for embedding in (model.embedding.weight, model.positions.weight):
+        assert embedding.std().item() == pytest.approx(0.02, rel=0.03)
+        assert abs(embedding.mean().item()) < 0.001
+    block, layer = model.blocks[0], twin.transformer.layers[0]
+    for ours, theirs in (
+        (block.qkv.weight, layer.self_attn.in_proj_weight),
+        (block.projection.weight, layer.self_attn.out_proj.weight),
+        (block.mlp_up.weight, layer.linear1.weight),
+        (block.mlp_up.bias, layer.linear1.bias),
+        (block.mlp_down.weight, layer.linear2.weight),
+        (block.mlp_down.bias, layer.linear2.bias),
+    ):
+        assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.05)
+        assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.15)
+    for ours, theirs in (
+        (block.qkv.bias, layer.self_attn.in_proj_bias),
+        (block.projection.bias, layer.self_attn.out_proj.bias),
+        (block.attention_norm.weight, layer.norm1.weight),
+        (block.attention_norm.bias, layer.norm1.bias),
+        (model.final_norm.weight, twin.ln_f.weight),
+    ):
+        assert torch.equal(ours, theirs)
+
+
+# ----------------------------------------------------------------------- the notebook's loop
+
+
+@pytest.mark.parametrize("size", [(200, 24, 2, 64, 2), (200, 24, 0, 32, 1)], ids=str)
+def test_20_steps_give_the_losses_of_the_notebooks_loop(size):
+    vocab_size, seq_len, *_ = size
+    lr, weight_decay = 1e-3, 0.01
+    model = build(size, seed=3)
+    twin = notebook_twin(model, size).train()
+    # Zipf-like tokens: something to learn in twenty steps.
+    draws = torch.rand(20, 8, seq_len, generator=torch.Generator().manual_seed(4))
+    batches = (vocab_size**draws).long() - 1
+
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
+    loss_fn = nn.CrossEntropyLoss()
+    expected = []
+    for input_ids in batches:
+        logits, _ = twin(input_ids)
+        shift_logits = logits[:, :-1, :].contiguous()
+        shift_labels = input_ids[:, 1:].contiguous()
+        loss = loss_fn(shift_logits.view(-1, vocab_size), shift_labels.view(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+
+    updater = Updater(model, AdamWConfig(lr=lr, weight_decay=weight_decay), POLICIES["fp32"], seed=0)
+    losses = []
+    for tokens in batches:
+        with POLICIES["fp32"].autocast(tokens.device):
+            hidden = model(tokens)
+        loss = linear_cross_entropy(hidden[:, :-1].flatten(0, 1), model.embedding.weight, tokens[:, 1:].flatten())
+        model.zero_grad()
+        loss.backward()
+        updater.step(lr)
+        losses.append(loss.item())
+
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert losses[-1] < losses[0] - 0.1, "it learns, so the comparison says something"
+    for theirs, ours in zip(twin.state_dict()["embedding.weight"], model.embedding.weight, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

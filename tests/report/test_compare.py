@@ -1,0 +1,254 @@
+"""`python -m marble_sweep.compare`, from run directories to what it prints."""
+
+import csv
+import io
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marble_sweep.compare import main
+from marble_sweep.report.rows import matches, parse_filter
+from marble_sweep.report.rundir import Run
+from marble_sweep.report.summary import compare_runs, summarise
+
+MakeRun = Callable[..., Path]
+PROMISED = {
+    *("run", "name", "num_layers", "hidden_dim", "num_heads", "lr", "n_params", "val_loss", "unigram_loss"),
+    *("val_margin", "val_margin_se", "beats_unigram", "final_loss", "dead_moving", "steps_per_minute", "status"),
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sizes, each with two seeds."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for job, (layers, seed) in enumerate([(2, 1), (2, 2), (4, 1), (4, 2)]):
+        make_run(
+            folder / str(job), f"model.num_layers={layers}", f"seed={seed}", freeze_at=150 if layers == 2 else None
+        )
+    return folder
+
+
+@pytest.fixture
+def compare(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def rows(compare: Callable[..., str]) -> Callable[..., list[dict[str, Any]]]:
+    return lambda *arguments: json.loads(compare(*arguments, "--format", "json"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line with which a command line is refused."""
+
+    def run(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("marble_sweep.compare: ")
+        assert message.count("\n") == 1
+        return message
+
+    return run
+
+
+def test_json_rows_have_what_is_promised(sweep: Path, rows: Any) -> None:
+    found = rows(sweep, "--group-by", "none", "--sort", "run")
+    assert len(found) == 4
+    first = found[0]
+    assert set(first) >= PROMISED
+    metadata = json.loads((sweep / "0" / "metadata.json").read_text())
+    *_, last_eval = csv.DictReader((sweep / "0" / "evals.csv").read_text().splitlines())
+    *_, last_step = csv.DictReader((sweep / "0" / "metrics.csv").read_text().splitlines())
+    assert (first["name"], first["num_layers"], first["num_heads"], first["lr"]) == ("2L128D", 2, 4, 3e-4)
+    assert first["n_params"] == metadata["n_params"]
+    assert first["val_loss"] == float(last_eval["val_loss"])
+    assert first["val_margin"] == pytest.approx(first["unigram_loss"] - first["val_loss"])
+    assert first["final_loss"] == float(last_step["loss"])
+    assert first["beats_unigram"] is True
+    assert (first["dead_moving"], first["freeze_step"]) == (0, 150)
+    assert found[3]["freeze_step"] is None
+
+
+def test_seeds_are_repeats(sweep: Path, rows: Any) -> None:
+    single = {row["run"]: row["val_loss"] for row in rows(sweep, "--group-by", "none")}
+    grouped = rows(sweep)
+    assert [(row["num_layers"], row["n"], row["seeds"]) for row in grouped] == [(4, 2, [1, 2]), (2, 2, [1, 2])]
+    for row in grouped:
+        losses = [single[path] for path in row["runs"]]
+        assert row["val_loss"] == pytest.approx(statistics.mean(losses))
+        assert row["val_loss_sd"] == pytest.approx(statistics.stdev(losses))
+
+
+def test_a_group_tells_what_became_of_its_runs(make_run: MakeRun, tmp_path: Path, rows: Any, compare: Any) -> None:
+    for seed in (1, 2, 3):
+        make_run(tmp_path / str(seed), f"seed={seed}", steps=40, status="failed" if seed == 2 else "finished")
+    (row,) = rows(tmp_path)
+    assert (row["status"], row["n"], row["seed"]) == ("2 finished, 1 failed", 3, None)
+    assert "seed more than once" not in compare(tmp_path)
+    make_run(tmp_path / "again", "seed=1", steps=40)
+    assert "seed more than once" in compare(tmp_path)
+
+
+def test_the_table_shows_only_what_differs(sweep: Path, compare: Any) -> None:
+    table = compare(sweep, "--format", "markdown").splitlines()
+    assert table[0].startswith(
+        "| run | num_layers | n | n_params | val_loss | val_margin | beats_unigram | beats_bigram |"
+    )
+    assert table[2].startswith("| 2 +1 | 4 | 2 | 2,082,816 | 4.0")
+    single = compare(sweep, "--format", "markdown", "--group-by", "none").splitlines()
+    assert single[0].startswith("| run | num_layers | seed | n_params |")
+
+
+def test_the_terminal_table_is_aligned(sweep: Path, compare: Any) -> None:
+    lines = compare(sweep, "--columns", "run,n_params,status").splitlines()
+    assert lines[:4] == [
+        "run    n_params  status",
+        "────  ─────────  ────────",
+        "2 +1  2,082,816  finished",
+        "0 +1  1,689,600  finished",
+    ]
+
+
+def test_sort_filter_and_columns(sweep: Path, compare: Any) -> None:
+    options = ("--group-by", "none", "--format", "csv", "--columns", "num_layers,seed", "--sort")
+    assert compare(sweep, *options, "seed", "--descending", "--filter", "n_params<2e6").split() == [
+        "num_layers,seed",
+        "2,2",
+        "2,1",
+    ]
+    assert compare(sweep, *options, "num_layers", "--filter", "seed==1 and status=='finished'").split()[1:] == [
+        "2,1",
+        "4,1",
+    ]
+
+
+def test_grouping_by_a_column_averages_over_the_rest(sweep: Path, rows: Any) -> None:
+    (row,) = rows(sweep, "--group-by", "lr")
+    assert (row["n"], row["num_layers"], row["freeze_step"]) == (4, None, None)
+
+
+def test_csv_is_complete(sweep: Path, compare: Any) -> None:
+    first, *_ = csv.DictReader(io.StringIO(compare(sweep, "--format", "csv")))
+    assert set(first) >= PROMISED
+    assert math.isfinite(float(first["val_loss_sd"]))
+
+
+def test_runs_are_compared_at_the_same_step(make_run: MakeRun, tmp_path: Path, compare: Any, rows: Any) -> None:
+    make_run(tmp_path / "long", steps=200)
+    make_run(tmp_path / "short", "model.num_layers=2", steps=100, status="running")
+    make_run(tmp_path / "broken", "optimizer.lr=1", steps=30, status="diverged")
+    make_run(tmp_path / "blind", "optimizer.lr=0.1", steps=200, every=0)
+    text = compare(tmp_path)
+    assert "different lengths: all are compared at step 100" in text
+    assert "short (running)" in text
+    found = {Path(row["run"]).name: row for row in rows(tmp_path)}
+    assert found["long"]["step"] == found["short"]["step"] == 100
+    assert found["long"]["val_loss"] == Run.read(tmp_path / "long").eval_at[100]["val_loss"]
+    assert found["long"]["final_loss"] == Run.read(tmp_path / "long").steps.row(100)["loss"]
+    assert (found["broken"]["val_loss"], found["broken"]["status"]) == (None, "diverged")
+    assert found["blind"]["val_loss"] is None
+    (kept,) = rows(tmp_path, "--filter", "status==finished and lr<0.01")
+    assert kept["step"] == 200
+
+
+def test_no_common_step_is_said(make_run: MakeRun, tmp_path: Path, compare: Any) -> None:
+    make_run(tmp_path / "a", steps=30, every=30)
+    make_run(tmp_path / "b", steps=40, every=40)
+    assert "no step at which all runs have an evaluation" in compare(tmp_path)
+
+
+@pytest.mark.parametrize("other", [{"sha256": "b" * 64}, {"vocab_size": 500}])
+def test_losses_on_different_tokens_are_not_ranked(
+    make_run: MakeRun, tmp_path: Path, compare: Any, other: dict[str, Any]
+) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", **other)
+    text = compare(tmp_path, "--format", "markdown")
+    assert "Warning: runs on 2" in text
+    assert "bits_per_byte" in text.splitlines()[2]
+    assert compare_runs([Run.read(tmp_path / name) for name in "ab"]).objective == "bits_per_byte"
+
+
+def test_beating_unigram_takes_three_standard_errors(make_run: MakeRun, tmp_path: Path, rows: Any) -> None:
+    for name, loss in (("clear", 6.1), ("close", 6.16), ("worse", 6.3)):
+        make_run(tmp_path / name, loss=loss)
+        evals = (tmp_path / name / "evals.csv").read_text().splitlines()
+        (tmp_path / name / "evals.csv").write_text("\n".join([evals[0], evals[-1]]) + "\n")
+    found = {Path(row["run"]).name: row["beats_unigram"] for row in rows(tmp_path, "--group-by", "none")}
+    assert found == {"clear": True, "close": False, "worse": False}
+
+
+def test_a_choice_of_group_is_named_after_the_group(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "precision.name=fp32", "optimizer.betas=[0.8,0.9]")]
+    comparison = compare_runs([Run.read(run) for run in runs])
+    assert comparison.varied == ["betas", "precision"]
+    assert [row["precision"] for row in comparison.rows] == ["bf16", "fp32"]
+    assert comparison.rows[1]["betas"] == "0.8, 0.9"
+    assert list(summarise(runs)["precision"]) == ["bf16", "fp32"]
+
+
+def test_mistakes_cost_one_line(sweep: Path, refused: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "the nearest is val_loss" in refused(sweep, "--sort", "vall_loss")
+    assert "must be a column" in refused(sweep, "--columns", "run,nope")
+    assert "must be a column" in refused(sweep, "--group-by", "nope")
+    assert "must be a column" in refused(sweep, "--filter", "nope<1")
+    assert "must be like" in refused(sweep, "--filter", "__import__('os').system('true')")
+    assert "like with like" in refused(sweep, "--filter", "name<3")
+    assert "none of 4 passes" in refused(sweep, "--filter", "lr>1")
+    assert "PATH = nowhere" in refused("nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert "there is no run under multirun/ or outputs/" in refused()
+
+
+def test_without_a_path_the_newest_sweep_is_taken(
+    make_run: MakeRun, tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "multirun" / "day" / "time" / "0")
+    monkeypatch.chdir(tmp_path)
+    assert [row["run"] for row in rows()] == ["multirun/day/time/0"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "met"),
+    [
+        ("a<2", True),
+        ("a >= 2", False),
+        ("a==1 and b==x", True),
+        ("b!='x'", False),
+        ("c==true", True),
+        ("d==none", True),
+        ("d<1", False),
+        ("d!=1", True),
+        ("a=1e0 and c=false", False),
+    ],
+)
+def test_filters(expression: str, met: bool) -> None:
+    assert matches({"a": 1, "b": "x", "c": True, "d": None}, parse_filter(expression)) is met
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_compare_in_ten_seconds(make_run: MakeRun, tmp_path: Path, compare: Any) -> None:
+    source = make_run(tmp_path / "0", "model.num_layers=1", steps=5000, every=250, freeze_at=1000)
+    config = (source / "config.yaml").read_text()
+    for job in range(1, 1000):
+        run = tmp_path / str(job)
+        run.mkdir()
+        (run / "config.yaml").write_text(config.replace("seed: 42", f"seed: {job}"))
+        for name in ("metadata.json", "evals.csv"):
+            (run / name).write_bytes((source / name).read_bytes())
+        (run / "metrics.csv").hardlink_to(source / "metrics.csv")
+    started = time.perf_counter()
+    compare(tmp_path)
+    assert time.perf_counter() - started < 10

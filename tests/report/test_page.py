@@ -1,0 +1,248 @@
+"""The comparison page: what it says, and that it works in a browser."""
+
+import base64
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from marble_sweep.report.curves import shorten
+from marble_sweep.report.headline import headline, labels
+from marble_sweep.report.page import pack, write_page
+from marble_sweep.report.rows import group_rows, repeats
+from marble_sweep.report.rundir import Run
+from marble_sweep.report.summary import Comparison, compare_runs
+
+MakeRun = Callable[..., Path]
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+SWITCHES = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--enable-unsafe-swiftshader",  # WebGL without a GPU, for the parallel coordinates
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+LAPTOP, PHONE = (1280, 800), (390, 844)
+
+
+def compared(*runs: Path) -> Comparison:
+    return compare_runs([Run.read(run) for run in runs])
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    return headline(comparison, group_rows(comparison.rows, repeats(comparison)))
+
+
+def test_the_headline_names_the_best_and_the_smallest(make_run: MakeRun, tmp_path: Path) -> None:
+    big = [make_run(tmp_path / f"big{seed}", "model.num_layers=4", f"seed={seed}", loss=4.0) for seed in (1, 2)]
+    small = make_run(tmp_path / "small", "model.num_layers=1", loss=5.0)
+    lost = make_run(tmp_path / "lost", "model.num_layers=0", loss=6.5, status="diverged")
+    best, smallest, what = sentences(compared(*big, small, lost))
+    assert re.fullmatch(r"Best: 4L128D, held-out loss 4\.0\d\d ± 0\.00\d nats per token\.", best)
+    assert smallest.startswith("Smallest that beats unigram (2 of 3 do): 1L128D, 1,492,992 parameters, by 1.1")
+    assert what == "4 runs of 3 configurations, repeated over seeds, at step 200; 1 diverged."
+
+
+def test_the_headline_when_none_beats_unigram(make_run: MakeRun, tmp_path: Path) -> None:
+    lost = [make_run(tmp_path / str(lr), f"optimizer.lr={lr}", loss=6.5) for lr in (1, 2)]
+    assert sentences(compared(*lost))[1].startswith("None of 2 beats unigram; 4L128D, lr=")
+    blind = make_run(tmp_path / "blind", every=0)
+    assert "not known" in " ".join(sentences(compared(blind)))
+
+
+def test_without_a_common_step_nothing_is_called_best(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(every), steps=every, every=every) for every in (30, 40)]
+    assert sentences(compared(*runs)) == ["2 runs."]
+
+
+def test_configurations_of_one_name_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    comparison = compared(make_run(tmp_path / "a"), make_run(tmp_path / "b", sha256="b" * 64))
+    groups = group_rows(comparison.rows, repeats(comparison))
+    assert labels(comparison, groups) == [f"4L128D ({tmp_path / name})" for name in "ab"]
+
+
+def test_curves_are_means_of_neighbours() -> None:
+    values = np.array([[1, 2, 3, 4, 5, 6], [1, np.nan, np.nan, np.nan, np.inf, 3]], dtype=float)
+    np.testing.assert_array_equal(shorten(values, 3), [[1.5, 3.5, 5.5], [1, np.nan, 3]])
+    np.testing.assert_array_equal(shorten(values, 100)[0], values[0])
+
+
+def test_packed_values_come_back() -> None:
+    for values in ([1.0, 2.5, np.nan, 9.0], [3.0, 3.0], [np.nan]):
+        packed = pack(np.array(values))
+        codes = np.frombuffer(base64.b64decode(packed["codes"]), "<u2")
+        back = packed["low"] + (packed["high"] - packed["low"]) * codes / 65534
+        np.testing.assert_allclose(np.where(codes == 65535, np.nan, back), values, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sweep(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Twelve configurations of three parameters, one with repeats, one that diverged, one named like an attack."""
+    folder = tmp_path_factory.mktemp("sweep")
+    grid = [(layers, lr, decay) for layers in (1, 2, 4) for lr in (3e-4, 3e-3) for decay in (0, 0.1)]
+    runs = [
+        make_run(
+            folder / str(job),
+            f"model.num_layers={layers}",
+            f"optimizer.lr={lr}",
+            f"optimizer.weight_decay={decay}",
+            f"data.packages=[{'numpy' if job else ATTACK}]",
+            steps=400,
+            status="diverged" if job == 3 else "finished",
+        )
+        for job, (layers, lr, decay) in enumerate(grid)
+    ]
+    again = [f"model.num_layers={grid[5][0]}", f"optimizer.lr={grid[5][1]}", f"optimizer.weight_decay={grid[5][2]}"]
+    return compared(*runs, make_run(folder / "12", *again, "data.packages=[numpy]", "seed=1", steps=400))
+
+
+ATTACK = "<img src=x onerror=document.title=1></script>"
+
+
+@pytest.fixture(scope="module")
+def page(sweep: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "new" / "page.html"
+    write_page(sweep, path)
+    return path
+
+
+def test_the_page_is_whole_and_small(page: Path) -> None:
+    text = page.read_text()
+    assert 4_000_000 < len(text.encode()) < 6_000_000
+    own = text.replace(text[text.index("/**\n* plotly.js") : text.index('<script id="data"')], "")
+    assert "http" not in own.replace("http-equiv", "")
+    assert ATTACK not in own
+    assert "&lt;img src=x" in own
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    if not (BROWSER and DRIVER):
+        missing = "needs chromium and chromedriver (apt-get install chromium chromium-driver)"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    options = ChromeOptions()
+    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(switch)
+    options.binary_location = str(BROWSER)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with Chrome(options=options, service=Service(DRIVER)) as driver:
+        yield driver
+
+
+def visit(browser: Chrome, page: Path, size: tuple[int, int] = LAPTOP) -> None:
+    """Open the page and scroll through it, so that every chart is drawn."""
+    metrics: dict[str, Any] = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    for chart in browser.find_elements(By.CSS_SELECTOR, ".chart"):
+        browser.execute_script("arguments[0].scrollIntoView()", chart)
+        WebDriverWait(browser, 20).until(lambda _, chart=chart: "js-plotly-plot" in chart.get_attribute("class"))
+
+
+def picked_curves(browser: Chrome) -> list[list[float]]:
+    """The training-loss curves drawn over the others, each as its values."""
+    script = """
+        const chart = document.querySelector('[data-curve="loss"]');
+        return chart.classList.contains("picking") ? chart.data.at(-1).y : [];
+    """
+    curves: list[list[float]] = [[]]
+    for value in browser.execute_script(script):
+        curves[-1:] = [curves[-1] + [value]] if value is not None else [curves[-1], []]
+    return [curve for curve in curves if curve]
+
+
+@pytest.mark.slow
+def test_the_page_opens_without_a_complaint(browser: Chrome, page: Path) -> None:
+    browser.get_log("browser")
+    visit(browser, page)
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot")) == 1 + 9 + 1 + 4 + 1
+    complaints = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert complaints == []
+    assert browser.title.startswith("marble_sweep: Best: ")  # no config's text has run
+    assert not browser.find_elements(By.CSS_SELECTOR, "img[src=x]")
+
+
+@pytest.mark.slow
+def test_a_click_on_a_heading_sorts(browser: Chrome, page: Path) -> None:
+    visit(browser, page)
+
+    def column(name: str) -> list[str]:
+        heads = [head.text.split()[0] for head in browser.find_elements(By.CSS_SELECTOR, "#runs th")]
+        script = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.cells[arguments[0]].dataset.value)"
+        found: list[str] = browser.execute_script(script, heads.index(name))
+        return found
+
+    def click(name: str) -> None:
+        buttons = browser.find_elements(By.CSS_SELECTOR, "#runs th button")
+        button = next(each for each in buttons if each.text.split()[0] == name)
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", button)
+        button.click()
+
+    for name in ("val_loss", "n_params"):
+        click(name)
+        numbers = [float(value) for value in column(name)]
+        assert numbers == sorted(numbers)
+        click(name)
+        assert [float(value) for value in column(name)] == sorted(numbers, reverse=True)
+    click("status")
+    assert column("status") == sorted(column("status"))
+
+
+@pytest.mark.slow
+def test_a_click_on_a_row_highlights_its_curves(browser: Chrome, page: Path, sweep: Comparison) -> None:
+    visit(browser, page)
+    assert picked_curves(browser) == []
+    rows = browser.find_elements(By.CSS_SELECTOR, "#runs tbody tr")
+    for n, run in ((2, 12), (1, 0)):  # the repeated configuration, then a single run
+        row = next(row for row in rows if row.text.split()[0] == ("5" if n == 2 else str(run)))
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", row)
+        row.find_element(By.TAG_NAME, "td").click()
+        chart = browser.find_element(By.CSS_SELECTOR, '[data-curve="loss"]')
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+        WebDriverWait(browser, 10).until(lambda _, n=n: len(picked_curves(browser)) == n)
+        assert row.get_attribute("aria-selected") == "true"
+        last = sweep.runs[run].steps.row(400)["loss"]
+        assert any(abs(curve[-1] - last) < 0.2 for curve in picked_curves(browser))
+        assert browser.find_element(By.ID, "picked").is_displayed()
+    browser.find_element(By.CSS_SELECTOR, "#picked button").click()
+    WebDriverWait(browser, 10).until(lambda _: picked_curves(browser) == [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [LAPTOP, PHONE])
+def test_nothing_reaches_beyond_the_window(browser: Chrome, page: Path, size: tuple[int, int]) -> None:
+    visit(browser, page, size)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    assert browser.execute_script("return innerWidth") == size[0]
+
+
+@pytest.mark.slow
+def test_two_hundred_long_runs_open_in_seconds(browser: Chrome, make_run: MakeRun, tmp_path: Path) -> None:
+    source = make_run(tmp_path / "source", steps=5000, every=250)
+    config = (source / "config.yaml").read_text()
+    runs = []
+    for job in range(200):
+        run = shutil.copytree(source, tmp_path / str(job), copy_function=os.link)
+        (run / "config.yaml").unlink()
+        (run / "config.yaml").write_text(config.replace("lr: 0.0003", f"lr: {0.0001 * (job + 1)}"))
+        runs.append(run)
+    write_page(compared(*runs), tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 6_000_000
+    started = time.perf_counter()
+    browser.get((tmp_path / "page.html").as_uri())
+    WebDriverWait(browser, 20, 0.05).until(lambda _: browser.find_elements(By.CSS_SELECTOR, "#frontier.js-plotly-plot"))
+    assert time.perf_counter() - started < 6  # 3 on an idle machine

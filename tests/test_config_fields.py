@@ -1,0 +1,435 @@
+"""Every complaint of config.py, every file of conf/, and the way back from a dumped config."""
+
+import math
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from marble_sweep import config as schema
+from marble_sweep.cli import CONF, option_groups, run_directory
+from marble_sweep.config import (
+    PRECISIONS,
+    SCHEMAS,
+    AdamConfig,
+    AdamWConfig,
+    Config,
+    ConstantConfig,
+    CosineConfig,
+    DataConfig,
+    DeviceConfig,
+    IIDConfig,
+    MarkovConfig,
+    ModelConfig,
+    MuonConfig,
+    NotebookConfig,
+    PrecisionConfig,
+    PydocsConfig,
+    SGDConfig,
+    TextConfig,
+    TrainerConfig,
+    VerdictConfig,
+    WSDConfig,
+    load,
+    resolve,
+)
+
+MANDATORY = {
+    "text": ["data.path=corpus.txt"],
+    "notebook": ["data.corpus_path=c.txt", "data.tokenizer_path=t.json", "data.dead_mask_path=m.safetensors"],
+}
+OPTIONS = sorted(
+    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")
+)
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra_on_conf():
+    schema.register_schemas()
+    OmegaConf.register_new_resolver("run_dir", run_directory, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> Config:
+    return resolve(compose("config", overrides=list(overrides)))
+
+
+# --------------------------------------------------------------------------- complaints
+
+WRONG = [
+    (ModelConfig, "num_layers", -1, "model.num_layers"),
+    (ModelConfig, "hidden_dim", 0, "model.hidden_dim"),
+    (ModelConfig, "mlp_ratio", 0.0, "model.mlp_ratio"),
+    (ModelConfig, "mlp_ratio", -4.0, "model.mlp_ratio"),
+    (ModelConfig, "mlp_ratio", math.nan, "model.mlp_ratio"),
+    (ModelConfig, "mlp_ratio", math.inf, "model.mlp_ratio"),
+    (ModelConfig, "num_heads", 0, "model.num_heads"),
+    (ModelConfig, "num_heads", 3, "model.num_heads"),
+    (ModelConfig, "num_heads", -2, "model.num_heads"),
+    *[
+        (optimizer, name, value, f"optimizer.{name}")
+        for optimizer in (AdamWConfig, AdamConfig, SGDConfig, MuonConfig)
+        for name, values in {
+            "lr": (0.0, -1e-3, math.nan, math.inf),
+            "weight_decay": (-0.01, math.nan, math.inf),
+        }.items()
+        for value in values
+    ],
+    *[
+        (optimizer, name, value, f"optimizer.{name}")
+        for optimizer in (AdamWConfig, AdamConfig, MuonConfig)
+        for name, values in {
+            "eps": (0.0, -1e-8, math.nan, math.inf),
+            "betas": ((1.0, 0.999), (0.9, 1.0), (-0.1, 0.9), (0.9, math.nan), (0.9,), (0.9, 0.99, 0.999)),
+        }.items()
+        for value in values
+    ],
+    *[(each, "momentum", value, "optimizer.momentum") for each in (SGDConfig, MuonConfig) for value in (1.0, -0.1)],
+    *[(each, "warmup_steps", -1, "schedule.warmup_steps") for each in (ConstantConfig, CosineConfig, WSDConfig)],
+    *[
+        (each, "final_fraction", value, "schedule.final_fraction")
+        for each in (CosineConfig, WSDConfig)
+        for value in (-0.1, 1.1, math.nan)
+    ],
+    (WSDConfig, "decay_fraction", -0.1, "schedule.decay_fraction"),
+    (WSDConfig, "decay_fraction", 1.1, "schedule.decay_fraction"),
+    (DeviceConfig, "type", "tpu", "device.type"),
+    (DeviceConfig, "num_threads", 0, "device.num_threads"),
+    (PrecisionConfig, "name", "fp8", "precision.name"),
+    *[
+        (each, "val_fraction", value, "data.val_fraction")
+        for each in (PydocsConfig, TextConfig, NotebookConfig, MarkovConfig, IIDConfig)
+        for value in (-0.1, 1.0, math.nan)
+    ],
+    *[
+        (each, "vocab_size", value, "data.vocab_size")
+        for each, value in [
+            (DataConfig, 1),
+            (NotebookConfig, 0),
+            (MarkovConfig, 2),  # the step's top 3 needs three
+            (PydocsConfig, 255),
+            (TextConfig, 255),
+        ]
+    ],
+    *[
+        (each, "dead_fraction", value, "data.dead_fraction")
+        for each in (PydocsConfig, TextConfig, MarkovConfig, IIDConfig)
+        for value in (-0.1, 1.0)
+    ],
+    (MarkovConfig, "num_tokens", 1, "data.num_tokens"),
+    (MarkovConfig, "branching", 1, "data.branching"),
+    (MarkovConfig, "branching", 324, "data.branching"),
+    (IIDConfig, "branching", 324, "data.branching"),
+    *[
+        (TrainerConfig, name, 0, f"trainer.{name}")
+        for name in ("total_steps", "batch_size", "checkpoint_interval", "eval_windows")
+    ],
+    (TrainerConfig, "seq_len", 1, "trainer.seq_len"),
+    (TrainerConfig, "eval_interval", -1, "trainer.eval_interval"),
+    *[(TrainerConfig, "state_interval", value, "trainer.state_interval") for value in (0.0, -1.0, math.inf)],
+    *[(VerdictConfig, "min_standard_errors", value, "verdict.min_standard_errors") for value in (0.0, math.nan)],
+    (VerdictConfig, "target_loss", math.nan, "verdict.target_loss"),  # verdict.json could not be written
+    (VerdictConfig, "direction_lag", 1, "verdict.direction_lag"),
+    *[
+        (VerdictConfig, name, value, f"verdict.{name}")
+        for name in ("min_off_unigram", "min_dead_moving", "max_dead_slowdown")
+        for value in (-0.1, 1.1, math.nan)
+    ],
+    *[(VerdictConfig, "min_direction_change", value, "verdict.min_direction_change") for value in (-0.1, 2.1)],
+]
+
+
+def assert_one_line(error: ValueError, name: str) -> None:
+    """`field = value: must be ...`, and nothing more."""
+    head, _, allowed = str(error).partition(": must be ")
+    assert allowed
+    assert "\n" not in str(error)
+    assert head.split(" = ")[0] == name
+
+
+@pytest.mark.parametrize(("group", "name", "value", "field"), WRONG, ids=lambda each: getattr(each, "__name__", None))
+def test_what_is_wrong_is_named_with_its_value(group, name, value, field):
+    with pytest.raises(ValueError, match="must be") as caught:
+        group(**{name: value})
+    assert_one_line(caught.value, field)
+    if not isinstance(value, tuple):
+        assert str(caught.value).startswith(f"{field} = {value}: must be ")
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        lambda: ModelConfig(num_layers=0, hidden_dim=1, mlp_ratio=0.01),
+        lambda: ModelConfig(hidden_dim=12, num_heads=12),
+        lambda: AdamWConfig(weight_decay=0.0, betas=(0.0, 0.0)),
+        lambda: SGDConfig(momentum=0.0),
+        lambda: CosineConfig(final_fraction=0.0),
+        lambda: CosineConfig(final_fraction=1.0),
+        lambda: WSDConfig(decay_fraction=1.0),
+        lambda: DeviceConfig(num_threads=1),
+        lambda: PydocsConfig(vocab_size=256, dead_fraction=0.0, val_fraction=0.0),
+        lambda: MarkovConfig(branching=323),  # 512 less 37 % dead
+        lambda: TrainerConfig(1, 1, 2, 1, 0, 1, 0.001),
+        lambda: VerdictConfig(
+            min_off_unigram=0.0, min_dead_moving=1.0, max_dead_slowdown=1.0, min_direction_change=2.0
+        ),
+    ],
+)
+def test_bounds_themselves_are_allowed(right):
+    right()
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValueError, match="must be") as caught:
+        SGDConfig(momentum=0.0, nesterov=True)
+    assert_one_line(caught.value, "optimizer.nesterov")
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("seed=-1", "seed"),
+        (f"seed={2**64}", "seed"),  # torch takes 64 bits
+        ("schedule.warmup_steps=5000", "schedule.warmup_steps"),
+        ("trainer.total_steps=0", "trainer.total_steps"),
+        ("model.num_heads=3", "model.num_heads"),
+        ("optimizer.lr=0", "optimizer.lr"),
+        ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("model.mlp_ratio=inf", "model.mlp_ratio"),
+        ("data=text", "data.path"),
+        ("data=notebook", "data.corpus_path"),
+    ],
+)
+def test_a_wrong_override_is_one_line(override, field):
+    with pytest.raises(ValueError, match="must be") as caught:
+        composed(override)
+    assert_one_line(caught.value, field)
+
+
+def test_a_warm_up_must_end_before_the_run():
+    assert composed("schedule.warmup_steps=9", "trainer.total_steps=10").schedule.warmup_steps == 9
+    with pytest.raises(ValueError, match=r"schedule.warmup_steps = 10: must be < trainer.total_steps = 10"):
+        composed("schedule.warmup_steps=10", "trainer.total_steps=10")
+
+
+# ------------------------------------------------------------------------ derived values
+
+
+@pytest.mark.parametrize(
+    ("hidden_dim", "heads"),
+    [(128, 4), (64, 2), (192, 6), (256, 8), (100, 2), (63, 1), (48, 1), (32, 1), (16, 1), (1, 1), (96, 3), (127, 1)],
+)
+def test_heads_follow_from_the_width(hidden_dim, heads):
+    assert ModelConfig(hidden_dim=hidden_dim).heads == heads
+
+
+def test_heads_are_the_most_that_leave_32_dimensions():
+    for hidden_dim in range(1, 600):
+        fitting = [count for count in range(1, hidden_dim + 1) if hidden_dim % count == 0 and hidden_dim / count >= 32]
+        assert ModelConfig(hidden_dim=hidden_dim).heads == max(fitting, default=1)
+
+
+def test_heads_that_are_given_stay():
+    assert ModelConfig(hidden_dim=128, num_heads=16).heads == 16
+
+
+@pytest.mark.parametrize(("ratio", "mlp_dim"), [(4.0, 512), (0.5, 64), (2.7, 346), (0.001, 1)])
+def test_the_mlps_width(ratio, mlp_dim):
+    assert ModelConfig(hidden_dim=128, mlp_ratio=ratio).mlp_dim == mlp_dim
+
+
+def test_live_tokens_of_a_chain():
+    assert MarkovConfig(vocab_size=10_000).num_live == 6_300
+    assert MarkovConfig(vocab_size=10, dead_fraction=0.0).num_live == 10
+
+
+@pytest.mark.parametrize("overrides", [["model=2L64D"], ["model.num_layers=2", "model.hidden_dim=64"]], ids=" ".join)
+def test_the_models_name_follows_its_numbers(overrides):
+    assert composed(*overrides).model.name == "2L64D"
+    assert composed(*overrides).experiment_name == "2L64D"
+
+
+# -------------------------------------------------------------------------------- conf/
+
+
+def test_defaults_are_the_notebooks():
+    config = composed()
+    assert (config.model.num_layers, config.model.hidden_dim, config.model.heads, config.model.mlp_dim) == (
+        4,
+        128,
+        4,
+        512,
+    )
+    assert config.optimizer == AdamWConfig(lr=3e-4, weight_decay=0.01, betas=[0.9, 0.999], eps=1e-8)
+    trainer = config.trainer
+    assert (trainer.total_steps, trainer.batch_size, trainer.seq_len, trainer.checkpoint_interval) == (
+        5000,
+        128,
+        128,
+        500,
+    )
+    assert (config.seed, config.data.vocab_size, config.precision.name) == (42, 10_000, "bf16")
+    assert config.schedule == ConstantConfig()
+    assert (config.device.type, config.data.name, config.resume) == ("auto", "pydocs", None)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
+def test_every_option_of_every_group_composes(group, option):
+    config = composed(f"{group}={option}", *MANDATORY.get(option, []))
+    chosen = getattr(config, group)
+    if group in ("model", "optimizer", "schedule", "precision", "data"):
+        assert chosen.name == option, "a file is named after what it holds"
+    if group in SCHEMAS:
+        assert type(chosen) is SCHEMAS[group][option]
+
+
+@pytest.mark.parametrize(("group", "option"), [each for each in OPTIONS if each[0] != "model"], ids="=".join)
+def test_what_a_file_leaves_out_and_what_it_says_are_the_schemas_defaults(group, option):
+    """Otherwise the same run would differ by how its config was made."""
+    chosen = getattr(composed(f"{group}={option}", *MANDATORY.get(option, [])), group)
+    given = {override.split(".")[1].split("=")[0] for override in MANDATORY.get(option, [])} | {"name", "type"}
+    if group == "schedule":
+        given.add("warmup_steps")  # one that is wanted is set in the file
+    for each in fields(chosen):
+        if each.name not in given:
+            default = getattr(type(chosen)(), each.name)
+            found = getattr(chosen, each.name)
+            assert list(found) == list(default) if isinstance(found, list | tuple) else found == default, each.name
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("others", [[], ["optimizer=sgd"], ["data=markov"], ["schedule=wsd"]], ids=str)
+def test_every_experiment_composes_and_leaves_room(experiment, others):
+    config = composed(f"experiment={experiment}", *others)
+    assert config.schedule.warmup_steps < config.trainer.total_steps
+    for other in others:
+        group, option = other.split("=")
+        assert getattr(config, group).name == option
+
+
+def test_the_experiments_that_the_issue_names():
+    marble, flannel = composed("experiment=marble_1"), composed("experiment=flannel")
+    crucible, quick = composed("experiment=crucible"), composed("experiment=quick")
+    assert (marble.precision.name, marble.data.val_fraction, marble.model.name) == ("bf16_pure", 0.0, "4L128D")
+    assert (marble.optimizer.lr, marble.optimizer.weight_decay, marble.seed) == (3e-4, 0.01, 42)
+    assert (flannel.model.name, flannel.optimizer.lr, flannel.optimizer.weight_decay) == ("2L64D", 3e-4, 0.1)
+    assert (crucible.optimizer.lr, crucible.optimizer.weight_decay) == (1e-3, 0.0)
+    assert quick.data.name == "pydocs"
+    assert quick.data.val_fraction > 0
+
+
+def test_the_marble_experiment_takes_the_notebooks_own_files():
+    config = composed("experiment=marble_1", "data=notebook", *MANDATORY["notebook"])
+    assert (config.data.name, config.data.val_fraction) == ("notebook", 0.0)
+
+
+def test_there_is_an_option_for_everything_the_schema_knows():
+    for group, options in SCHEMAS.items():
+        assert {option for its_group, option in OPTIONS if its_group == group} == set(options)
+    assert {option for group, option in OPTIONS if group == "precision"} == set(PRECISIONS)
+    assert {"1L16D", "2L64D", "4L128D", "6L192D", "8L256D"} <= {option for group, option in OPTIONS if group == "model"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.num_layer=3",
+        "optimizer.learning_rate=1",
+        "optimizer.momentum=0.9",  # of sgd, while adamw is chosen
+        "trainer.steps=3",
+        "data.path=x",
+        "sead=1",
+    ],
+)
+def test_an_unknown_key_fails(override):
+    with pytest.raises((ConfigCompositionException, OmegaConfBaseException)):
+        composed(override)
+
+
+@pytest.mark.parametrize("override", ["model=9L9D", "precision=fp8", "experiment=nothing"])
+def test_an_unknown_option_fails(override):
+    with pytest.raises(MissingConfigException):
+        composed(override)
+
+
+@pytest.mark.parametrize(
+    "override", ["model.num_layers=two", "trainer.total_steps=1.5", "optimizer.betas=high", "seed=x"]
+)
+def test_a_value_of_the_wrong_type_fails(override):
+    with pytest.raises((ConfigCompositionException, OmegaConfBaseException)):
+        composed(override)
+
+
+# -------------------------------------------------------------------------- dump and load
+
+
+def dumped(config: Config, directory: Path) -> Path:
+    """As a run leaves it in its directory."""
+    path = directory / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return path
+
+
+KINDS = [(group, option) for group, option in OPTIONS if group in SCHEMAS]
+
+
+@pytest.mark.parametrize(("group", "option"), KINDS, ids="=".join)
+def test_a_dumped_config_loads_as_it_was(tmp_path, group, option):
+    config = composed(
+        f"{group}={option}", *MANDATORY.get(option, []), "seed=7", "notes='a: b # c'", "model.num_heads=8"
+    )
+    again = load(dumped(config, tmp_path))
+    assert again == config
+    assert type(getattr(again, group)) is type(getattr(config, group))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_dumped_experiment_loads_as_it_was(tmp_path, experiment):
+    config = composed(f"experiment={experiment}", "trainer.batch_size=3", "data.val_fraction=0.25")
+    assert load(dumped(config, tmp_path)) == config
+
+
+def test_lists_and_what_differs_from_every_default_survive(tmp_path):
+    config = composed(
+        *("data.packages=[numpy]", "optimizer.betas=[0.8,0.95]", "optimizer.eps=1e-6", "device.num_threads=2"),
+        *(
+            "model.mlp_ratio=2.5",
+            "verdict.direction_lag=7",
+            "experiment_name=mine",
+            "precision=mixed",
+            "model.name=odd",
+        ),
+    )
+    again = load(dumped(config, tmp_path))
+    assert again == config
+    assert (again.data.packages, list(again.optimizer.betas), again.model.name) == (["numpy"], [0.8, 0.95], "odd")
+
+
+def test_a_dumped_config_that_was_tampered_with_is_checked_again(tmp_path):
+    path = dumped(composed(), tmp_path)
+    path.write_text(path.read_text().replace("lr: 0.0003", "lr: -1.0"))
+    with pytest.raises(ValueError, match=r"optimizer.lr = -1.0: must be"):
+        load(path)
+    path.write_text(path.read_text().replace("lr: -1.0", "lr: 0.1\n  rate: 3"))
+    with pytest.raises(OmegaConfBaseException, match="rate"):
+        load(path)
+
+
+def test_a_dump_has_every_field():
+    config = composed()
+    dump = OmegaConf.to_container(OmegaConf.structured(config))
+
+    def names(value) -> dict:
+        return {each.name: names(getattr(value, each.name)) for each in fields(value)} if is_dataclass(value) else {}
+
+    def keys(value) -> dict:
+        return {key: keys(each) for key, each in value.items()} if isinstance(value, dict) else {}
+
+    assert keys(dump) == names(config)

@@ -1,0 +1,328 @@
+"""Every criterion's pass, fail and n/a, from tables made by hand."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from marble_sweep.config import VerdictConfig
+from marble_sweep.training.evaluation import EVAL_COLUMNS
+from marble_sweep.verdict import Check, Criterion, Verdict, judge
+
+NUM_STEPS = 100
+LAG = 20
+
+
+def steps_table(num_steps: int = NUM_STEPS, **changed) -> pd.DataFrame:
+    """A run that passes: the loss falls, h_mean turns, dead tokens jump and then rest."""
+    way = np.linspace(0, 1, num_steps)
+    columns = {
+        "step": np.arange(1, num_steps + 1),
+        "loss": 9 - 5 * way,
+        "h_autocorr": np.where(np.arange(num_steps) < 1, math.nan, 0.999),
+        "h_autocorr_lag": np.where(np.arange(num_steps) < LAG, math.nan, 0.9),
+        "dead_moving": 1 - 0.9 * way,
+        "dead_l1_mean": 100 * (1 - way) + 1,
+        "dead_linf_max": 9.0,
+        "dead_early": 0.6 * (1 - way),
+        "dead_midlife": 0.2 * (1 - way),
+        "dead_late": 0.2 * (1 - way),
+        "dead_frozen": way,
+        "updates_lost": 0.5,
+    }
+    return pd.DataFrame(columns | changed)
+
+
+def evals_table(**changed) -> pd.DataFrame:
+    """Two evaluations, of which the last counts: it beats all baselines by ten standard errors."""
+    first = dict.fromkeys(EVAL_COLUMNS, -1.0) | {"step": 50}
+    last = {
+        "step": 100,
+        "val_loss": 4.0,
+        "val_loss_se": 0.02,
+        "unigram_margin": 1.0,
+        "unigram_margin_se": 0.1,
+        "oracle_margin": 0.9,
+        "oracle_margin_se": 0.09,
+        "bigram_margin": 0.2,
+        "bigram_margin_se": 0.02,
+        "accuracy": 0.2,
+        "bits_per_byte": 2.0,
+        "context_gain": 0.5,
+        "context_gain_se": 0.05,
+        "off_unigram": 0.6,
+    }
+    assert tuple(last) == EVAL_COLUMNS
+    return pd.DataFrame([first, last | changed])
+
+
+def through_csv(table: pd.DataFrame) -> pd.DataFrame:
+    """As a run has it: written to disk and read back."""
+    return pd.read_csv(io.StringIO(table.to_csv(index=False)))
+
+
+def verdict(steps=None, evals=None, **thresholds) -> Verdict:
+    steps = steps_table() if steps is None else steps
+    evals = evals_table() if evals is None else evals
+    found = judge(VerdictConfig(**thresholds), through_csv(steps), through_csv(evals), LAG)
+    json.dumps(found.as_json(), allow_nan=False)  # every verdict of these tests can be written
+    assert isinstance(found.as_text(), str)
+    for criterion in found.criteria:
+        assert criterion.passed in (True, False, None)
+        for check in criterion.checks:
+            assert "nan" not in check.reading or check.name == "training_loss"
+            assert check.passed is None or type(check.passed) is bool
+            assert check.value is None or math.isfinite(check.value)
+    return found
+
+
+def check(found: Verdict, name: str) -> Check:
+    (only,) = [each for criterion in found.criteria for each in criterion.checks if each.name == name]
+    return only
+
+
+def results(found: Verdict) -> list[bool | None]:
+    return [criterion.passed for criterion in found.criteria]
+
+
+def test_a_good_run_passes_all_four():
+    found = verdict()
+    assert results(found) == [True] * 4
+    assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (True, True, True)
+
+
+def test_numbers_as_of_independent_tokens_fail_loss_and_context():
+    """On data=iid: margins within their noise or below, no gain from context, the unigram's own predictions."""
+    noise = {"unigram_margin": -0.002, "unigram_margin_se": 0.001, "oracle_margin": -0.02, "oracle_margin_se": 0.001}
+    noise |= {"context_gain": 0.001, "context_gain_se": 0.001, "off_unigram": 0.0}
+    found = verdict(evals=evals_table(**noise, bigram_margin=0.05, bigram_margin_se=0.001))
+    assert results(found)[:2] == [False, False]
+    assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (False, False, True)
+
+
+# ------------------------------------------------------------------------- 1: the loss
+
+
+@pytest.mark.parametrize("name", ["unigram", "oracle", "bigram"])
+@pytest.mark.parametrize(
+    ("margin", "error", "passed"),
+    [(0.31, 0.1, True), (0.29, 0.1, False), (-1.0, 0.1, False), (0.0, 0.1, False), (0.1, 0.0, True), (0, 0, False)],
+)
+def test_a_margin_must_be_three_standard_errors(name, margin, error, passed):
+    found = verdict(evals=evals_table(**{f"{name}_margin": margin, f"{name}_margin_se": error}))
+    assert getattr(found, f"beats_{name}") is passed
+    assert check(found, f"{name}_margin_in_se").passed is passed
+    if error:
+        assert check(found, f"{name}_margin_in_se").value == pytest.approx(margin / error)
+    assert results(found)[0] is (passed if name == "unigram" else True), "the fitted unigram alone decides"
+
+
+def test_the_last_evaluation_counts():
+    table = evals_table().iloc[::-1]
+    assert verdict(evals=table).beats_unigram is not True
+
+
+def test_the_needed_standard_errors_are_a_setting():
+    assert verdict(min_standard_errors=9.9).beats_unigram is True
+    assert verdict(min_standard_errors=10.1).beats_unigram is False
+
+
+def test_a_reading_says_on_which_side_the_loss_is():
+    assert "below fitted unigram" in check(verdict(), "unigram_margin_in_se").reading
+    above = verdict(evals=evals_table(unigram_margin=-1.0))
+    assert "above fitted unigram" in check(above, "unigram_margin_in_se").reading
+
+
+@pytest.mark.parametrize(("target", "passed"), [(5.0, True), (4.2, False)])
+def test_the_training_loss_is_the_mean_of_the_last_tenth(target, passed):
+    last = check(verdict(target_loss=target), "training_loss")
+    assert last.value == pytest.approx(steps_table()["loss"].iloc[-10:].mean())
+    assert last.passed is passed
+    assert not last.decides, "held-out loss decides, not a number that depends on the corpus"
+
+
+# ----------------------------------------------------------------------- 2: the context
+
+
+@pytest.mark.parametrize(
+    ("changed", "passed"),
+    [
+        ({}, True),
+        ({"context_gain": 0.16}, True),
+        ({"context_gain": 0.14}, False),
+        ({"context_gain": -0.5}, False),
+        ({"off_unigram": 0.1}, True),
+        ({"off_unigram": 0.09}, False),
+        ({"context_gain": 0.0, "context_gain_se": 0.0}, False),
+    ],
+)
+def test_context_must_be_used_and_to_some_purpose(changed, passed):
+    assert results(verdict(evals=evals_table(**changed)))[1] is passed
+
+
+# --------------------------------------------------------------------- 3: the direction
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "passed"),
+    [
+        (0.999, 0.9, True),
+        (0.999, 0.988, True),
+        (0.999, 0.990, False),
+        (0.9, 0.9, False),  # it jitters from batch to batch and goes nowhere
+        (0.5, 0.9, False),
+    ],
+)
+def test_the_hidden_state_must_turn_beyond_batch_noise(near, far, passed):
+    steps = steps_table()
+    steps.loc[steps.index[-10:], ["h_autocorr", "h_autocorr_lag"]] = near, far
+    found = verdict(steps)
+    assert results(found)[2] is passed
+    assert check(found, "direction_change").value == pytest.approx(near - far)
+    assert str(LAG) in check(found, "direction_change").reading
+
+
+def test_the_start_of_a_run_does_not_make_it_turn():
+    steps = steps_table()
+    steps.loc[steps.index[:-10], "h_autocorr_lag"] = -1.0
+    steps.loc[steps.index[-10:], "h_autocorr_lag"] = 0.999
+    assert results(verdict(steps))[2] is False
+
+
+# ------------------------------------------------------------------- 4: the dead tokens
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "jump_early", "jump_late", "passed"),
+    [
+        (1.0, 0.0, 0.8, 0.0, True),
+        (0.5, 0.5, 0.4, 0.2, True),
+        (0.4, 0.1, 0.4, 0.0, False),  # never got going
+        (1.0, 0.9, 0.8, 0.5, False),  # does not slow down
+        (1.0, 1.0, 0.2, 0.8, False),  # speeds up
+        (0.0, 0.0, 0.0, 0.0, False),  # nothing moved at all
+    ],
+)
+def test_dead_tokens_must_move_and_then_slow_down(early, late, jump_early, jump_late, passed):
+    first = np.arange(NUM_STEPS) < 50
+    steps = steps_table(
+        dead_moving=np.where(first, early, late),
+        dead_early=np.where(first, jump_early, 0.0),
+        dead_midlife=np.where(first, 0.0, jump_late),
+    )
+    found = verdict(steps)
+    assert results(found)[3] is passed
+    assert check(found, "dead_moving_early").value == pytest.approx(early)
+    slowdown = check(found, "dead_slowdown").value
+    assert slowdown == pytest.approx(jump_late / jump_early) if jump_early else slowdown is None
+
+
+def test_one_weight_near_zero_decides_nothing():
+    """There the cells are tiny, and the mean of displacements counted in them is that one weight's."""
+    steps = steps_table()
+    steps.loc[95, "dead_l1_mean"] = 1e30
+    assert verdict(steps).as_json() == verdict().as_json()
+
+
+# --------------------------------------------------------- what could not be measured
+
+
+def test_without_evaluations_the_first_two_are_not_measured():
+    found = verdict(evals=evals_table().iloc[:0])
+    assert results(found) == [None, None, True, True]
+    assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (None, None, None)
+    assert "n/a" in found.as_text()
+
+
+def test_a_single_held_out_window_has_no_standard_error():
+    nan = {name: math.nan for name in EVAL_COLUMNS if name.endswith("_se") or name == "context_gain"}
+    found = verdict(evals=evals_table(**nan))
+    assert results(found) == [None, None, True, True]
+    assert found.beats_unigram is None
+
+
+def test_without_dead_tokens_the_fourth_is_not_measured():
+    names = ("dead_moving", "dead_l1_mean", "dead_linf_max", "dead_early", "dead_midlife", "dead_late", "dead_frozen")
+    found = verdict(steps_table(**dict.fromkeys(names, math.nan)))
+    assert results(found) == [True, True, True, None]
+
+
+def test_a_run_shorter_than_the_lag_shows_no_direction():
+    assert results(verdict(steps_table(h_autocorr_lag=math.nan)))[2] is None
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 11])
+def test_the_shortest_runs_are_judged(num_steps):
+    assert len(results(verdict(steps_table(num_steps)))) == 4
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_run_that_diverged_is_judged_by_what_came_before(loss):
+    steps = steps_table()
+    worst = dict.fromkeys(steps.columns.drop("step"), math.nan) | {"loss": loss, "step": NUM_STEPS + 1}
+    found = verdict(pd.concat([steps, pd.DataFrame([worst])], ignore_index=True))
+    assert results(found) == [True] * 4
+    assert check(found, "training_loss").passed is True
+
+
+def test_a_run_that_diverged_in_its_first_step():
+    steps = steps_table(1)
+    steps.loc[:, steps.columns.drop("step")] = math.nan
+    found = verdict(steps, evals_table().iloc[:0])
+    assert results(found) == [None] * 4
+    assert check(found, "training_loss").passed is None, "what was not measured did not fail"
+
+
+def test_an_evaluation_that_ran_to_infinity_beats_nothing():
+    margins = {f"{name}_margin": -math.inf for name in ("unigram", "oracle", "bigram")}
+    errors = {f"{name}_margin_se": math.nan for name in ("unigram", "oracle", "bigram")}
+    gone = {"val_loss": math.inf, "val_loss_se": math.nan, "context_gain": math.nan, "context_gain_se": math.nan}
+    found = verdict(evals=evals_table(**margins, **errors, **gone))
+    assert found.beats_unigram is not True
+    assert results(found)[1] is not True
+
+
+# ------------------------------------------------------------------- the verdict's shape
+
+
+@pytest.mark.parametrize(
+    ("passed", "expected"),
+    [
+        ([True, True], True),
+        ([True, False], False),
+        ([None, False], False),
+        ([True, None], None),
+        ([None, None], None),
+    ],
+)
+def test_a_criterion_needs_all_its_checks(passed, expected):
+    checks = [Check(str(number), 1.0, 1.0, each, "") for number, each in enumerate(passed)]
+    ignored = [Check("aside", 1.0, 1.0, False, "", decides=False), Check("aside", None, 1.0, None, "", decides=False)]
+    assert Criterion("", checks + ignored).passed is expected
+
+
+def test_json_has_value_threshold_result_and_reading_of_every_check():
+    written = verdict().as_json()
+    assert written["beats_unigram"] is written["beats_oracle"] is written["beats_bigram"] is True
+    assert [criterion["passed"] for criterion in written["criteria"]] == [True] * 4
+    checks = [each for criterion in written["criteria"] for each in criterion["checks"]]
+    assert len({each["name"] for each in checks}) == len(checks) == 9
+    for each in checks:
+        assert set(each) == {"name", "value", "threshold", "passed", "reading", "decides"}
+        assert each["reading"]
+        assert "\n" not in each["reading"]
+
+
+def test_text_numbers_the_criteria_and_marks_their_checks():
+    found = verdict(evals=evals_table(off_unigram=0.0, bigram_margin=-1.0))
+    lines = found.as_text().splitlines()
+    heads = [line for line in lines if not line.startswith(" ")]
+    assert [line.split()[:2] for line in heads] == [["pass", "1."], ["FAIL", "2."], ["pass", "3."], ["pass", "4."]]
+    assert len(lines) == 4 + 9
+    (bigram,) = [line for line in lines if " bigram " in line]
+    assert bigram.split()[0] == "no", "it decides nothing, so it does not fail"
+    (off,) = [line for line in lines if "top predictions" in line]
+    assert off.split()[0] == "FAIL"
