@@ -1,0 +1,184 @@
+"""Sweeps: checked before they start, each job apart, resumed without doing anything twice."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import TINY, tiny_config
+
+from marble_sweep.run import run
+from marble_sweep.sweep import child
+from marble_sweep.sweep.record import read_metadata, run_directories
+
+GRID = "model.num_layers=0,1,2"
+
+
+def command(sweep_dir: Path, *overrides: str) -> list[str]:
+    words = [sys.executable, "-m", "marble_sweep", "--multirun", *TINY, *overrides]
+    return [*words, f"hydra.sweep.dir={sweep_dir}"]
+
+
+def sweep(sweep_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(sweep_dir, *overrides), capture_output=True, text=True, cwd=sweep_dir.parent, check=False
+    )
+
+
+def rows(directory: Path) -> list[list[str]]:
+    """metrics.csv without its timing column."""
+    with (directory / "metrics.csv").open(newline="") as file:
+        return [row[:-1] for row in csv.reader(file)]
+
+
+def statuses(sweep_dir: Path) -> dict[str, str]:
+    return {path.name: read_metadata(path)["status"] for path in run_directories(sweep_dir)}
+
+
+def inodes(sweep_dir: Path) -> dict[str, tuple[int, int]]:
+    """Which file each metrics.csv is: one that was written again is another."""
+    found = {path.name: (path / "metrics.csv").stat() for path in run_directories(sweep_dir)}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sweep_dir = tmp_path_factory.mktemp("finished") / "sweep"
+    result = sweep(sweep_dir, GRID)
+    assert result.returncode == 0, result.stderr
+    (sweep_dir / "stderr").write_text(result.stderr)
+    return sweep_dir
+
+
+def test_every_job_is_a_whole_run(finished: Path, tmp_path: Path) -> None:
+    assert statuses(finished) == {"0": "finished", "1": "finished", "2": "finished"}
+    run(tiny_config("model.num_layers=2"), tmp_path / "single")
+    assert rows(finished / "2") == rows(tmp_path / "single")
+    assert {path.name for path in (finished / "2").iterdir()} == {path.name for path in (tmp_path / "single").iterdir()}
+
+
+def test_what_is_told(finished: Path) -> None:
+    told = (finished / "stderr").read_text()
+    lines = [line.split() for line in told.splitlines() if "held-out loss" in line and "margin" in line]
+    assert [line[:2] for line in lines] == [["0", "0L16D"], ["1", "1L16D"], ["2", "2L16D"]]
+    assert "3 finished" in told
+    with (finished / "summary.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["num_layers"] for row in table] == ["0", "1", "2"]
+    assert (finished / "compare.html").read_text(encoding="utf-8").startswith("<!")
+
+
+def test_a_finished_sweep_is_not_run_again_in_any_order(finished: Path) -> None:
+    before = inodes(finished)
+    assert sweep(finished, "model.num_layers=2,0,1").returncode == 0
+    assert inodes(finished) == before
+
+
+def test_changed_code_or_data_is_not_reused(finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_config("model.num_layers=1")
+    assert child.place(config, finished, 5) == (finished / "1", True)
+    metadata = (finished / "1" / "metadata.json").read_text()
+    for key, word in (("code_sha256", "code"), ("sha256", "data")):
+        with pytest.MonkeyPatch.context():
+            old = json.loads(metadata)
+            (old if key == "code_sha256" else old["corpus"])[key] = "0" * 64
+            (finished / "1" / "metadata.json").write_text(json.dumps(old))
+            assert child.place(config, finished, 1) == (finished / "1-2", False)
+            assert f"not reused, its {word} was 000000000000, now " in caplog.messages[-1]
+            (finished / "1-2").rmdir()
+    (finished / "1" / "metadata.json").write_text(metadata)
+
+
+def test_every_config_is_checked_before_the_first_job(tmp_path: Path) -> None:
+    started = time.monotonic()
+    result = sweep(tmp_path / "sweep", "model.hidden_dim=8,16,24,32,40,48,50", "model.num_heads=8")
+    assert time.monotonic() - started < 30  # it did not train
+    assert result.returncode == 2
+    assert result.stderr.startswith("marble_sweep: job 6 (")
+    assert "model.hidden_dim=50" in result.stderr
+    assert "): model.num_heads = 8: must be null or a divisor of model.hidden_dim = 50" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_failures_stop_no_other_job_and_are_run_again(tmp_path: Path) -> None:
+    # More windows a batch than the corpus has: known only once the corpus is there.
+    result = sweep(tmp_path / "sweep", "trainer.batch_size=8,100000,16")
+    assert result.returncode == 1
+    assert statuses(tmp_path / "sweep") == {"0": "finished", "1": "failed", "2": "finished"}
+    assert "trainer.batch_size = 100000: must be <= " in read_metadata(tmp_path / "sweep" / "1")["reason"]
+    last = result.stderr.splitlines()
+    assert "2 finished, 1 failed" in last
+    rerun = next(line for line in last if line.startswith("  python -m marble_sweep --multirun "))
+    before = inodes_of(tmp_path / "sweep", "0", "2")
+    again = subprocess.run([sys.executable, *rerun.split()[1:]], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert inodes_of(tmp_path / "sweep", "0", "2") == before
+
+
+def inodes_of(sweep_dir: Path, *names: str) -> list[int]:
+    return [(sweep_dir / name / "metrics.csv").stat().st_ino for name in names]
+
+
+def test_systematic_failures_end_a_sweep(tmp_path: Path) -> None:
+    result = sweep(tmp_path / "sweep", "trainer.batch_size=100000", "seed=0,1,2,3", "sweep.max_failures=2")
+    assert result.returncode == 1
+    assert statuses(tmp_path / "sweep") == {"0": "failed", "1": "failed"}
+    assert "2 failed, 2 to do" in result.stderr
+
+
+def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path / "sweep", "seed=0,1", "trainer.total_steps=1500"), stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "sweep" / "0" / "metrics.csv", process)
+    os.kill(training_process(process.pid), signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1, told
+    assert statuses(tmp_path / "sweep") == {"0": "failed", "1": "finished"}
+    assert "SIGKILL" in read_metadata(tmp_path / "sweep" / "0")["reason"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_sweep_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    long = ("trainer.total_steps=800", "seed=0,1", "trainer.state_interval=0.3")
+    process = subprocess.Popen(command(tmp_path / "sweep", *long), stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "sweep" / "0" / "metrics.csv", process)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130, told
+        assert statuses(tmp_path / "sweep") == {"0": "interrupted"}
+        assert "2 to do" in told
+    wait_until_free(tmp_path / "sweep" / "0")
+    result = sweep(tmp_path / "sweep", *long)
+    assert result.returncode == 0, result.stderr
+    run(tiny_config(*long[:1], "seed=0"), tmp_path / "unbroken")
+    assert rows(tmp_path / "sweep" / "0") == rows(tmp_path / "unbroken")
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until the file has rows, or the process has ended."""
+    while process.poll() is None and not (path.exists() and path.read_text().count("\n") > 1):
+        time.sleep(0.02)
+
+
+def wait_until_free(directory: Path) -> None:
+    """Until no process holds the run: one whose sweep was killed saves its state and ends."""
+    from filelock import FileLock
+
+    with FileLock(directory / ".lock", timeout=30):
+        pass
+
+
+def training_process(pid: int) -> int:
+    """The process that trains, grandchild of the sweep's: child of the fork server that it keeps."""
+    listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    parents = dict(tuple(map(int, line.split())) for line in listing.splitlines()[1:])
+    servers = [each for each, parent in parents.items() if parent == pid]
+    return next(each for each, parent in parents.items() if parent in servers)
