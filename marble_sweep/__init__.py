@@ -4,6 +4,8 @@ import os
 
 __version__ = "0.1.0"
 
-# OpenMP's threads would otherwise spin while they wait for each other: on a machine that does anything
-# else besides, a small model then trains twenty times slower. Read when torch is loaded, so set here.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP's threads spin for milliseconds while they wait for each other. On a machine that does anything
+# else besides, a small model then trains ten times slower; a short spin costs nothing where it does not
+# (docs/LOG.md). Read when torch is loaded, so set here.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

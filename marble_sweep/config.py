@@ -129,7 +129,7 @@ class SGDConfig(OptimizerConfig):
 
 @dataclass
 class MuonConfig(AdamWConfig):
-    """Muon for the matrices inside the blocks; AdamW for embeddings, biases and LayerNorms.
+    """Muon for the matrices inside the blocks (queries, keys and values as one); AdamW for all else.
 
     Muon's step is scaled to AdamW's root mean square, so one learning rate serves both.
     """
@@ -421,6 +421,8 @@ def load(path: Path) -> Config:
     typed = OmegaConf.structured(Config)
     assert isinstance(stored, DictConfig)
     for group, options in SCHEMAS.items():
-        typed[group] = options[stored[group].name]
+        name = OmegaConf.select(stored, f"{group}.name")
+        require(name in options, f"{group}.name", name, f"one of {', '.join(options)} (in {path})")
+        typed[group] = options[name]
     typed.merge_with(stored)
     return resolve(typed)

@@ -29,7 +29,7 @@ class Criterion:
 
     @property
     def passed(self) -> bool | None:
-        """True if every deciding check passed, False if one failed, None if none could be measured."""
+        """True if every deciding check passed, False if one failed, else None: one could not be measured."""
         results = [check.passed for check in self.checks if check.decides]
         if False in results:
             return False
@@ -94,6 +94,18 @@ def first_tenth(values: pd.Series) -> float:
     return float(values.head(max(1, len(values) // 10)).mean())
 
 
+def in_standard_errors(value: float, error: float) -> float:
+    """A value as a multiple of its standard error. One without spread is certain, unless it is 0."""
+    if error > 0:
+        return value / error
+    return math.copysign(math.inf, value) if value else 0.0
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None
+
+
 _BASELINES = {
     "unigram": ("fitted unigram", "it learnt more than word frequencies", "no more than word frequencies is shown"),
     "oracle": ("oracle unigram", "context is proven to be used", "use of context is not proven by loss alone"),
@@ -108,16 +120,14 @@ def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> C
         reading = f"held-out loss against {label}: not measured (data.val_fraction leaves too little)"
         return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides=name == "unigram")
     margin, error = final[f"{name}_margin"], final[f"{name}_margin_se"]
-    # A margin without spread is certain: a model that is the baseline itself has margin 0 +- 0.
-    errors = margin / error if error > 0 else math.copysign(math.inf, margin) if margin else 0.0
+    errors = in_standard_errors(margin, error)
     passed = errors >= errors_needed
     side = "below" if margin > 0 else "above"
     reading = (
         f"held-out loss {final['val_loss']:.3f} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
         f"({errors:+.1f} standard errors, {errors_needed:g} needed): {won if passed else lost}"
     )
-    finite = errors if math.isfinite(errors) else None
-    return Check(f"{name}_margin_in_se", finite, errors_needed, passed, reading, decides=name == "unigram")
+    return Check(f"{name}_margin_in_se", finite(errors), errors_needed, passed, reading, decides=name == "unigram")
 
 
 def _loss_checks(config: VerdictConfig, steps: pd.DataFrame, margins: dict[str, Check]) -> list[Check]:
@@ -139,12 +149,12 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list
             Check("off_unigram", None, config.min_off_unigram, None, f"predictions off the unigram: {nothing}"),
         ]
     gain, error = final["context_gain"], final["context_gain_se"]
-    errors = gain / error if error > 0 else 0.0
+    errors = in_standard_errors(gain, error)
     off = final["off_unigram"]
     return [
         Check(
             "context_gain_in_se",
-            errors,
+            finite(errors),
             errors_needed,
             errors >= errors_needed,
             f"behind another window's context the same targets cost {gain:+.3f} ± {error:.3f} nats more "
@@ -183,7 +193,7 @@ def _dead_checks(config: VerdictConfig, steps: pd.DataFrame) -> list[Check]:
             Check("dead_moving_early", None, config.min_dead_moving, None, nothing),
             Check("dead_slowdown", None, config.max_dead_slowdown, None, nothing),
         ]
-    slowdown = late / early if early > 0 else math.nan
+    slowdown = late / early if early > 0 else None
     return [
         Check(
             "dead_moving_early",
@@ -194,9 +204,9 @@ def _dead_checks(config: VerdictConfig, steps: pd.DataFrame) -> list[Check]:
         ),
         Check(
             "dead_slowdown",
-            slowdown if math.isfinite(slowdown) else None,
+            slowdown,
             config.max_dead_slowdown,
-            slowdown <= config.max_dead_slowdown,
+            None if slowdown is None else slowdown <= config.max_dead_slowdown,
             f"farther than one cell a step went {early:.1%} of them in the first tenth, {late:.1%} in the last "
             f"(at most {config.max_dead_slowdown:g} of it); {last_tenth(steps['dead_moving']):.1%} still move",
         ),

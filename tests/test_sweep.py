@@ -125,6 +125,7 @@ def inodes_of(sweep_dir: Path, *names: str) -> list[int]:
     return [(sweep_dir / name / "metrics.csv").stat().st_ino for name in names]
 
 
+@pytest.mark.slow
 def test_systematic_failures_end_a_sweep(tmp_path: Path) -> None:
     result = sweep(tmp_path / "sweep", "trainer.batch_size=100000", "seed=0,1,2,3", "sweep.max_failures=2")
     assert result.returncode == 1
@@ -132,6 +133,7 @@ def test_systematic_failures_end_a_sweep(tmp_path: Path) -> None:
     assert "2 failed, 2 to do" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(tmp_path / "sweep", "seed=0,1", "trainer.total_steps=1500"), stderr=subprocess.PIPE, text=True
@@ -144,7 +146,10 @@ def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     assert "SIGKILL" in read_metadata(tmp_path / "sweep" / "0")["reason"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGKILL))],
+)
 def test_an_interrupted_sweep_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     long = ("trainer.total_steps=800", "seed=0,1", "trainer.state_interval=0.3")
     process = subprocess.Popen(command(tmp_path / "sweep", *long), stderr=subprocess.PIPE, text=True)

@@ -31,7 +31,9 @@ def lattice_displacement(before: Tensor, after: Tensor) -> Tensor:
 
     Both are bfloat16 of one shape. Weights held in float32 are rounded to bfloat16 by the caller.
     """
-    return (after.float() - before.float()) / ulp_bf16(before)
+    moved = after.float() - before.float()
+    # What did not move is at 0 also where the device flushes the smallest ULPs to zero.
+    return (moved / ulp_bf16(before)).masked_fill_(moved == 0, 0.0)
 
 
 class Motion(NamedTuple):

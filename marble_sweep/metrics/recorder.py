@@ -25,7 +25,12 @@ class Recorder:
         if last_step > 0:
             with path.open(newline="", encoding="utf-8") as file:
                 rows = csv.reader(file)
-                place = next(rows).index("step")
+                found = next(rows, [])
+                if found != [*columns]:
+                    raise ValueError(
+                        f"{path}: must begin with the columns {','.join(columns)}; it has {','.join(found)}"
+                    )
+                place = columns.index("step")
                 kept = [row for row in rows if len(row) == len(columns) and int(row[place]) <= last_step]
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *kept])

@@ -18,8 +18,10 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         # The CPU flash kernel's bfloat16 backward is several times slower than the plain formula.
         num_tokens, head_dim = queries.shape[-2:]
         future = torch.full((num_tokens, num_tokens), -math.inf, dtype=queries.dtype).triu(1)
-        scores = (queries * head_dim**-0.5) @ keys.transpose(-1, -2) + future  # (B, H, T, T)
-        return scores.softmax(-1) @ values
+        keys = keys.flatten(0, 1).transpose(1, 2)
+        # Scaled inside the product: scaling the bfloat16 queries would round them once more.
+        scores = torch.baddbmm(future, queries.flatten(0, 1), keys, alpha=head_dim**-0.5)  # (B*H, T, T)
+        return (scores.softmax(-1) @ values.flatten(0, 1)).view_as(queries)
     return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
 
@@ -50,7 +52,7 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:  # (B, T, D)
         batch_size, num_tokens, hidden_dim = hidden.shape
         qkv = self.qkv(self.attention_norm(hidden))
-        qkv = qkv.view(batch_size, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = qkv.view(batch_size, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
         attended = causal_attention(*qkv.unbind(0)).transpose(1, 2).reshape(batch_size, num_tokens, hidden_dim)
         hidden = hidden + self.projection(attended)
         return hidden + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(hidden))))

@@ -9,7 +9,6 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from marble_sweep.config import Config
 from marble_sweep.sweep import child
@@ -30,11 +29,11 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
     if config.sweep.max_failures is not None and count(sweep_dir, "failed") >= config.sweep.max_failures:
         return
     # A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
-    method = "forkserver" if sys.platform == "linux" else "spawn"
-    context: Any = multiprocessing.get_context(method)
-    context.set_forkserver_preload([child.__name__, "marble_sweep.run"])
-    ours, theirs = context.Pipe()
-    process = context.Process(target=child.main, args=(config, sweep_dir, number, threads, theirs))
+    # Forced, because in a worker of joblib the method is one that only joblib knows.
+    multiprocessing.set_start_method("forkserver" if sys.platform == "linux" else "spawn", force=True)
+    multiprocessing.set_forkserver_preload([child.__name__, "marble_sweep.run"])
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=child.main, args=(config, sweep_dir, number, threads, theirs))
     with stop_requests() as should_stop:
         process.start()
         theirs.close()  # so that reading from a child that is gone ends
@@ -43,9 +42,11 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
         directory = received(ours)
         ours.close()  # the child takes a closed connection as a request to stop
         process.join()
-        if process.exitcode and directory is not None and not should_stop():
+        if process.exitcode and not should_stop():
             died = EXIT_SIGNALS.get(process.exitcode, f"exit code {process.exitcode}")
             hint = ", as the system does when memory runs out" if died == "SIGKILL" else ""
+            if directory is None:
+                raise RuntimeError(f"job {number}: its process ended with {died}{hint} before it had a directory")
             record_failure(directory, f"its process ended with {died}{hint}")
         if should_stop():
             raise KeyboardInterrupt

@@ -9,7 +9,6 @@ from typing import Any
 from tqdm import tqdm
 
 from marble_sweep.files import write_text
-from marble_sweep.report.find import find_runs
 from marble_sweep.report.page import write_page
 from marble_sweep.report.rundir import Run
 from marble_sweep.report.summary import compare_runs
@@ -41,8 +40,7 @@ class SweepWatch:
         self._thread.join()
         self.look()
         self.bar.close()
-        runs = [Run.read(path) for path in find_runs([self.sweep_dir])]
-        if runs:
+        if runs := [Run.read(path) for path in run_directories(self.sweep_dir)]:
             write_page(compare_runs(runs), self.sweep_dir / "compare.html")
 
     def _watch(self) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
+from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.metrics.recorder import Recorder
 from marble_sweep.metrics.step import MEASURED, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
@@ -205,8 +206,11 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """How far the run has come, as metadata.json has it; the last evaluation's numbers with it."""
+        holes = black_holes(self.model.embedding.weight.detach().bfloat16())
         return {
             "step": self.step,
+            "n_black_holes": len(holes),
+            "n_black_hole_tokens": sum(map(len, holes)),
             "final_loss": self.last_loss,
             "total_epochs": self.batches.epoch,
             "n_checkpoints": len(self.checkpoints.steps),

@@ -55,10 +55,12 @@ class Updater:
         self.optimizers = build_optimizers(config, zip(names, self.masters, strict=True), reference=reference)
         self.rounding = torch.Generator(self.weights[0].device).manual_seed(seed)
         self.before = [weight.detach().clone() for weight in self.weights]
+        self.lr = 0.0
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Apply the gradients that backward left, with learning rate lr."""
+        self.lr = lr
         torch._foreach_copy_(self.before, self.weights)
         for weight, master in zip(self.weights, self.masters, strict=True):
             assert weight.grad is not None
@@ -82,6 +84,8 @@ class Updater:
         A change is meant where the optimizer's direction is not zero: its momentum (the gradient,
         where it keeps none), or the decay of a non-zero weight. Scalar float32; NaN if none was meant.
         """
+        if self.lr == 0:
+            return torch.full((), torch.nan, device=self.before[0].device)
         position = {id(master): index for index, master in enumerate(self.masters)}
         meant = torch.zeros((), dtype=torch.int64, device=self.before[0].device)
         lost = torch.zeros_like(meant)
