@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 512
+CPU_CHUNK_ROWS = 128  # the logits of so many rows stay in a core's cache
+GPU_CHUNK_ROWS = 4096  # enough work for one kernel to fill a GPU
+
+
+def chunk_rows(device: torch.device) -> int:
+    return CPU_CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -21,16 +26,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_gradient = any(ctx.needs_input_grad)
         hidden_grad = torch.empty_like(hidden) if needs_gradient else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
-        for start in range(0, num_rows, CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            log_probs = (hidden[rows] @ weight.T).float().log_softmax(-1)  # (rows, V)
+        chunk = chunk_rows(hidden.device)
+        for start in range(0, num_rows, chunk):
+            rows = slice(start, start + chunk)
+            logits = hidden[rows] @ weight.T  # (rows, V)
+            probs = logits.softmax(-1, dtype=torch.float32)
             target = targets[rows, None]
-            loss -= log_probs.gather(1, target).sum()
+            # log-sum-exp from the likeliest token: a target's own probability may be too small for a float32.
+            peak_logit, peak = logits.max(dim=-1, keepdim=True)
+            log_sum_exp = peak_logit.float() - probs.gather(1, peak).log()
+            loss += (log_sum_exp - logits.gather(1, target).float()).sum()
             if hidden_grad is not None and weight_grad is not None:
                 # d loss / d logits = softmax - one-hot; the mean's 1 / N is applied in backward.
-                logits_grad = log_probs.exp_()
-                logits_grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-                logits_grad = logits_grad.to(hidden.dtype)
+                probs.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+                logits_grad = probs.to(hidden.dtype)
                 hidden_grad[rows] = logits_grad @ weight
                 weight_grad += logits_grad.T @ hidden[rows]
         ctx.num_rows = num_rows
@@ -60,9 +69,10 @@ def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     """
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
     top = torch.empty(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    for start in range(0, hidden.shape[0], CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        log_probs = (hidden[rows] @ weight.T).float().log_softmax(-1)
+    chunk = chunk_rows(hidden.device)
+    for start in range(0, hidden.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        log_probs = (hidden[rows] @ weight.T).log_softmax(-1, dtype=torch.float32)
         losses[rows] = -log_probs.gather(1, targets[rows])
         top[rows] = log_probs.argmax(-1)
     return losses, top

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from marble_sweep.model.loss import CHUNK_ROWS, linear_cross_entropy, score
+from marble_sweep.model.loss import CPU_CHUNK_ROWS, linear_cross_entropy, score
 
 V, D = 61, 16
 # Below a chunk, one row, a chunk exactly, one row more, several and a bit.
-NUM_ROWS = [1, 7, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS + 129]
+NUM_ROWS = [1, 7, CPU_CHUNK_ROWS, CPU_CHUNK_ROWS + 1, 3 * CPU_CHUNK_ROWS + 129]
 
 
 def example(num_rows: int, dtype: torch.dtype = torch.float32, vocab_size: int = V, scale: float = 1.0):
@@ -55,7 +55,7 @@ def test_float32_equals_the_full_softmax(num_rows):
 
 @pytest.mark.parametrize("factor", [3.0, 1 / 128, -1.0])
 def test_gradients_scale_with_what_flows_in(factor):
-    rows = example(CHUNK_ROWS + 5)
+    rows = example(CPU_CHUNK_ROWS + 5)
     for measured, expected in zip(gradients(*rows, factor), exact(*rows, factor), strict=True):
         torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-7)
 
@@ -78,7 +78,7 @@ def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows):
 
 def test_a_loss_in_bfloat16_does_not_gather_rounding_over_many_chunks():
     """What torch's own chunked loss gets wrong: it adds the chunks up in bfloat16."""
-    rows = example(40 * CHUNK_ROWS + 3, torch.bfloat16, scale=0.02)
+    rows = example(40 * CPU_CHUNK_ROWS + 3, torch.bfloat16, scale=0.02)
     loss, _, weight_grad = gradients(*rows)
     expected, _, expected_weight_grad = exact(*rows)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -104,7 +104,7 @@ def test_repeated_targets_and_a_tied_weight(dtype):
 
 @pytest.mark.parametrize("wanted", ["hidden", "weight"])
 def test_one_gradient_alone(wanted):
-    rows = dict(zip(("hidden", "weight", "targets"), example(CHUNK_ROWS + 1), strict=True))
+    rows = dict(zip(("hidden", "weight", "targets"), example(CPU_CHUNK_ROWS + 1), strict=True))
     rows[wanted].requires_grad_()
     linear_cross_entropy(**rows).backward()
     expected = dict(zip(("hidden", "weight"), exact(**rows)[1:], strict=True))
@@ -112,7 +112,7 @@ def test_one_gradient_alone(wanted):
 
 
 def test_without_gradients_only_the_loss():
-    rows = example(CHUNK_ROWS + 1)
+    rows = example(CPU_CHUNK_ROWS + 1)
     loss = linear_cross_entropy(*rows)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(exact(*rows)[0].item(), rel=1e-6)
@@ -153,17 +153,17 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_logits_never_exist_as_a_whole(dtype):
-    num_rows, vocab_size = 8 * CHUNK_ROWS, 300
+    num_rows, vocab_size = 8 * CPU_CHUNK_ROWS, 300
     hidden, weight, targets = example(num_rows, dtype, vocab_size)
     with LargestTensor() as plain:
         gradients(hidden, weight, targets, function=plain_bf16)
     assert plain.numel >= num_rows * vocab_size, "the watch works"
     with LargestTensor() as ours:
         gradients(hidden, weight, targets)
-    assert ours.numel <= CHUNK_ROWS * vocab_size
+    assert ours.numel <= CPU_CHUNK_ROWS * vocab_size
     with LargestTensor() as scoring:
         score(hidden, weight, targets[:, None])
-    assert scoring.numel <= CHUNK_ROWS * vocab_size
+    assert scoring.numel <= CPU_CHUNK_ROWS * vocab_size
 
 
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
