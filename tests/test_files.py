@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from marble_sweep import files
-from marble_sweep.files import replacing, write_json, write_text
+from marble_sweep.files import create_text, replacing, write_json, write_text
 from marble_sweep.tensors import write_tensors
 
 WRITERS = {
@@ -191,3 +191,11 @@ def test_tensors_read_back_whatever_their_strides_and_dtypes(path):
         assert read[name].dtype == tensor.dtype
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"info": "{}"}
+
+
+def test_create_text_never_replaces(tmp_path):
+    path = tmp_path / "file"
+    assert create_text(path, "first") is True
+    assert create_text(path, "second") is False
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

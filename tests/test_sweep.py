@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,18 +80,24 @@ def test_a_finished_sweep_is_not_run_again_in_any_order(finished: Path) -> None:
     assert inodes(finished) == before
 
 
-def test_changed_code_or_data_is_not_reused(finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_new_jobs_of_an_old_sweep_get_free_directories(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "sweep")
+    assert sweep(tmp_path / "sweep", "model.num_layers=3,1").returncode == 0
+    assert statuses(tmp_path / "sweep") == dict.fromkeys("0123", "finished")
+    assert "num_layers: 3" in (tmp_path / "sweep" / "3" / "config.yaml").read_text()
+
+
+def test_changed_code_or_data_is_not_reused(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = tiny_config("model.num_layers=1")
     assert child.place(config, finished, 5) == (finished / "1", True)
     metadata = (finished / "1" / "metadata.json").read_text()
     for key, word in (("code_sha256", "code"), ("sha256", "data")):
-        with pytest.MonkeyPatch.context():
-            old = json.loads(metadata)
-            (old if key == "code_sha256" else old["corpus"])[key] = "0" * 64
-            (finished / "1" / "metadata.json").write_text(json.dumps(old))
-            assert child.place(config, finished, 1) == (finished / "1-2", False)
-            assert f"not reused, its {word} was 000000000000, now " in caplog.messages[-1]
-            (finished / "1-2").rmdir()
+        old = json.loads(metadata)
+        (old if key == "code_sha256" else old["corpus"])[key] = "0" * 64
+        (finished / "1" / "metadata.json").write_text(json.dumps(old))
+        assert child.place(config, finished, 1) == (finished / "3", False)
+        assert f"not reused, its {word} was 000000000000, now " in caplog.messages[-1]
+        shutil.rmtree(finished / "3")
     (finished / "1" / "metadata.json").write_text(metadata)
 
 

@@ -1,6 +1,7 @@
 """The process that trains one job: finds its directory, decides what is left to do, and does it."""
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from marble_sweep.code import code_sha256
 from marble_sweep.config import Config, dump
+from marble_sweep.files import create_text
 from marble_sweep.sweep.record import read_metadata, record_failure, run_directories
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
     if done:
         return
     try:
-        run(config, directory, resume=(directory / "config.yaml").exists(), show=False)
+        run(config, directory, resume=True, show=False)
     except Exception as error:
         # Whatever it was belongs to this job alone: the sweep goes on.
         log.info("%s", error, exc_info=True)
@@ -55,7 +57,7 @@ def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
 
     A run with the very same config, made of the same data by the same code, is continued or reused,
     whatever its number. Else the job gets the directory of its number, or, where another run lies
-    there, one beside it.
+    there, the first free one; its config in it keeps every other job away.
     """
     text = dump(config)
     for directory in run_directories(sweep_dir):
@@ -64,12 +66,11 @@ def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
             if not changed:
                 return directory, read_metadata(directory).get("status") in ("finished", "diverged")
             log.warning("job %d: the run in %s is not reused, its %s", number, directory, " and its ".join(changed))
-    directory = sweep_dir / str(number)
-    copy = 2
-    while (directory / "config.yaml").exists():
-        directory = sweep_dir / f"{number}-{copy}"
-        copy += 1
-    directory.mkdir(parents=True, exist_ok=True)
+    for candidate in itertools.chain([number], itertools.count()):
+        directory = sweep_dir / str(candidate)
+        directory.mkdir(parents=True, exist_ok=True)
+        if create_text(directory / "config.yaml", text):
+            break
     return directory, False
 
 
