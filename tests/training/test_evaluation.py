@@ -1,0 +1,114 @@
+"""Every column of evals.csv against a plain float64 recomputation, window by window."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from marble_sweep.data.baselines import Baselines, measure_baselines
+from marble_sweep.model.transformer import Transformer
+from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator, mean_and_error
+from marble_sweep.training.precision import POLICIES
+
+VOCAB, SEQ_LEN, NUM_WINDOWS = 20, 6, 7
+
+
+def example(num_windows: int = NUM_WINDOWS) -> tuple[Transformer, Tensor, Baselines, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, VOCAB, (500,), generator=generator)
+    held_out = torch.randint(0, VOCAB, (num_windows, SEQ_LEN), generator=generator, dtype=torch.int32)
+    token_bytes = torch.randint(1, 5, (VOCAB,), generator=generator, dtype=torch.int32)
+    model = Transformer(VOCAB, SEQ_LEN, num_layers=1, hidden_dim=8, num_heads=2, mlp_dim=16, seed=3)
+    with torch.no_grad():
+        model.embedding.weight.mul_(20)  # so that predictions differ between contexts
+    return model, held_out, measure_baselines(tokens, held_out, VOCAB), token_bytes
+
+
+def log_probs_of(model: Transformer, windows: Tensor) -> Tensor:
+    with torch.no_grad():
+        hidden = model(windows.long())[:, :-1].double()
+    return (hidden @ model.embedding.weight.double().T).log_softmax(-1)  # (num_windows, T - 1, V)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
+    model, held_out, baselines, token_bytes = example()
+    row = Evaluator(held_out, baselines, token_bytes, POLICIES["fp32"], batch_size).evaluate(model, step=12)
+    assert tuple(row) == EVAL_COLUMNS
+
+    log_probs = log_probs_of(model, held_out)
+    losses, swapped, hits, off, nats = [], [], [], [], 0.0
+    favourites = sorted(range(VOCAB), key=lambda token: -baselines.unigram_log_probs[token].item())[:3]
+    lender = {index: (index - NUM_WINDOWS // 2) % NUM_WINDOWS for index in range(NUM_WINDOWS)}
+    for index in range(NUM_WINDOWS):
+        targets = held_out[index, 1:].tolist()
+        losses.append(-sum(log_probs[index, t, target].item() for t, target in enumerate(targets)) / len(targets))
+        others = [log_probs[lender[index], t, target].item() for t, target in enumerate(targets)]
+        swapped.append(-sum(others) / len(targets))
+        predicted = log_probs[index].argmax(-1).tolist()
+        hits += [guess == target for guess, target in zip(predicted, targets, strict=True)]
+        off += [guess not in favourites for guess in predicted]
+        nats += losses[-1] * len(targets)
+    num_bytes = token_bytes[held_out[:, 1:].long()].sum().item()
+
+    def expected(name: str, values: list[float]) -> dict[str, float]:
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        return {name: mean, f"{name}_se": math.sqrt(variance / len(values))}
+
+    truth: dict[str, float] = {"step": 12} | expected("val_loss", losses)
+    for name, baseline in (
+        ("unigram_margin", baselines.unigram_fitted),
+        ("oracle_margin", baselines.unigram_oracle),
+        ("bigram_margin", baselines.bigram),
+    ):
+        truth |= expected(name, [one - loss for one, loss in zip(baseline.tolist(), losses, strict=True)])
+    truth |= expected("context_gain", [other - loss for other, loss in zip(swapped, losses, strict=True)])
+    truth |= {"accuracy": sum(hits) / len(hits), "off_unigram": sum(off) / len(off)}
+    truth |= {"bits_per_byte": nats / math.log(2) / num_bytes}
+    assert row == pytest.approx(truth, rel=1e-5, abs=1e-6)
+
+
+def test_another_windows_context_is_never_ones_own() -> None:
+    model, held_out, baselines, token_bytes = example(num_windows=2)
+    row = Evaluator(held_out, baselines, token_bytes, POLICIES["fp32"], 2).evaluate(model, step=1)
+    assert row["context_gain"] != 0
+
+
+def test_a_single_window_has_no_spread_and_no_other_context() -> None:
+    model, held_out, baselines, token_bytes = example(num_windows=1)
+    row = Evaluator(held_out, baselines, token_bytes, POLICIES["fp32"], 2).evaluate(model, step=1)
+    undefined = {name for name, value in row.items() if math.isnan(value)}
+    assert undefined == {name for name in EVAL_COLUMNS if name.endswith("_se")} | {"context_gain"}
+
+
+def test_tokens_without_bytes_have_no_bits_per_byte() -> None:
+    model, held_out, baselines, token_bytes = example()
+    row = Evaluator(held_out, baselines, torch.zeros_like(token_bytes), POLICIES["fp32"], 4).evaluate(model, step=1)
+    assert math.isnan(row["bits_per_byte"])
+
+
+def test_no_random_number_is_drawn() -> None:
+    model, held_out, baselines, token_bytes = example()
+    before = torch.get_rng_state()
+    Evaluator(held_out, baselines, token_bytes, POLICIES["mixed"], 4).evaluate(model, step=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "mixed"])
+def test_bfloat16_stays_close_to_float64(precision: str) -> None:
+    model, held_out, baselines, token_bytes = example()
+    policy = POLICIES[precision]
+    model.to(policy.weights)
+    row = Evaluator(held_out, baselines, token_bytes, policy, 4).evaluate(model, step=1)
+    exact = -log_probs_of(model.float(), held_out).gather(-1, held_out[:, 1:, None].long()).mean().item()
+    assert row["val_loss"] == pytest.approx(exact, abs=0.03)
+    assert row["val_loss"] != pytest.approx(exact, abs=1e-9)
+
+
+def test_mean_and_error() -> None:
+    assert mean_and_error(torch.tensor([1.0, 3.0], dtype=torch.float64)) == pytest.approx((2.0, 1.0))
+    mean, error = mean_and_error(torch.tensor([4.0], dtype=torch.float64))
+    assert mean == 4.0
+    assert math.isnan(error)
