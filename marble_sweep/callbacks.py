@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from marble_sweep import config as schema
 from marble_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
-from marble_sweep.sweep.record import ENDED, read_metadata, run_directories
+from marble_sweep.sweep.record import ENDED, latest, mark_start, read_metadata
 
 if TYPE_CHECKING:
     from marble_sweep.sweep.watch import SweepWatch
@@ -43,8 +43,11 @@ class CheckAndWatch(Callback):
         with exiting_on_errors():
             resume = f"left out; a sweep goes on with hydra.sweep.dir={config.resume}"
             schema.require(config.resume is None, "resume", config.resume, resume)
-            jobs = grid(config)
-            total_steps = sum(check_job(config, number, job).trainer.total_steps for number, job in enumerate(jobs))
+            jobs = [check_job(config, number, job) for number, job in enumerate(grid(config))]
+            configs = [schema.dump(job) for job in jobs]
+            for number, text in enumerate(configs):
+                if (first := configs.index(text)) < number:
+                    raise ValueError(f"job {number}: must differ from job {first}, whose config is the same")
             sweep_dir.mkdir(parents=True, exist_ok=True)
             lock = FileLock(sweep_dir / ".lock")
             try:
@@ -53,10 +56,10 @@ class CheckAndWatch(Callback):
                 raise ValueError(f"hydra.sweep.dir = {sweep_dir}: must be free: a running sweep holds it") from None
         from marble_sweep.sweep.watch import SweepWatch
 
+        mark_start(sweep_dir)
         print(f"{len(jobs) or 'An open number of'} jobs in {sweep_dir}", file=sys.stderr)
-        current = Sweep(
-            sweep_dir, len(jobs), rerun_command(config, sweep_dir), lock, SweepWatch(sweep_dir, total_steps)
-        )
+        watch = SweepWatch(sweep_dir, sum(job.trainer.total_steps for job in jobs))
+        current = Sweep(sweep_dir, set(configs), rerun_command(config, sweep_dir), lock, watch)
         current.watch.start()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -69,7 +72,7 @@ class Sweep:
     """The sweep that this process runs."""
 
     directory: Path
-    num_jobs: int  # 0 where the sweeper decides as it goes
+    configs: set[str]  # the jobs' config.yaml; empty where the sweeper decides as it goes
     rerun: str  # the command that runs what is missing or failed
     lock: FileLock
     watch: "SweepWatch"
@@ -78,17 +81,20 @@ class Sweep:
         """Say how the jobs ended and what to do about those that did not; returns the exit code."""
         self.watch.stop()
         self.lock.release()
-        statuses = {path: read_metadata(path).get("status") for path in run_directories(self.directory)}
+        runs = latest(self.directory, self.configs or None)
+        statuses = {path: read_metadata(path).get("status") for path in runs}
         ended = [status for status in statuses.values() if status in ENDED]
         failed = [path for path, status in statuses.items() if status == "failed"]
-        missing = max(0, self.num_jobs - len(ended))
+        missing = max(0, len(self.configs) - len(ended))
         counts = {name: ended.count(name) for name in ENDED} | {"to do": missing}
         print(", ".join(f"{number} {name}" for name, number in counts.items() if number), file=sys.stderr)
         if failed or missing:
             names = ", ".join(path.name for path in failed)
             todo = " and ".join([f"failed ({names})"] * bool(failed) + ["to do"] * bool(missing))
             print(f"To run what is {todo}:\n  {self.rerun}", file=sys.stderr)
-        print(f"Compared in {self.directory / 'summary.csv'} and {self.directory / 'compare.html'}", file=sys.stderr)
+        written = [self.directory / name for name in ("summary.csv", "compare.html")]
+        if all(path.exists() for path in written):
+            print(f"Compared in {written[0]} and {written[1]}", file=sys.stderr)
         return EXIT_FAILED if failed else EXIT_INTERRUPTED if missing else 0
 
 

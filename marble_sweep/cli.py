@@ -61,7 +61,7 @@ def job(config: DictConfig) -> None:
 
 def threads_of_one(jobs_at_once: int) -> int | None:
     """The CPU threads of each of several jobs that share this machine; None leaves a lone job all."""
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jobs_at_once == 1:
         return None
     return max(1, cores // jobs_at_once) if jobs_at_once > 0 else 1  # joblib counts down from all cores below 0

@@ -6,7 +6,7 @@ Dataclasses check themselves when they are built (`resolve` builds them); every 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +401,9 @@ def resolve(config: DictConfig) -> Config:
 
     Raises ValueError for a value that is missing, out of range, or at odds with another.
     """
+    known = {each.name for each in fields(Config)}
+    for key in map(str, config):
+        require(key in known, key, config[key], f"left out: there are only {', '.join(sorted(known))}")
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"{missing[0]} = ???: must be given, as in {missing[0]}=VALUE")

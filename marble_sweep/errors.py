@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from marble_sweep import config as schema
 
@@ -24,7 +25,7 @@ def exiting_on_errors() -> Iterator[None]:
     """Turn what a user can mend into one line and an exit code; anything else is a bug, with its traceback."""
     try:
         yield
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError) as error:
         if WANTS_TRACEBACK:
             raise
         print(f"marble_sweep: {one_line(error)}", file=sys.stderr)
@@ -57,7 +58,8 @@ def hint(key: str) -> str:
                 owners.setdefault(path, []).append(f"{group}={option}")
     if key in owners:
         return f" here; it belongs to {' and '.join(owners[key])}"
-    return f"; the nearest known one is {difflib.get_close_matches(key, owners, n=1, cutoff=0.0)[0]}"
+    close = difflib.get_close_matches(key, owners, n=1, cutoff=0.4)
+    return f"; the nearest known one is {close[0]}" if close else "; --help lists those there are"
 
 
 def paths(node: DictConfig, prefix: str | None) -> list[str]:

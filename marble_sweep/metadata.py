@@ -86,11 +86,16 @@ def describe(
     }
 
 
+def counted(number: int, what: str) -> str:
+    """1 head, 2 heads."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float) -> str:
     """What a person wants to know before the first step."""
     corpus, baselines = metadata["corpus"], metadata["baselines"]
     lines = {
-        "model": f"{metadata['name']}, {metadata['n_params']:,} parameters, {metadata['num_heads']} heads",
+        "model": f"{metadata['name']}, {metadata['n_params']:,} parameters, {counted(metadata['num_heads'], 'head')}",
         "training": f"{metadata['total_steps']:,} steps of {metadata['batch_size']} x {metadata['seq_len']} tokens "
         f"({metadata['epoch_length']:,} steps an epoch), {metadata['optimizer']}, lr {metadata['learning_rate']:g}, "
         f"weight decay {metadata['weight_decay']:g}, {metadata['schedule']}, seed {metadata['random_seed']}",
@@ -100,9 +105,9 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float) -
         f"{metadata['n_dead_tokens']:,} dead",
         "baselines": f"unigram {baselines['unigram_fitted']:.4f} (oracle {baselines['unigram_oracle']:.4f}), "
         f"bigram {baselines['bigram']:.4f} nats per token, on {baselines['num_windows']:,} {baselines['measured_on']}",
-        "device": f"{metadata['machine']['accelerator'] or metadata['device']}, {metadata['machine']['num_threads']} "
-        f"CPU threads, precision {metadata['precision']}",
-        "time": f"about {duration(steps_left * seconds_per_step)} for {steps_left:,} steps, evaluations not counted",
+        "device": f"{metadata['machine']['accelerator'] or metadata['device']}, "
+        f"{counted(metadata['machine']['num_threads'], 'CPU thread')}, precision {metadata['precision']}",
+        "time": f"at least {duration(steps_left * seconds_per_step)} for {steps_left:,} steps (without updates)",
     }
     if corpus["entropy_rate"] is not None:
         lines["baselines"] += f"; entropy rate of the source {corpus['entropy_rate']:.4f}"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,13 +53,13 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
         evaluator = None
         if held_out is not None:
             evaluator = Evaluator(held_out.to(device), baselines, corpus.token_bytes, policy, batch_size)
-        write_text(directory / "tokenizer.json", corpus.tokenizer.to_str())
-        write_tensors(directory / "unigram.safetensors", {"log_probs": baselines.unigram_log_probs.float()})
 
         resume = resume and (directory / "state.safetensors").exists()
         metadata = describe(config, corpus, baselines, model, batches, device)
         if resume:
             refuse_other_data(directory, metadata)
+        write_text(directory / "tokenizer.json", corpus.tokenizer.to_str())
+        write_tensors(directory / "unigram.safetensors", {"log_probs": baselines.unigram_log_probs.float()})
         write_json(directory / "metadata.json", metadata | {"status": "running"})
         outcome: dict[str, Any] = {}
         progress = Progress(config.trainer.total_steps, show=show)
@@ -101,7 +102,12 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
             free = f"a new directory: this one holds a run (resume={directory} would continue it)"
             require(not path.exists(), "hydra.run.dir", directory, free)
             write_text(path, dump(config))
-        yield
+        try:
+            yield
+        finally:
+            # A run that was refused before it began leaves the directory free for a better one.
+            if not resume and not (directory / "metadata.json").exists():
+                path.unlink()
 
 
 @contextlib.contextmanager
@@ -111,6 +117,10 @@ def logging_to(path: Path) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # One line is enough on a terminal; whoever looks for the cause finds it here.
+        handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (error,), sys.exc_info()))
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()

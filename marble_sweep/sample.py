@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -87,7 +88,7 @@ def main() -> None:
             return
         drawn = list(generate(model, prompt, arguments.tokens, arguments.temperature, arguments.seed))
         print(tokenizer.decode([*prompt, *drawn]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"marble_sweep.sample: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

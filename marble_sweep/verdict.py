@@ -9,6 +9,8 @@ import pandas as pd
 
 from marble_sweep.config import VerdictConfig
 
+MIN_LAG = 100  # steps: over fewer, h_mean looks frozen in every model
+
 
 @dataclass(frozen=True)
 class Check:
@@ -70,6 +72,9 @@ def judge(config: VerdictConfig, steps: pd.DataFrame, evals: pd.DataFrame, lag: 
 
     Where the run diverged, what came before is judged.
     """
+    # The step that diverged, and weights that are no numbers, have nothing to say.
+    shares = ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]
+    steps = steps[np.isfinite(steps["loss"]) & ~(steps[shares].sum(axis=1) == 0) | steps["dead_moving"].isna()]
     final = dict(zip(evals.columns, evals.iloc[-1], strict=True)) if len(evals) else None
     margins = {name: _margin(config, final, name) for name in ("unigram", "oracle", "bigram")}
     return Verdict(
@@ -117,7 +122,7 @@ def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> C
     label, won, lost = _BASELINES[name]
     errors_needed = config.min_standard_errors
     if final is None or math.isnan(final[f"{name}_margin_se"]):
-        reading = f"held-out loss against {label}: not measured (data.val_fraction leaves too little)"
+        reading = f"held-out loss against {label}: not measured (no evaluation of two held-out windows or more)"
         return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides=name == "unigram")
     margin, error = final[f"{name}_margin"], final[f"{name}_margin_se"]
     errors = in_standard_errors(margin, error)
@@ -143,7 +148,7 @@ def _loss_checks(config: VerdictConfig, steps: pd.DataFrame, margins: dict[str, 
 def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list[Check]:
     errors_needed = config.min_standard_errors
     if final is None or math.isnan(final["context_gain_se"]):
-        nothing = "not measured (needs two held-out windows)"
+        nothing = "not measured (no evaluation of two held-out windows or more)"
         return [
             Check("context_gain_in_se", None, errors_needed, None, f"gain from the true context: {nothing}"),
             Check("off_unigram", None, config.min_off_unigram, None, f"predictions off the unigram: {nothing}"),
@@ -174,8 +179,9 @@ def _direction_check(config: VerdictConfig, steps: pd.DataFrame, lag: int) -> Ch
     threshold = config.min_direction_change
     # Batches alone turn h_mean a little from one step to the next; only what the lag adds is motion.
     change = last_tenth(steps["h_autocorr"]) - last_tenth(steps["h_autocorr_lag"])
-    if math.isnan(change):
-        return Check("direction_change", None, threshold, None, f"h_mean over {lag} steps: not measured")
+    if math.isnan(change) or lag < MIN_LAG:
+        short = f"; a run of {4 * MIN_LAG} steps is needed" if lag < MIN_LAG else ""
+        return Check("direction_change", None, threshold, None, f"h_mean over {lag} steps: not measured{short}")
     passed = change >= threshold
     meaning = "it still changes direction" if passed else "it has converged to a point"
     reading = f"over {lag} steps h_mean turned by 1 - cos = {change:.4f} beyond batch noise ({threshold:g} needed)"

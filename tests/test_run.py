@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import TINY, tiny_config
+from helpers import TINY, compose_config, tiny_config
 from safetensors.torch import load_file
 
 from marble_sweep.run import run
@@ -242,3 +243,31 @@ def test_a_running_directory_is_held(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_refused_run_leaves_its_directory_free(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.batch_size = 9999"):
+        run(tiny_config("trainer.batch_size=9999"), tmp_path / "run")
+    assert run(tiny_config(), tmp_path / "run") == "finished"
+    assert "Traceback" in (tmp_path / "run" / "run.log").read_text()  # of the refusal, for whoever wonders
+
+
+def test_resuming_on_another_corpus_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the first corpus has these words in it and a few others too\n" * 400)
+    settings = ("data=text", f"data.path={text}", "data.val_fraction=0", "data.vocab_size=300", "trainer.batch_size=4")
+    config = compose_config(*[each for each in TINY if not each.startswith("data")], *settings)
+    run(config, tmp_path / "run")
+    before = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    text.write_text("another corpus with quite different sentences to learn from\n" * 400)
+    with pytest.raises(ValueError, match="must be on the corpus it began with"):
+        run(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "checkpoints.safetensors"])
+def test_a_damaged_state_is_named(name: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(b"junk")
+    with pytest.raises(ValueError, match=f"{name}: must be a whole safetensors file"):
+        run(tiny_config(), tmp_path / "run", resume=True)

@@ -128,6 +128,39 @@ def test_failures_stop_no_other_job_and_are_run_again(tmp_path: Path) -> None:
     assert inodes_of(tmp_path / "sweep", "0", "2") == before
 
 
+def test_failures_of_an_earlier_start_do_not_stop_a_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "late.txt"
+    overrides = ("data=text", f"data.path={path}", "data.vocab_size=300", "data.val_fraction=0", "trainer.batch_size=4")
+    words = ["--multirun", *[each for each in TINY if not each.startswith("data")], *overrides]
+    words = [
+        sys.executable,
+        "-m",
+        "marble_sweep",
+        *words,
+        "sweep.max_failures=1",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    ]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 1
+    path.write_text("now there is a text that was not there before\n" * 400)
+    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "FAILED" not in again.stderr
+    assert "1 finished" in again.stderr
+
+
+def test_another_grid_in_an_old_sweep_is_counted_apart(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "sweep")
+    result = sweep(tmp_path / "sweep", "seed=1", "trainer.batch_size=100000")
+    assert result.returncode == 1
+    assert "\n1 failed\n" in result.stderr
+
+
+def test_two_jobs_of_the_same_config_are_refused(tmp_path: Path) -> None:
+    result = sweep(tmp_path / "sweep", "seed=1,2,1")
+    assert result.returncode == 2
+    assert result.stderr == "marble_sweep: job 2: must differ from job 0, whose config is the same\n"
+
+
 def inodes_of(sweep_dir: Path, *names: str) -> list[int]:
     return [(sweep_dir / name / "metrics.csv").stat().st_ino for name in names]
 

@@ -10,7 +10,7 @@ import pytest
 
 from marble_sweep.config import VerdictConfig
 from marble_sweep.training.evaluation import EVAL_COLUMNS
-from marble_sweep.verdict import Check, Criterion, Verdict, judge
+from marble_sweep.verdict import MIN_LAG, Check, Criterion, Verdict, judge
 
 NUM_STEPS = 100
 LAG = 20
@@ -67,7 +67,7 @@ def through_csv(table: pd.DataFrame) -> pd.DataFrame:
 def verdict(steps=None, evals=None, **thresholds) -> Verdict:
     steps = steps_table() if steps is None else steps
     evals = evals_table() if evals is None else evals
-    found = judge(VerdictConfig(**thresholds), through_csv(steps), through_csv(evals), LAG)
+    found = judge(VerdictConfig(**thresholds), through_csv(steps), through_csv(evals), MIN_LAG)
     json.dumps(found.as_json(), allow_nan=False)  # every verdict of these tests can be written
     assert isinstance(found.as_text(), str)
     for criterion in found.criteria:
@@ -182,7 +182,7 @@ def test_the_hidden_state_must_turn_beyond_batch_noise(near, far, passed):
     found = verdict(steps)
     assert results(found)[2] is passed
     assert check(found, "direction_change").value == pytest.approx(near - far)
-    assert str(LAG) in check(found, "direction_change").reading
+    assert str(MIN_LAG) in check(found, "direction_change").reading
 
 
 def test_the_start_of_a_run_does_not_make_it_turn():
@@ -326,3 +326,16 @@ def test_text_numbers_the_criteria_and_marks_their_checks():
     assert bigram.split()[0] == "no", "it decides nothing, so it does not fail"
     (off,) = [line for line in lines if "top predictions" in line]
     assert off.split()[0] == "FAIL"
+
+
+def test_over_a_short_lag_direction_is_not_judged():
+    found = judge(VerdictConfig(), steps_table(), evals_table(), MIN_LAG - 1)
+    assert results(found)[2] is None
+    assert f"a run of {4 * MIN_LAG} steps is needed" in found.as_text()
+
+
+def test_a_diverged_step_says_nothing_of_dead_tokens():
+    steps = steps_table(dead_early=0.8, dead_midlife=0.0, dead_late=0.1, dead_frozen=0.1)
+    last = steps.index[-10:]  # weights that are no numbers are in no regime
+    steps.loc[last, ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]] = 0.0
+    assert results(judge(VerdictConfig(), steps, evals_table(), MIN_LAG))[3] is False

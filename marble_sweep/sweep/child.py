@@ -32,7 +32,8 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
 
         torch.set_num_threads(threads)
     directory, done = place(config, sweep_dir, number)
-    parent.send(directory)
+    with contextlib.suppress(BrokenPipeError):  # a parent that is gone: the next thread notices
+        parent.send(directory)
     threading.Thread(target=stop_with_parent, args=(parent,), daemon=True).start()
     if done:
         return
@@ -82,5 +83,8 @@ def changes(directory: Path, config: Config) -> list[str]:
     if "corpus" not in metadata:
         return []  # it never began to train
     pairs = {"code": (metadata["code_sha256"], code_sha256())}
-    pairs["data"] = (metadata["corpus"]["sha256"], load_corpus(config.data).sha256)
+    try:
+        pairs["data"] = (metadata["corpus"]["sha256"], load_corpus(config.data).sha256)
+    except (ValueError, OSError) as error:
+        return [f"data cannot be read any more ({error})"]
     return [f"{what} was {then[:12]}, now {now[:12]}" for what, (then, now) in pairs.items() if then != now]

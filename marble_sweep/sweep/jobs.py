@@ -12,7 +12,7 @@ from pathlib import Path
 
 from marble_sweep.config import Config
 from marble_sweep.sweep import child
-from marble_sweep.sweep.record import count, record_failure
+from marble_sweep.sweep.record import count_failures, record_failure
 from marble_sweep.training.signals import stop_requests
 
 EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
@@ -26,7 +26,7 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
     that the config wants no further one, nothing is done. Raises KeyboardInterrupt if the user asked
     to stop; the job has then saved its state.
     """
-    if config.sweep.max_failures is not None and count(sweep_dir, "failed") >= config.sweep.max_failures:
+    if config.sweep.max_failures is not None and count_failures(sweep_dir) >= config.sweep.max_failures:
         return
     # A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
     # Forced, because in a worker of joblib the method is one that only joblib knows.
@@ -35,7 +35,10 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=child.main, args=(config, sweep_dir, number, threads, theirs))
     with stop_requests() as should_stop:
+        # The fork server, and so every child, is deaf to Ctrl-C from its first moment on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()  # so that reading from a child that is gone ends
         while process.is_alive() and not should_stop():
             process.join(POLL_SECONDS)

@@ -13,7 +13,7 @@ from marble_sweep.report.page import write_page
 from marble_sweep.report.rundir import Run
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
-from marble_sweep.sweep.record import ENDED, read_metadata, run_directories
+from marble_sweep.sweep.record import ENDED, changed_at, run_directories
 
 POLL_SECONDS = 1.0
 
@@ -25,8 +25,7 @@ class SweepWatch:
         """`total_steps` are those of all jobs together."""
         self.sweep_dir = sweep_dir
         # What was done before is not told again.
-        done = ("finished", "diverged")
-        self.told = {path for path in run_directories(sweep_dir) if read_metadata(path).get("status") in done}
+        self.told = {(path, changed_at(path)) for path in run_directories(sweep_dir)}
         self.bar = tqdm(total=total_steps, unit="step", unit_scale=True, disable=not sys.stderr.isatty())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -51,13 +50,13 @@ class SweepWatch:
         """Tell of what has ended since the last look."""
         runs = [Run.read(path) for path in run_directories(self.sweep_dir)]
         ended = [run for run in runs if run.status in ENDED]
-        new = [run for run in ended if run.path not in self.told]
+        new = [run for run in ended if (run.path, changed_at(run.path)) not in self.told]
         if new:
             # Of ended runs alone: one that has just begun would pull the step of comparison back to its own.
             comparison = compare_runs(ended)
             rows = {row["run"]: row for row in comparison.rows}
             for run in new:
-                self.told.add(run.path)
+                self.told.add((run.path, changed_at(run.path)))
                 tqdm.write(ended_line(run, rows[str(run.path)], comparison.varied), file=sys.stderr)
             write_text(self.sweep_dir / "summary.csv", render(comparison.rows, list(comparison.rows[0]), "csv"))
         done = sum(run.steps.last_step or 0 for run in runs)

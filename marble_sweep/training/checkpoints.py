@@ -1,12 +1,13 @@
 """`checkpoints.safetensors` in the notebook's format, and the resumable state beside it."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Checkpoints:
 
     def resume(self, last_step: int) -> None:
         """Continue the file on disk after `last_step`."""
-        with safe_open(self.path, "pt") as file:
+        with readable(self.path) as file:
             steps = file.get_tensor("steps").tolist()
         self.steps = [step for step in steps if step <= last_step]
 
@@ -50,6 +51,16 @@ class Stateful(Protocol):
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[Any]:
+    """An open safetensors file. Raises ValueError where it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: must be a whole safetensors file: {error}") from None
 
 
 def save_state(path: Path, parts: dict[str, Stateful], info: dict[str, Any]) -> None:
@@ -64,7 +75,7 @@ def save_state(path: Path, parts: dict[str, Stateful], info: dict[str, Any]) -> 
 
 def load_state(path: Path, parts: dict[str, Stateful]) -> dict[str, Any]:
     """Give every part back its tensors, in the order of `parts`; returns `info`."""
-    with safe_open(path, "pt") as file:
+    with readable(path) as file:
         info: dict[str, Any] = json.loads(file.metadata()["info"])
         for part, stateful in parts.items():
             names = [name for name in file.keys() if name.startswith(f"{part}/")]  # noqa: SIM118 (not a dict)

@@ -49,15 +49,24 @@ class Pending:
 
     host: list[dict[str, float]] = field(default_factory=list)  # what the host knows of each step
     device: list[Tensor] = field(default_factory=list)  # MEASURED of each step
+    seconds: list[float] = field(default_factory=list)  # that the host spent on each finished step
 
-    def fetch(self) -> list[dict[str, float]]:
-        """The complete rows, in one transfer; none remain."""
-        if not self.host:
-            return []
+    def fetch(self, num_tokens: int) -> tuple[list[dict[str, float]], float]:
+        """The complete rows, in one transfer, and the seconds it waited for the device; none remain.
+
+        `num_tokens` are those of a step. A GPU is still at work when the host is done with a step, so
+        the wait belongs to all steps of the block.
+        """
+        if not self.seconds:
+            return [], 0.0
+        started = time.perf_counter()
         measured = [dict(zip(MEASURED, values, strict=True)) for values in torch.stack(self.device).tolist()]
-        rows = [known | values for known, values in zip(self.host, measured, strict=True)]
-        self.host, self.device = [], []
-        return rows
+        waited = time.perf_counter() - started
+        spread = waited / len(measured)
+        speeds = [{"tokens_per_second": num_tokens / (seconds + spread)} for seconds in self.seconds]
+        rows = [known | values | speed for known, values, speed in zip(self.host, measured, speeds, strict=False)]
+        self.host, self.device, self.seconds = [], [], []
+        return rows, waited
 
 
 class Trainer:
@@ -110,7 +119,7 @@ class Trainer:
             return self._train(should_stop)
         finally:
             self.progress.close()
-            self.step_rows.write([row for row in self.pending.fetch() if "tokens_per_second" in row])
+            self.step_rows.write(self.fetch())
             self.step_rows.close()
             self.eval_rows.close()
 
@@ -126,7 +135,7 @@ class Trainer:
             self.take_step()
             elapsed = time.perf_counter() - started
             self.train_seconds += elapsed
-            self.pending.host[-1]["tokens_per_second"] = settings.batch_size * settings.seq_len / elapsed
+            self.pending.seconds.append(elapsed)
 
             is_last = self.step == settings.total_steps
             evaluates = is_last or (settings.eval_interval > 0 and self.step % settings.eval_interval == 0)
@@ -177,9 +186,15 @@ class Trainer:
         weight = self.model.embedding.weight.to(self.policy.compute)
         return linear_cross_entropy(contexts, weight, tokens[:, 1:].flatten()), hidden
 
+    def fetch(self) -> list[dict[str, float]]:
+        """The rows measured since the last fetch."""
+        rows, waited = self.pending.fetch(self.config.trainer.batch_size * self.config.trainer.seq_len)
+        self.train_seconds += waited
+        return rows
+
     def flush(self) -> bool:
         """Write the pending rows; False where a loss is no number, whose row is the last one written."""
-        rows = self.pending.fetch()
+        rows = self.fetch()
         for index, row in enumerate(rows):
             if not math.isfinite(row["loss"]):
                 self.step, self.last_loss = int(row["step"]), None
