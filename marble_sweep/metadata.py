@@ -107,7 +107,7 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float) -
         f"bigram {baselines['bigram']:.4f} nats per token, on {baselines['num_windows']:,} {baselines['measured_on']}",
         "device": f"{metadata['machine']['accelerator'] or metadata['device']}, "
         f"{counted(metadata['machine']['num_threads'], 'CPU thread')}, precision {metadata['precision']}",
-        "time": f"at least {duration(steps_left * seconds_per_step)} for {steps_left:,} steps (without updates)",
+        "time": f"about {duration(steps_left * seconds_per_step)} for {steps_left:,} steps, evaluations not counted",
     }
     if corpus["entropy_rate"] is not None:
         lines["baselines"] += f"; entropy rate of the source {corpus['entropy_rate']:.4f}"
