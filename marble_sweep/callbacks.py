@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from marble_sweep import config as schema
 from marble_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.files import hold
 from marble_sweep.sweep.record import ENDED, latest, mark_start, read_metadata
 
 if TYPE_CHECKING:
@@ -48,12 +49,7 @@ class CheckAndWatch(Callback):
             for number, text in enumerate(configs):
                 if (first := configs.index(text)) < number:
                     raise ValueError(f"job {number}: must differ from job {first}, whose config is the same")
-            sweep_dir.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(sweep_dir / ".lock")
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                raise ValueError(f"hydra.sweep.dir = {sweep_dir}: must be free: a running sweep holds it") from None
+            lock = hold(sweep_dir, "hydra.sweep.dir")
         from marble_sweep.sweep.watch import SweepWatch
 
         mark_start(sweep_dir)

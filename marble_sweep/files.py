@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -49,6 +51,20 @@ def create_text(path: Path, text: str) -> bool:
     finally:
         temporary.unlink()
     return True
+
+
+def hold(directory: Path, setting: str) -> FileLock:
+    """Hold a directory, made if it is not there, against other processes until the lock is released.
+
+    Raises ValueError for `setting` where another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{setting} = {directory}: must be free: a running process holds it") from None
+    return lock
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -12,13 +12,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 from marble_sweep.config import Config, dump, require
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus
-from marble_sweep.files import write_json, write_text
+from marble_sweep.files import hold, write_json, write_text
 from marble_sweep.metadata import describe, header
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
@@ -90,14 +89,9 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
 
     Raises ValueError where another run is in it, alive or not.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
+    lock = hold(directory, "hydra.run.dir")
+    path = directory / "config.yaml"
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ValueError(f"hydra.run.dir = {directory}: must be free: a running process holds it") from None
-    with lock:
-        path = directory / "config.yaml"
         if not resume:
             free = f"a new directory: this one holds a run (resume={directory} would continue it)"
             require(not path.exists(), "hydra.run.dir", directory, free)
@@ -108,6 +102,8 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
             # A run that was refused before it began leaves the directory free for a better one.
             if not resume and not (directory / "metadata.json").exists():
                 path.unlink()
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
