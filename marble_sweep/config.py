@@ -13,6 +13,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+BASELINES = ("unigram", "oracle", "bigram")
+OBJECTIVES = ("val_loss", "val_margin", "n_params")
+MAX_LOOKS = 20  # more would look at the same step twice in any run of a thousand steps
 PRECISIONS = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MIN_HEAD_DIM = 32
@@ -335,7 +338,54 @@ class VerdictConfig:
         require(0 <= change <= 2, "verdict.min_direction_change", change, "in [0, 2]")
 
 
+@dataclass
+class CertifyConfig:
+    """When held-out loss counts as better than a threshold, and whether a run ends once that is settled."""
+
+    threshold: str = "unigram"  # unigram (fitted), oracle, bigram, or a loss in nats per token
+    looks: int = 0  # evaluate at so many geometrically spaced steps; 0: at every trainer.eval_interval
+    stop: bool = False  # end the run at the first look that certifies it or leaves it no hope
+
+    def __post_init__(self) -> None:
+        allowed = f"{', '.join(BASELINES)}, or a loss > 0 in nats per token"
+        require(self.threshold in BASELINES or self.loss is not None, "certify.threshold", self.threshold, allowed)
+        require(0 <= self.looks <= MAX_LOOKS, "certify.looks", self.looks, f"in [0, {MAX_LOOKS}]")
+        require(not self.stop or self.looks > 0, "certify.looks", self.looks, "> 0 with certify.stop=true")
+
+    @property
+    def loss(self) -> float | None:
+        """The threshold, where it is a number."""
+        try:
+            value = float(self.threshold)
+        except ValueError:
+            return None
+        return value if 0 < value < math.inf else None
+
+
 # ------------------------------------------------------------------------- the whole
+
+
+@dataclass
+class SearchConfig:
+    """What concerns a search for the smallest model as a whole (hydra/sweeper=smallest)."""
+
+    n_trials: int = 300  # in all, over every worker and every resumption
+    max_tokens: int | None = None  # tokens to train on, over all trials; null: no limit
+    max_minutes: float | None = None  # of training and waiting, over every resumption; null: no limit
+    confirm_seeds: int = 3  # fresh seeds on which the answer must certify again
+    min_steps_per_minute: float | None = None  # what trains more slowly here is ruled out
+    storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
+    study: str = "smallest"  # its name in the storage: workers that name the same one share the work
+    worker_timeout: float = 60.0  # seconds without a sign of life after which a worker's trial is taken up again
+
+    def __post_init__(self) -> None:
+        require(self.n_trials >= 1, "search.n_trials", self.n_trials, ">= 1")
+        require(self.confirm_seeds >= 0, "search.confirm_seeds", self.confirm_seeds, ">= 0")
+        for name in ("max_tokens", "max_minutes", "min_steps_per_minute"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, f"search.{name}", value, "null or > 0")
+        require_positive("search.worker_timeout", self.worker_timeout)
+        require(self.study != "", "search.study", repr(self.study), "a name")
 
 
 @dataclass
@@ -361,16 +411,34 @@ class Config:
     data: DataConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
+    certify: CertifyConfig = field(default_factory=CertifyConfig)
     seed: int = 42
     experiment_name: str = "${model.name}"
     notes: str = ""  # kept in metadata.json
     resume: str | None = None  # a run directory to continue; its own config is used
+    objective: str | None = None  # what a job of a sweep returns to its sweeper; null: nothing
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        allowed = f"null or one of {', '.join(OBJECTIVES)}"
+        require(self.objective is None or self.objective in OBJECTIVES, "objective", self.objective, allowed)
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
         warmup, total = self.schedule.warmup_steps, self.trainer.total_steps
         require(warmup < total, "schedule.warmup_steps", warmup, f"< trainer.total_steps = {total}")
+        held_out = self.data.val_fraction > 0
+        require(held_out or not self.certify.stop, "data.val_fraction", 0, "> 0 with certify.stop=true")
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights, known before there is a model (the tied embedding counts once)."""
+        width, mlp = self.model.hidden_dim, self.model.mlp_dim
+        norm = 2 * width
+        attention = (width + 1) * 3 * width + (width + 1) * width
+        feed_forward = (width + 1) * mlp + (mlp + 1) * width
+        block = 2 * norm + attention + feed_forward
+        embeddings = (self.data.vocab_size + self.trainer.seq_len) * width
+        return embeddings + self.model.num_layers * block + norm
 
 
 # Groups whose options differ in shape: the name in the file picks the schema.
@@ -412,10 +480,13 @@ def resolve(config: DictConfig) -> Config:
     return resolved
 
 
+NOT_OF_A_RUN = ("resume", "objective", "sweep", "search")  # keys that leave what a run computes as it is
+
+
 def dump(config: Config) -> str:
     """A run's `config.yaml`: all that makes it the run it is. `load` reads it back."""
     node = OmegaConf.structured(config)
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(node, [key for key in node if key not in ("resume", "sweep")]))
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(node, [key for key in node if key not in NOT_OF_A_RUN]))
 
 
 def load(path: Path) -> Config:

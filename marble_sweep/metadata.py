@@ -91,8 +91,8 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float) -> str:
-    """What a person wants to know before the first step."""
+def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | None) -> str:
+    """What a person wants to know before the first step; nobody waits where `seconds_per_step` is None."""
     corpus, baselines = metadata["corpus"], metadata["baselines"]
     lines = {
         "model": f"{metadata['name']}, {metadata['n_params']:,} parameters, {counted(metadata['num_heads'], 'head')}",
@@ -107,8 +107,10 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float) -
         f"bigram {baselines['bigram']:.4f} nats per token, on {baselines['num_windows']:,} {baselines['measured_on']}",
         "device": f"{metadata['machine']['accelerator'] or metadata['device']}, "
         f"{counted(metadata['machine']['num_threads'], 'CPU thread')}, precision {metadata['precision']}",
-        "time": f"about {duration(steps_left * seconds_per_step)} for {steps_left:,} steps, evaluations not counted",
     }
+    if seconds_per_step is not None:
+        estimate = duration(steps_left * seconds_per_step)
+        lines["time"] = f"about {estimate} for {steps_left:,} steps, evaluations not counted"
     if corpus["entropy_rate"] is not None:
         lines["baselines"] += f"; entropy rate of the source {corpus['entropy_rate']:.4f}"
     return "\n".join(f"{name:<11} {text}" for name, text in lines.items())

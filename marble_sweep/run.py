@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> str:
     """Train, judge and record one model in `directory`; returns how the run ended.
 
-    `finished` or `diverged`, with a verdict, or `interrupted`, with the state saved. Raises ValueError
+    `finished` or `diverged`, or as certify.stop has it `certified`, `pruned` or `too_slow`, each with a
+    verdict, or `interrupted`, with the state saved. Raises ValueError
     for a config that the data or the machine cannot serve and for a directory that holds another run,
     OSError where it cannot be written. `show` asks for a progress bar.
     """
@@ -67,7 +68,7 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
         with stop_requests() as should_stop:
             try:
                 steps_left = config.trainer.total_steps - trainer.step
-                log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step()))
+                log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step() if show else None))
                 outcome["status"] = trainer.train(should_stop)
             except BaseException as error:
                 outcome |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
@@ -155,11 +156,12 @@ def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
 
 
 def conclude(config: Config, directory: Path, outcome: dict[str, Any]) -> None:
-    """Verdict and plots, from the files the run has written."""
+    """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
     steps, evals = pd.read_csv(directory / "metrics.csv"), pd.read_csv(directory / "evals.csv")
     verdict = judge(config.verdict, steps, evals, autocorrelation_lag(config))
     write_json(directory / "verdict.json", verdict.as_json())
-    draw_plots(directory)
+    if not config.certify.stop:  # a search has many such runs, and its page shows their curves
+        draw_plots(directory)
     if outcome["status"] == "diverged":
         log.info("Diverged: the loss of step %d is not a number.", outcome["step"])
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)

@@ -13,7 +13,7 @@ from pathlib import Path
 from marble_sweep.code import code_sha256
 from marble_sweep.config import Config, dump
 from marble_sweep.files import create_text
-from marble_sweep.sweep.record import read_metadata, record_failure, run_directories
+from marble_sweep.sweep.record import DONE, read_metadata, record_failure, run_directories
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
         if (directory / "config.yaml").read_text(encoding="utf-8") == text:
             changed = changes(directory, config)
             if not changed:
-                return directory, read_metadata(directory).get("status") in ("finished", "diverged")
+                return directory, read_metadata(directory).get("status") in DONE
             log.warning("job %d: the run in %s is not reused, its %s", number, directory, " and its ".join(changed))
     for candidate in itertools.chain([number], itertools.count()):
         directory = sweep_dir / str(candidate)

@@ -7,7 +7,8 @@ from typing import Any
 
 from marble_sweep.files import write_json
 
-ENDED = ("finished", "diverged", "failed")
+DONE = ("finished", "diverged", "certified", "pruned")  # nothing is left to do
+ENDED = (*DONE, "failed", "too_slow")
 STARTED = ".started"
 
 

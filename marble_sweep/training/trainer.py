@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from marble_sweep.certify import Referee, evaluation_steps
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
 from marble_sweep.metrics.lattice import black_holes
@@ -97,14 +98,16 @@ class Trainer:
         self.step = 0
         self.train_seconds = 0.0
         self.last_loss: float | None = None
-        self.last_eval: dict[str, float] = {}
+        self.referee = Referee(config)
+        self.evaluation_steps = evaluation_steps(config) if evaluator else frozenset()
         self.pending = Pending()
         self.parts: dict[str, Stateful] = {"model": model, "updater": self.updater, "batches": batches}
         self.parts["metrics"] = self.metrics
         if resume:
             info = load_state(self.state_path, self.parts)
             self.step, self.train_seconds = info["step"], info["train_seconds"]
-            self.last_loss, self.last_eval = info["last_loss"], info["last_eval"]
+            self.last_loss, self.referee.rows = info["last_loss"], info["evals"]
+            self.referee.ruling = info["ruling"]
             self.checkpoints.resume(self.step)
         self.step_rows = Recorder(directory / "metrics.csv", STEP_COLUMNS, self.step)
         self.eval_rows = Recorder(directory / "evals.csv", EVAL_COLUMNS, self.step)
@@ -114,7 +117,10 @@ class Trainer:
         return self.directory / "state.safetensors"
 
     def train(self, should_stop: Callable[[], bool]) -> str:
-        """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`."""
+        """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`.
+
+        Or to the first look at which the referee rules: `certified`, `pruned` or `too_slow`.
+        """
         try:
             return self._train(should_stop)
         finally:
@@ -130,7 +136,9 @@ class Trainer:
             self.save_state()
         self.progress.start(self.step)
         last_flush = last_save = time.monotonic()
-        while self.step < settings.total_steps:
+        if self.referee.ruling == "too_slow":
+            self.referee.ruling = None  # of an earlier start, perhaps on a busier machine
+        while self.step < settings.total_steps and self.referee.ruling is None:
             started = time.perf_counter()
             self.take_step()
             elapsed = time.perf_counter() - started
@@ -138,7 +146,7 @@ class Trainer:
             self.pending.seconds.append(elapsed)
 
             is_last = self.step == settings.total_steps
-            evaluates = is_last or (settings.eval_interval > 0 and self.step % settings.eval_interval == 0)
+            evaluates = self.step in self.evaluation_steps
             checkpoints = self.step % settings.checkpoint_interval == 0
             now = time.monotonic()
             saves = checkpoints or is_last or now - last_save >= settings.state_interval or should_stop()
@@ -148,17 +156,18 @@ class Trainer:
                 if not self.flush():
                     return "diverged"
             if evaluates and self.evaluator is not None:
-                self.last_eval = self.evaluator.evaluate(self.model, self.step)
-                self.eval_rows.write([self.last_eval])
-                self.progress.evaluated(self.last_eval)
+                row = self.evaluator.evaluate(self.model, self.step)
+                self.eval_rows.write([row])
+                self.progress.evaluated(row)
+                self.referee.look(row, self.steps_per_minute())
             if checkpoints:
                 self.checkpoints.take(self.step, self.model.embedding.weight, self.metrics.latest_mean)
-            if saves:
+            if saves or self.referee.ruling:
                 last_save = now
                 self.save_state()
-                if should_stop() and not is_last:
+                if should_stop() and not is_last and not self.referee.ruling:
                     return "interrupted"
-        return "finished"
+        return self.referee.ruling or "finished"
 
     def take_step(self) -> None:
         """One step, in the notebook's order: forward, backward, update, measure. Never waits for the device."""
@@ -214,7 +223,8 @@ class Trainer:
             "step": self.step,
             "train_seconds": self.train_seconds,
             "last_loss": self.last_loss,
-            "last_eval": self.last_eval,
+            "evals": self.referee.rows,
+            "ruling": self.referee.ruling,
         }
         save_state(self.state_path, self.parts, info)
         write_tensors(self.directory / "model.safetensors", dict(self.model.state_dict()))
@@ -230,11 +240,17 @@ class Trainer:
             "total_epochs": self.batches.epoch,
             "n_checkpoints": len(self.checkpoints.steps),
             "train_seconds": self.train_seconds,
-            "steps_per_minute": 60 * self.step / self.train_seconds if self.step else None,
+            "steps_per_minute": self.steps_per_minute() if self.step else None,
             "last_evaluation": {
-                name: value if math.isfinite(value) else None for name, value in self.last_eval.items()
-            },
+                name: value if math.isfinite(value) else None for name, value in self.referee.rows[-1].items()
+            }
+            if self.referee.rows
+            else {},
         }
+
+    def steps_per_minute(self) -> float:
+        """The speed so far, inside training steps alone."""
+        return 60 * self.step / self.train_seconds
 
     def seconds_per_step(self) -> float:
         """The time of one forward and backward pass, the best of three that touch no state; seconds."""

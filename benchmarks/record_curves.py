@@ -1,0 +1,124 @@
+"""Record real learning curves around the boundary, for search_replay.py to replay search strategies on.
+
+    python benchmarks/record_curves.py [--workers 2] [--file benchmarks/curves.csv.gz]
+
+Each (layers, width, lr, seed) is one ordinary run of the search's budget (400 steps of 16 x 128 tokens of the default
+corpus), never stopped early and evaluated at every look. Curves already in the file are not run again, so an
+interrupted recording goes on. `seconds` are those spent inside training steps, with `--workers` runs at a time.
+"""
+
+import argparse
+import csv
+import gzip
+import io
+import itertools
+import logging
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from marble_sweep import cli
+from marble_sweep import config as schema
+from marble_sweep.files import replacing
+
+KEYS = ("num_layers", "hidden_dim", "lr", "seed")
+VALUES = ("step", "val_loss", "unigram_margin", "unigram_margin_se", "context_gain", "seconds")
+BUDGET = ("trainer.total_steps=400", "trainer.batch_size=16", "trainer.eval_windows=256", "certify.looks=9")
+LAYERS = (0, 1, 2, 3, 4)
+NARROW, WIDE = (2, 3, 4), (6, 8, 16, 64)  # the boundary is among the narrow ones
+RATES = (0.01, 0.0316, 0.1, 0.316)
+Curve = tuple[int, int, float, int]
+
+
+def grid() -> list[Curve]:
+    """Seed by seed, the boundary first, so that what an interrupted recording has is of use."""
+    far_rates = (0.001, 0.00316, 1.0)
+    near = [curve for seed in range(1, 5) for curve in itertools.product(LAYERS, NARROW, RATES, [seed])]
+    far = [
+        *itertools.product(LAYERS, NARROW, far_rates, [1]),
+        *itertools.product((0, 1, 2, 4), WIDE, (*RATES, *far_rates), [1]),
+    ]
+    first = [curve for curve in near if curve[-1] == 1]
+    return [*first, *far, *(curve for curve in near if curve[-1] > 1)]
+
+
+def record(curve: Curve) -> list[dict[str, str]]:
+    """The rows of one curve, a look each."""
+    import torch
+
+    from marble_sweep.run import run
+
+    logging.disable()
+    torch.set_num_threads(1)
+    num_layers, hidden_dim, lr, seed = curve
+    settings = [
+        f"model.num_layers={num_layers}",
+        f"model.hidden_dim={hidden_dim}",
+        f"optimizer.lr={lr}",
+        f"seed={seed}",
+    ]
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        config = schema.resolve(compose("config", [*BUDGET, *settings]))
+    with tempfile.TemporaryDirectory() as folder:
+        run(config, Path(folder, "run"), show=False)
+        with Path(folder, "run", "metrics.csv").open(newline="") as file:
+            tokens = config.trainer.batch_size * config.trainer.seq_len
+            seconds = list(
+                itertools.accumulate(tokens / float(row["tokens_per_second"]) for row in csv.DictReader(file))
+            )
+        with Path(folder, "run", "evals.csv").open(newline="") as file:
+            evals = list(csv.DictReader(file))
+    key = dict(zip(KEYS, map(str, curve), strict=True))
+    return [
+        key
+        | {name: f"{float(row[name] or 'nan'):.5g}" for name in VALUES[:-1]}
+        | {"seconds": f"{seconds[int(row['step']) - 1]:.2f}"}
+        for row in evals
+    ]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with gzip.open(path, "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*KEYS, *VALUES], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def batches(curves: list[Curve], size: int) -> Iterator[list[Curve]]:
+    for start in range(0, len(curves), size):
+        yield curves[start : start + size]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--file", type=Path, default=Path(__file__).with_name("curves.csv.gz"))
+    arguments = parser.parse_args()
+    rows = read(arguments.file)
+    done = {tuple(row[key] for key in KEYS) for row in rows}
+    todo = [curve for curve in grid() if tuple(map(str, curve)) not in done]
+    print(f"{len(done)} curves recorded, {len(todo)} to do")
+    # Processes of their own start with a fork server's clean memory; diverged runs end early and have fewer looks.
+    with ProcessPoolExecutor(arguments.workers, get_context("forkserver")) as pool:
+        for future in as_completed([pool.submit(record, curve) for curve in todo]):
+            rows += future.result()
+            last = rows[-1]
+            print(*(f"{name} {last[name]}" for name in (*KEYS, "step", "unigram_margin")), sep="  ", flush=True)
+            write(arguments.file, rows)
+
+
+if __name__ == "__main__":
+    main()
