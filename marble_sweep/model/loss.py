@@ -1,19 +1,54 @@
-"""Cross-entropy of a tied head, a few hundred rows at a time: the (N, V) logits never exist as a whole.
+"""Cross-entropy of a tied head, some hundred rows at a time: the (N, V) logits never exist as a whole.
 
-Whatever the dtype of the matrix products, softmax, losses and the sums over chunks are float32.
+Whatever the dtype of the operands, softmax, losses and the sums over chunks are float32.
 """
 
+import contextlib
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CPU_CHUNK_ROWS = 128  # the logits of so many rows stay in a core's cache
+CPU_CHUNK_ROWS = 256  # few enough for the caches, enough to keep a product at full speed
 GPU_CHUNK_ROWS = 4096  # enough work for one kernel to fill a GPU
+SAFE_LOGIT = 60.0  # up to it sums of exp(logit), and of their products with weights, are well within float32
+ARGMAX_BLOCK = 128  # columns
 
 
 def chunk_rows(device: torch.device) -> int:
     return CPU_CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS
+
+
+@contextlib.contextmanager
+def float32_products(*operands: Tensor) -> Iterator[list[Tensor]]:
+    """The operands as the head multiplies them: on the CPU in float32, elsewhere as they are.
+
+    A CPU's float32 products are exact for bfloat16 operands and need no conversion of logits. Where the
+    operands are bfloat16, oneDNN may multiply in bfloat16 inside, with float32 sums: quick where the CPU
+    has tiles for that.
+    """
+    mkldnn: Any = torch.backends.mkldnn  # whose settings torch adds at run time
+    settings = mkldnn.matmul
+    before = settings.fp32_precision
+    if operands[0].device.type == "cpu" and operands[0].dtype == torch.bfloat16:
+        settings.fp32_precision = "bf16"
+    try:
+        yield [each.float() if each.device.type == "cpu" else each for each in operands]
+    finally:
+        settings.fp32_precision = before
+
+
+def needs_shift(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether exp(logit) might overflow, or a row's sum of them vanish, without taking off the row's maximum.
+
+    |logit| <= |hidden row| · |weight row|. Only a CPU looks: elsewhere the host would wait for the answer.
+    """
+    if hidden.device.type != "cpu":
+        return True
+    longest_squared = hidden.square().sum(1).amax() * weight.square().sum(1).amax()
+    return not longest_squared.item() < SAFE_LOGIT**2  # NaN needs it too: it must reach the loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -21,27 +56,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        num_rows = hidden.shape[0]
+        num_rows, chunk = hidden.shape[0], chunk_rows(hidden.device)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         needs_gradient = any(ctx.needs_input_grad)
         hidden_grad = torch.empty_like(hidden) if needs_gradient else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
-        chunk = chunk_rows(hidden.device)
-        for start in range(0, num_rows, chunk):
-            rows = slice(start, start + chunk)
-            logits = hidden[rows] @ weight.T  # (rows, V)
-            probs = logits.softmax(-1, dtype=torch.float32)
-            target = targets[rows, None]
-            # log-sum-exp from the likeliest token: a target's own probability may be too small for a float32.
-            peak_logit, peak = logits.max(dim=-1, keepdim=True)
-            log_sum_exp = peak_logit.float() - probs.gather(1, peak).log()
-            loss += (log_sum_exp - logits.gather(1, target).float()).sum()
-            if hidden_grad is not None and weight_grad is not None:
-                # d loss / d logits = softmax - one-hot; the mean's 1 / N is applied in backward.
-                probs.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-                logits_grad = probs.to(hidden.dtype)
-                hidden_grad[rows] = logits_grad @ weight
-                weight_grad += logits_grad.T @ hidden[rows]
+        with float32_products(hidden, weight) as (states, matrix):
+            buffer = matrix.new_empty(min(chunk, num_rows), len(matrix))
+            shifts = needs_shift(states, matrix)
+            for start in range(0, num_rows, chunk):
+                rows = states[start : start + chunk]
+                target = targets[start : start + chunk, None]
+                logits = torch.mm(rows, matrix.T, out=buffer[: len(rows)]).float()  # (rows, V)
+                if shifts:
+                    logits -= logits.amax(1, keepdim=True)
+                target_logits = logits.gather(1, target)
+                exps = logits.exp_()  # softmax is exps / sums; dividing what comes of them is less work
+                sums = exps.sum(1, keepdim=True)
+                loss += (sums.log() - target_logits).sum()
+                if hidden_grad is not None and weight_grad is not None:
+                    # d loss / d logits = softmax - one-hot; the mean's 1 / N is applied in backward.
+                    logits_grad = exps.scatter_add_(1, target, -sums).to(matrix.dtype)  # times sums
+                    hidden_grad[start : start + chunk] = (logits_grad @ matrix) / sums
+                    scaled = (rows / sums).to(matrix.dtype)
+                    if weight_grad.dtype == matrix.dtype:
+                        weight_grad.addmm_(logits_grad.T, scaled)
+                    else:
+                        weight_grad += logits_grad.T @ scaled
         ctx.num_rows = num_rows
         ctx.save_for_backward(hidden_grad, weight_grad, weight)
         return loss / num_rows
@@ -67,12 +108,22 @@ def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 
     hidden (N, D), weight (V, D), targets (N, K) int64 -> losses (N, K) float32, top (N,) int64.
     """
+    num_rows, vocab_size, chunk = len(hidden), len(weight), chunk_rows(hidden.device)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-    top = torch.empty(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    chunk = chunk_rows(hidden.device)
-    for start in range(0, hidden.shape[0], chunk):
-        rows = slice(start, start + chunk)
-        log_probs = (hidden[rows] @ weight.T).log_softmax(-1, dtype=torch.float32)
-        losses[rows] = -log_probs.gather(1, targets[rows])
-        top[rows] = log_probs.argmax(-1)
+    top = torch.empty(num_rows, dtype=torch.int64, device=hidden.device)
+    with float32_products(hidden, weight) as (states, matrix):
+        num_blocks = math.ceil(vocab_size / ARGMAX_BLOCK)
+        shape = min(chunk, num_rows), num_blocks * ARGMAX_BLOCK
+        buffer = matrix.new_full(shape, -math.inf)  # what is beyond the vocabulary stays so
+        for start in range(0, num_rows, chunk):
+            rows = states[start : start + chunk]
+            logits = torch.mm(rows, matrix.T, out=buffer[: len(rows), :vocab_size])
+            # The CPU's argmax takes ten times as long as its amax: the best block first, then the best in it.
+            blocks = buffer[: len(rows)].unflatten(1, (num_blocks, ARGMAX_BLOCK))
+            best_block = blocks.amax(2).argmax(1)
+            peak, place = blocks[torch.arange(len(rows), device=rows.device), best_block].max(1)
+            top[start : start + chunk] = best_block * ARGMAX_BLOCK + place
+            logits = logits.float().sub_(peak[:, None])
+            target_logits = logits.gather(1, targets[start : start + chunk])
+            losses[start : start + chunk] = logits.exp_().sum(1, keepdim=True).log() - target_logits
     return losses, top
