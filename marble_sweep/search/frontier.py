@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from marble_sweep.files import replacing
 
@@ -69,8 +69,9 @@ def frontier_figure(summary: dict[str, Any]) -> Figure:
         )
     if rows:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(loc="best", frameon=False)
     axes.set_xlabel("parameters")
     threshold = WORDS.get(summary["threshold"], f"loss {summary['threshold']}")

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from marble_sweep.certify import errors_needed, look_steps
 from marble_sweep.config import Config
 from marble_sweep.search.space import Space
-from marble_sweep.search.strategy import Attempt, State
+from marble_sweep.search.strategy import Attempt, State, next_probe
 from marble_sweep.search.study import as_attempt
 from marble_sweep.words import counted, duration
 
@@ -159,8 +159,7 @@ class Found:
             tried = state.by_size.get(index, {})
             if not tried and (top is None or index > top):
                 continue
-            margins = [self._trial(each.number).user_attrs for each in tried.values()]
-            best = max((each for each in margins if "margin" in each), key=lambda each: each["margin"], default={})
+            best = self._best(state, index)
             rows.append(
                 {
                     "size": str(size),
@@ -172,6 +171,22 @@ class Found:
                 }
             )
         return rows
+
+    def _best(self, state: State, size: int) -> dict[str, Any]:
+        """The user attributes of the trial that shows what a size can do: the one that certified it, or came closest.
+
+        A recipe that failed on a fresh seed counts with that failure.
+        """
+        if (attempt := state.certified(size)) is not None:
+            return self._trial(attempt.number).user_attrs
+        recipes = state.by_size.get(size, {})
+        seeds = [state.confirmations.get((size, recipe), {}) for recipe in recipes]
+        numbers = [
+            min([own, *others.values()], key=lambda each: each.margin).number
+            for own, others in zip(recipes.values(), seeds, strict=True)
+        ]
+        found = [self._trial(number).user_attrs for number in numbers]
+        return max((each for each in found if "margin" in each), key=lambda each: each["margin"], default={})
 
     def as_json(self, ended: str) -> dict[str, Any]:
         """What search.json holds. Losses and margins are in nats per token."""
@@ -227,35 +242,39 @@ class Found:
     # ------------------------------------------------------------------ in words
 
     def bracket(self) -> str:
-        """In a few words: the smallest certified size, what is refuted below it, and how long it may still take."""
-        state, statuses = self.state, self.statuses()
+        """The smallest certified size, what is refuted below it, and how long the proof may still take."""
+        state, statuses, sizes = self.state, self.statuses(), self.space.sizes
         top = state.smallest()
         below = self._below(state)
-        closed = [size for size in below if statuses[size] in ("refuted", "implied", "crashed")]
-        refuted = [size for size in closed if statuses[size] == "refuted"]
-        sizes = self.space.sizes
-        certified = "none" if top is None else f"{sizes[top]}{' confirmed' if state.confirmed(top) else ''}"
-        parts = [f"smallest certified {certified}"]
-        if refuted:
-            parts.append(f"largest refuted {'below ' * (top is not None)}{sizes[max(refuted)]}")
-        parts.append(f"{len(closed)} of {len(below)}{' smaller' * (top is not None)} sizes refuted")
-        left = self.seconds_left(state, top)
-        return ", ".join([*parts, *([f"about {duration(left)} left"] if left else [])])
+        refuted = [size for size in below if statuses[size] == "refuted"]
+        closed = len(refuted) + sum(statuses[size] in ("implied", "crashed") for size in below)
+        if top is None:
+            parts = ["none certified"]
+        else:
+            parts = [f"{sizes[top]} {'confirmed' if state.confirmed(top) else 'certified'}"]
+        smaller = "smaller " if top is not None else ""
+        largest = f", largest {sizes[max(refuted)]}" if refuted else ""
+        parts.append(f"{closed} of {len(below)} {smaller}refuted{largest}")
+        if (left := self.seconds_left(state, top)) is not None:
+            parts.append(f"about {duration(left)} left")
+        return " | ".join(parts)
 
     def seconds_left(self, state: State, top: int | None) -> float | None:
-        """An estimate of the time until the question is settled; None before the first trial has ended."""
-        ended = [trial for trial in self.trials if trial.state != TrialState.RUNNING and "tokens" in trial.user_attrs]
-        tokens = sum(trial.user_attrs["tokens"] for trial in ended)
-        if not tokens:
+        """An estimate of the time to the proof; None while the bisection goes on, whose end nobody knows."""
+        ended = [trial.user_attrs for trial in self.trials if trial.user_attrs.get("steps_per_minute")]
+        if top is None or not ended or next_probe(state, top) is not None:
             return None
+        training = [60 * each["step"] / each["steps_per_minute"] for each in ended]
+        step_seconds = sum(training) / sum(each["step"] for each in ended)
+        other_seconds = sum(each["seconds"] for each in ended) - sum(training)
         sizes, still_open = self.space.sizes, state.open_below(top)
         widest = [one for one in still_open if not any(sizes[one].narrower_than(sizes[other]) for other in still_open)]
         recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) for size in widest)
         steps = recipes * self.base.trainer.total_steps
-        if top is not None and (attempt := state.certified(top)) is not None:
-            steps += len(state.missing_seeds(attempt, running=False)) * attempt.last_step
-        seconds = sum(trial.duration.total_seconds() for trial in ended if trial.duration is not None)
-        return steps * self.tokens_a_step * seconds / tokens
+        attempt = state.certified(top)
+        seeds = len(state.missing_seeds(attempt, running=False)) if attempt is not None else 0
+        steps += seeds * attempt.last_step if attempt is not None else 0
+        return steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)
 
     def words(self, ended: str) -> str:
         """The answer, what proves it, and what it cost."""

@@ -26,7 +26,7 @@ from marble_sweep.search.outcome import Found
 from marble_sweep.search.space import Space, Value, build, parse
 from marble_sweep.search.strategy import Attempt, Proposal, Settled, Wait, decide
 from marble_sweep.search.study import as_attempt, open_storage, open_study
-from marble_sweep.search.view import View
+from marble_sweep.search.view import View, trial_words
 from marble_sweep.sweep.record import mark_start, run_directories
 
 WAIT_SECONDS = 0.5  # between two looks at what other workers do
@@ -144,7 +144,9 @@ class Search:
         params = self.space.params(plan.size, plan.recipe)
         params = params | {"seed": self.base.seed + plan.seed}
         config = self.composer.resolve(params)
-        self.view.begin(trial.number, str(self.space.sizes[plan.size]), params, plan.reason, self.found().bracket())
+        size = self.space.sizes[plan.size]
+        words = trial_words(trial.number, plan, size, params)
+        self.view.begin(words, self.found().bracket())
         watch = TrialWatch(
             trial, config, self.directory / str(trial.number), config.search.worker_timeout, self.view.step
         )
@@ -155,10 +157,9 @@ class Search:
             self.shared.release(trial)
             raise
         result = watch.result(run_dir)
-        size = self.space.sizes[plan.size]
         self.shared.tell(trial, result, size.num_parameters, config.search.min_steps_per_minute)
         found = self.found()
-        self.view.end(trial.number, str(size), params, result, found.bracket())
+        self.view.end(words, result, found.bracket())
         write_json(self.directory / "search.json", found.as_json("running"))
 
     def _conclude(self, ended: str) -> None:

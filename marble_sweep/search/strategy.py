@@ -224,7 +224,7 @@ def decide(space: Space, attempts: Sequence[Attempt], confirm_seeds: int) -> Pro
         if proposal := _again(state, lost, answer):
             return proposal
     hoped = state.smallest(running=True)  # trials under way are taken to succeed
-    if (probe := _probe(state, hoped)) is not None:
+    if (probe := next_probe(state, hoped)) is not None:
         return Proposal(probe, state.first_recipe(probe), 0, "probe")
     if answer is not None:
         attempt = state.certified(answer)
@@ -244,7 +244,7 @@ def _again(state: State, lost: Attempt, answer: int | None) -> Proposal | None:
     return Proposal(lost.size, lost.recipe, lost.seed, "again") if matters and not repeated else None
 
 
-def _probe(state: State, hoped: int | None) -> int | None:
+def next_probe(state: State, hoped: int | None) -> int | None:
     """The next size of the bisection; None once the bracket is closed.
 
     Its lower end is the largest size below `hoped` that failed with the recipe it would be probed with. While

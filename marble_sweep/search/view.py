@@ -1,12 +1,12 @@
 """What a person sees of a search: a line for every trial that ends, and on a terminal a bar over the one that runs."""
 
-import shlex
 import sys
 from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from marble_sweep.search.space import Value
+from marble_sweep.search.space import Size, Value
+from marble_sweep.search.strategy import Proposal
 from marble_sweep.search.study import Result
 from marble_sweep.words import duration
 
@@ -26,28 +26,32 @@ class View:
     def line(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
-    def begin(self, number: int, size: str, params: Mapping[str, Value], reason: str, bracket: str) -> None:
+    def begin(self, trial: str, bracket: str) -> None:
         """Show the trial that starts, and how far the search is."""
         self.bar.reset()
-        self.bar.set_description_str(f"{bracket} | trial {number}: {reason} {size} {recipe_words(params)}")
+        self.bar.set_description_str(f"{bracket} | {trial}")
 
     def step(self, step: int) -> None:
         """Show the step that the trial has reached."""
         self.bar.update(step - self.bar.n)
 
-    def end(self, number: int, size: str, params: Mapping[str, Value], result: Result, bracket: str) -> None:
+    def end(self, trial: str, result: Result, bracket: str) -> None:
         """A line for the trial that ended, with where the search stands."""
-        parts = [f"{number:>4}  {size}  {recipe_words(params)}", f"{result.outcome:<9} at step {result.step:>3}"]
+        outcome = f"crashed: {result.reason}" if result.outcome == "failed" else result.outcome
+        parts = [f"{trial:<32}", f"{outcome:<9} at step {result.step:>3}"]
         if result.margin is not None and result.margin_se is not None:
             parts.append(f"margin {result.margin:+.4f} ± {result.margin_se:.4f}")
-        parts.append(f"crashed: {result.reason}" if result.outcome == "failed" else duration(result.seconds))
+        parts.append(f"{duration(result.seconds):>4}")
         self.line("  ".join([*parts, f"[{bracket}]"]))
 
     def close(self) -> None:
         self.bar.close()
 
 
-def recipe_words(params: Mapping[str, Value]) -> str:
-    """The parameters that the size does not tell, as a command line has them, by their last names."""
-    told = {key: value for key, value in params.items() if not key.startswith("model.")}
-    return " ".join(f"{key.rpartition('.')[2]}={shlex.quote(str(value))}" for key, value in told.items())
+def trial_words(number: int, plan: Proposal, size: Size, params: Mapping[str, Value]) -> str:
+    """A trial in a few words: number, why it is made, size, and what the size does not tell."""
+    others = {key: value for key, value in params.items() if key not in dict(size.params)}
+    if plan.seed == 0:
+        del others["seed"]
+    recipe = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in others.items())
+    return f"{number:>3}  {plan.reason:<7}  {size}  {recipe}"
