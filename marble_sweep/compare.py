@@ -9,6 +9,7 @@ from pathlib import Path
 from marble_sweep.report.find import find_runs, newest
 from marble_sweep.report.rows import group_rows, matches, parse_filter, repeats, require_column, sort_rows
 from marble_sweep.report.rundir import Run
+from marble_sweep.report.search import read_search
 from marble_sweep.report.summary import Comparison, Row, compare_runs
 from marble_sweep.report.table import FORMATS, default_columns, legend, render
 
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"marble_sweep.compare: {error}", file=sys.stderr)
         return EXIT_ERROR
+    search = read_search(comparison.runs)
+    if for_people and search is not None:
+        print(*search["words"], "", sep="\n")
     for note in comparison.notes:
         print(note, file=sys.stdout if for_people else sys.stderr)
     if for_people and comparison.notes:

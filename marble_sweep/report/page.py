@@ -12,9 +12,11 @@ from plotly.offline import get_plotlyjs
 
 from marble_sweep.files import write_text
 from marble_sweep.report.curves import read_csv, shorten
+from marble_sweep.report.frontier import frontier_image
 from marble_sweep.report.headline import UNITS, WORDS, headline, labels
 from marble_sweep.report.rows import group_rows, repeats, sort_rows
 from marble_sweep.report.rundir import Run
+from marble_sweep.report.search import read_search
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.report.table import cell, default_columns, with_short_paths
 
@@ -62,8 +64,10 @@ def write_page(comparison: Comparison, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    search = read_search(comparison.runs)
     page = environment.get_template("page.html.j2").render(
-        headline=headline(comparison, groups),
+        headline=headline(comparison, groups) if search is None else search["words"],
+        search_image=None if search is None else frontier_image(search),
         notes=comparison.notes,
         columns=columns,
         rows=[

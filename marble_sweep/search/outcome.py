@@ -196,7 +196,7 @@ class Found:
         refuted = [size for size, status in below.items() if status == "refuted"]
         counts = Counter(each.outcome for each in self.attempts)
         looks = look_steps(config.certify.looks, config.trainer.total_steps)
-        return {
+        found = {
             "threshold": config.certify.threshold,
             "standard_errors": config.verdict.min_standard_errors,
             "standard_errors_each_look": errors_needed(config.verdict.min_standard_errors, len(looks)),
@@ -219,6 +219,7 @@ class Found:
             "seconds": self.seconds(),
             "frontier": self.frontier(),
         }
+        return found | {"words": self._words(found)}
 
     def _below(self, state: State) -> set[int]:
         """The sizes smaller than the answer; all where there is none."""
@@ -276,10 +277,9 @@ class Found:
         steps += seeds * attempt.last_step if attempt is not None else 0
         return steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)
 
-    def words(self, ended: str) -> str:
-        """The answer, what proves it, and what it cost."""
-        found, config = self.as_json(ended), self.base
-        answer = found["answer"]
+    def _words(self, found: dict[str, Any]) -> list[str]:
+        """The answer, what proves it, and what it cost, a line each."""
+        answer, config = found["answer"], self.base
         threshold = THRESHOLDS.get(config.certify.threshold, f"a loss of {config.certify.threshold}")
         budget = (
             f"{config.trainer.total_steps:,} steps of {config.trainer.batch_size} x {config.trainer.seq_len} tokens"
@@ -312,10 +312,10 @@ class Found:
             lines.append(f"{len(self.space.impossible)} sizes cannot be, such as {self.space.impossible[0]}.")
         early, hopeless = (found["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
         lines.append(
-            f"{ENDINGS[ended]} after {counted(found['trials'], 'trial')}, {found['tokens'] / 1e6:.1f} M tokens and "
-            f"{duration(found['seconds'])}; stopping as soon as a trial was certified saved "
-            f"{early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
+            f"{ENDINGS[found['ended']]} after {counted(found['trials'], 'trial')}, "
+            f"{found['tokens'] / 1e6:.1f} M tokens and {duration(found['seconds'])}; stopping as soon as a trial "
+            f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
         if answer is not None:
-            lines.append(f"To train it:\n  {answer['command']}")
-        return "\n".join(lines)
+            lines.append(f"To train it: {answer['command']}")
+        return lines

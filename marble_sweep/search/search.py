@@ -16,11 +16,11 @@ from marble_sweep import config as schema
 from marble_sweep.callbacks import rerun_command
 from marble_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from marble_sweep.files import hold, write_json, write_text
+from marble_sweep.report.frontier import draw_frontier
 from marble_sweep.report.page import write_page
 from marble_sweep.report.rundir import Run
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
-from marble_sweep.search.frontier import draw_frontier
 from marble_sweep.search.launch import Composer, Runner, TrialWatch
 from marble_sweep.search.outcome import Found
 from marble_sweep.search.space import Space, Value, build, parse
@@ -174,5 +174,5 @@ class Search:
             comparison = compare_runs(runs)
             write_text(self.directory / "summary.csv", render(comparison.rows, list(comparison.rows[0]), "csv"))
             write_page(comparison, self.directory / "compare.html")
-        self.view.line("\n" + found.words(ended))
+        self.view.line("\n" + "\n".join(summary["words"]))
         self.view.line(f"Everything is in {self.directory}")

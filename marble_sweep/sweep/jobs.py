@@ -16,7 +16,9 @@ from marble_sweep.sweep.record import count_failures, record_failure
 from marble_sweep.training.signals import stop_requests
 
 EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
-POLL_SECONDS = 0.2
+# torch imports its compiler with the first optimizer, which takes a second: better once than in every job.
+PRELOADED = [child.__name__, "marble_sweep.run", "torch._dynamo"]
+POLL_SECONDS = 0.02
 
 
 def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None) -> Path | None:
@@ -31,7 +33,7 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
     # A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
     # Forced, because in a worker of joblib the method is one that only joblib knows.
     multiprocessing.set_start_method("forkserver" if sys.platform == "linux" else "spawn", force=True)
-    multiprocessing.set_forkserver_preload([child.__name__, "marble_sweep.run"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=child.main, args=(config, sweep_dir, number, threads, theirs))
     with stop_requests() as should_stop:

@@ -1,5 +1,7 @@
-"""The frontier plot: every size that was tried, its best margin, and what became of it."""
+"""The frontier plot: every size that a search has tried, and what became of it."""
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,13 @@ STYLES = {  # status: label, colour, marker
     "untried": ("not tried", "#6699cc", "|"),
 }
 WORDS = {"unigram": "fitted unigram", "oracle": "oracle unigram", "bigram": "bigram"}
+
+
+def frontier_image(summary: dict[str, Any]) -> str:
+    """The plot as a data URL, for a page that holds all it needs."""
+    picture = io.BytesIO()
+    frontier_figure(summary).savefig(picture, format="png", dpi=DPI)
+    return f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
 
 
 def draw_frontier(summary: dict[str, Any], path: Path) -> None:
