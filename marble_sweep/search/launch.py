@@ -103,7 +103,7 @@ class Runner:
     def _run_here(self, number: int, config: DictConfig) -> JobReturn:
         """What Hydra's basic launcher does, without composing the config anew: that takes 0.1 s."""
         with open_dict(config):
-            config.hydra.job.id = number
+            config.hydra.job.id = str(number)
             config.hydra.job.num = number
         return run_job(
             hydra_context=self.context,
