@@ -13,6 +13,8 @@ A dead worker's trial is ended before it is passed over: if the worker was only 
 import contextlib
 import json
 import logging
+import os
+import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +37,7 @@ from marble_sweep.search.strategy import Attempt, Proposal, Settled, Wait
 
 PLAN = "plan"  # the user attribute that says a trial is decided on
 BEAT = "beat"  # seconds that the trial's worker has been at it: counts up while the worker lives
+WORKER = "worker"  # the machine's name and the process's number
 OUTCOME = "outcome"
 WITHDRAWN = "withdrawn"  # asked for when there was nothing left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
@@ -239,6 +242,7 @@ class Shared:
                 return None
             size = self.sampler.space.sizes[decision.size]
             trial.set_user_attr("size", str(size))
+            trial.set_user_attr(WORKER, f"{platform.node()} {os.getpid()}")
             trial.set_user_attr(PLAN, asdict(decision))
             # A database may have let the plan through while another worker ended the trial.
             if any(each.number == trial.number for each in running(self.study)):

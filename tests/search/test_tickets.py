@@ -67,9 +67,7 @@ def work_together(
     storages: Sequence[BaseStorage], deaths: Sequence[str | None], seed: int, timeout: float = TIMEOUT
 ) -> None:
     """All workers at once; what they leave must be one search, with nothing in it twice."""
-    workers = [
-        Worker(each, seed + place, dies) for place, (each, dies) in enumerate(zip(storages, deaths, strict=True))
-    ]
+    workers = [Worker(storage, seed, dies, timeout) for storage, dies in zip(storages, deaths, strict=True)]
     for worker in workers:
         worker.start()
     for worker in workers:
