@@ -16,6 +16,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from marble_sweep.files import hold
@@ -110,8 +111,24 @@ def start(storage: str, sweep_dir: Path, log: Path, *overrides: str) -> subproce
         return subprocess.Popen([sys.executable, "-m", "marble_sweep", "--multirun", *words], stderr=file)
 
 
+OPENED: list[BaseStorage] = []
+
+
+@pytest.fixture(autouse=True)
+def _closing() -> Iterator[None]:
+    """Close the databases that a test has looked into."""
+    yield
+    while OPENED:
+        storage = OPENED.pop()
+        if isinstance(storage, RDBStorage):
+            storage.remove_session()
+            storage.engine.dispose()
+
+
 def load(storage: str) -> optuna.Study:
-    return optuna.load_study(storage=open_storage(storage), study_name=STUDY)
+    """The study. Raises KeyError where it has not begun."""
+    OPENED.append(open_storage(storage))
+    return optuna.load_study(storage=OPENED[-1], study_name=STUDY)
 
 
 def wait_for_victim(storage: str, workers: list[subprocess.Popen[bytes]], sweep_dirs: list[Path]) -> tuple[int, int]:
@@ -121,7 +138,7 @@ def wait_for_victim(storage: str, workers: list[subprocess.Popen[bytes]], sweep_
     """
     give_up = time.monotonic() + PATIENCE
     while all(worker.poll() is None for worker in workers):
-        time.sleep(0.05)
+        time.sleep(0.2)
         with contextlib.suppress(KeyError):  # there is no study yet
             study = load(storage)
             break
