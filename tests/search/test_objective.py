@@ -28,7 +28,7 @@ def sweep(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> 
     monkeypatch.setattr("sys.argv", words)
     state = Singleton.get_state()
     try:
-        with pytest.raises(SystemExit, match="0"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             hydra.main(version_base="1.3", config_path=str(cli.CONF), config_name="config")(job)()
     finally:
         GlobalHydra.instance().clear()
