@@ -1,5 +1,6 @@
 """One trial's run: its config put together, launched by Hydra's launcher, watched while it trains."""
 
+import contextlib
 import copy
 import math
 import threading
@@ -15,6 +16,7 @@ from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep import config as schema
@@ -22,11 +24,10 @@ from marble_sweep.callbacks import without_hydra
 from marble_sweep.certify import errors_needed, look_steps, margin, shortfall
 from marble_sweep.report.rundir import Run
 from marble_sweep.search.space import Value
-from marble_sweep.search.study import BEAT, Result
+from marble_sweep.search.study import BEAT, BEATS, Result
 from marble_sweep.sweep.record import read_metadata
 
 POLL_SECONDS = 0.2
-BEATS = 6.0  # in the time after which a worker without any is taken for dead
 OUTCOMES = {"finished": "refuted"}  # a run's status as a trial's outcome, where it has another name
 
 
@@ -102,7 +103,7 @@ class Runner:
     def _run_here(self, number: int, config: DictConfig) -> JobReturn:
         """What Hydra's basic launcher does, without composing the config anew: that takes 0.1 s."""
         with open_dict(config):
-            config.hydra.job.id = number
+            config.hydra.job.id = str(number)
             config.hydra.job.num = number
         return run_job(
             hydra_context=self.context,
@@ -129,12 +130,10 @@ class TrialWatch:
         looks = look_steps(config.certify.looks, config.trainer.total_steps)
         self.errors = errors_needed(config.verdict.min_standard_errors, len(looks))
         self.reported: set[int] = set()
-        self._beats = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "TrialWatch":
-        self.trial.set_user_attr(BEAT, self._beats)
         self._thread.start()
         return self
 
@@ -143,23 +142,24 @@ class TrialWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        last_beat = time.monotonic()
+        started = last_beat = time.monotonic()
         while not self._stop.wait(POLL_SECONDS):
             self.look(self.directory)
-            if time.monotonic() - last_beat >= self.between_beats:
-                last_beat = time.monotonic()
-                self._beats += 1
-                self.trial.set_user_attr(BEAT, self._beats)
+            if (now := time.monotonic()) - last_beat >= self.between_beats:
+                last_beat = now
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    self.trial.set_user_attr(BEAT, now - started)
 
     def look(self, directory: Path) -> None:
-        """Report the looks that are new."""
+        """Report the looks that are new. Where another worker has ended the trial, taking this one for dead, none."""
         run = Run.read(directory)
         for step, row in run.eval_at.items():
             if step not in self.reported:
                 self.reported.add(step)
                 lacking = shortfall(self.config.certify, row, self.errors)
                 if math.isfinite(lacking):
-                    self.trial.report(lacking, step)
+                    with contextlib.suppress(UpdateFinishedTrialError):
+                        self.trial.report(lacking, step)
         self.show(run.steps.last_step)
 
     def result(self, run_dir: Path | str) -> Result:

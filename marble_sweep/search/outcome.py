@@ -12,7 +12,7 @@ from marble_sweep.certify import errors_needed, look_steps
 from marble_sweep.config import Config
 from marble_sweep.search.space import Space
 from marble_sweep.search.strategy import Attempt, State, next_probe
-from marble_sweep.search.study import as_attempt
+from marble_sweep.search.study import BEAT, as_attempt
 from marble_sweep.words import counted, duration
 
 THRESHOLDS = {
@@ -70,9 +70,14 @@ class Found:
         return spent
 
     def seconds(self) -> float:
-        """The time of all ended trials together, from being asked for to being told."""
-        lengths = [trial.duration.total_seconds() for trial in self.trials if trial.duration is not None]
-        return sum(lengths)
+        """The time of all ended trials together, from being asked for to being told; of lost ones to the last beat."""
+        seconds = 0.0
+        for trial, attempt in zip(self.trials, self.attempts, strict=True):
+            if attempt.outcome == "lost":
+                seconds += trial.user_attrs.get(BEAT, 0.0)
+            elif trial.duration is not None:
+                seconds += trial.duration.total_seconds()
+        return seconds
 
     def _taken_up(self) -> set[int]:
         """Lost trials whose configuration another trial has continued."""

@@ -27,7 +27,7 @@ from marble_sweep.search.space import Space, Value, build, parse
 from marble_sweep.search.strategy import Attempt, Proposal, Settled, Wait, decide
 from marble_sweep.search.study import as_attempt, open_storage, open_study
 from marble_sweep.search.view import View, trial_words
-from marble_sweep.sweep.record import mark_start, run_directories
+from marble_sweep.sweep.record import find_run, mark_start, run_directories
 
 WAIT_SECONDS = 0.5  # between two looks at what other workers do
 JOURNAL = "study.log"
@@ -121,22 +121,29 @@ class Search:
 
     def _decide(self, attempts: list[Attempt]) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
-        found = self.found()
         decision = decide(self.space, attempts, self.base.search.confirm_seeds)
-        return Settled() if isinstance(decision, Proposal) and found.ended_by(settled=False) else decision
+        return Settled() if isinstance(decision, Proposal) and self._ended_by(self.found(), decision) else decision
+
+    @staticmethod
+    def _ended_by(found: Found, decision: Proposal | Wait | Settled) -> str | None:
+        """What ends the search; None while it may go on."""
+        reason = found.ended_by(settled=isinstance(decision, Settled))
+        again = isinstance(decision, Proposal) and decision.reason == "again"
+        return None if reason == "n_trials" and again else reason  # what is taken up again was counted before
 
     def _loop(self) -> str:
-        """Trial after trial; returns what ended the search."""
+        """Trial after trial; returns what ended the search, once no other worker's trial can change its answer."""
         while True:
             self.shared.reap()
             found = self.found()
             decision = decide(self.space, found.attempts, self.base.search.confirm_seeds)
-            if reason := found.ended_by(settled=isinstance(decision, Settled)):
+            reason = self._ended_by(found, decision)
+            others = any(each.outcome == "running" for each in found.attempts)
+            if reason is not None and not others:
                 return reason
-            if isinstance(decision, Wait):
+            if reason is not None or isinstance(decision, Wait):
                 time.sleep(WAIT_SECONDS)
-                continue
-            if (asked := self.shared.ask()) is not None:
+            elif (asked := self.shared.ask()) is not None:
                 self._train(*asked)
 
     def _train(self, trial: Trial, plan: Proposal) -> None:
@@ -147,9 +154,10 @@ class Search:
         size = self.space.sizes[plan.size]
         words = trial_words(trial.number, plan, size, params)
         self.view.begin(words, self.found().bracket())
-        watch = TrialWatch(
-            trial, config, self.directory / str(trial.number), config.search.worker_timeout, self.view.step
-        )
+        directory = self.directory / str(trial.number)
+        if plan.reason == "again":
+            directory = find_run(config, self.directory) or directory
+        watch = TrialWatch(trial, config, directory, config.search.worker_timeout, self.view.step)
         try:
             with watch:
                 run_dir = self.runner.run(trial.number, params)

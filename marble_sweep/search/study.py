@@ -7,11 +7,15 @@ certified, in nats per token. Everything else is in user attributes.
 
 Two workers that ask at once must not choose the same configuration. A trial's number is its ticket: a worker decides
 only once every trial with a lower number has been decided on, so decisions happen one after the other in any storage.
+A dead worker's trial is ended before it is passed over: if the worker was only slow, its decision comes too late.
 """
 
 import contextlib
 import json
 import logging
+import os
+import platform
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
@@ -31,19 +36,23 @@ from marble_sweep.search.space import Space, Value
 from marble_sweep.search.strategy import Attempt, Proposal, Settled, Wait
 
 PLAN = "plan"  # the user attribute that says a trial is decided on
-BEAT = "beat"  # counts up while the trial's worker lives
+BEAT = "beat"  # seconds that the trial's worker has been at it: counts up while the worker lives
+WORKER = "worker"  # the machine's name and the process's number
 OUTCOME = "outcome"
 WITHDRAWN = "withdrawn"  # asked for when there was nothing left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
 NEVER = 1e6  # nats per token that a diverged loss lacks: Optuna's constraints are finite
 STATES = {"certified": TrialState.COMPLETE, "refuted": TrialState.COMPLETE, "failed": TrialState.FAIL}
 TICKET_SECONDS = 0.02  # between two looks at the tickets before ours
+BEATS = 6.0  # in the time after which a worker without any is taken for dead
+LOCK_SECONDS = 0.005  # between two tries to get the journal's lock
+CREATE_TRIES = 5  # to open a database, in which other workers may be creating the tables
 
 Decide = Callable[[list[Attempt]], Proposal | Wait | Settled]
 
 
 class JournalFile(JournalFileBackend):
-    """A journal that outlives a torn last line.
+    """A journal that outlives a torn last line, and a worker that is killed while it writes.
 
     A writer that is killed or finds the disk full leaves half a line. Optuna would append to it and make the
     journal unreadable; here the half goes before the next line comes. Nobody had read it: it was never whole.
@@ -54,20 +63,28 @@ class JournalFile(JournalFileBackend):
 
 
 class _Mending(JournalFileSymlinkLock):
-    """The journal's lock, which every append takes: whoever gets it first makes the file end in a whole line."""
+    """The lock that every append takes: whoever gets it makes the file end in a whole line.
+
+    The system frees it when its holder dies. Optuna's own locks are files that stay behind, and hold up every
+    worker for half a minute, or for ever where the journal's path is relative.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self.path = path
+        self.lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=LOCK_SECONDS)
 
     def acquire(self) -> bool:
-        acquired = super().acquire()
+        self.lock.acquire()
         try:
             self._mend()
         except BaseException:
             self.release()
             raise
-        return acquired
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
 
     def _mend(self) -> None:
         with self.path.open("rb+") as file:
@@ -87,12 +104,16 @@ def open_storage(address: str) -> BaseStorage:
         path = Path(address)
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFile(path))
-    try:
-        return RDBStorage(address)
-    except Exception as error:  # whatever the database's driver raises
-        reason = str(error).strip().splitlines()[0]
-        allowed = "a journal file or the URL of a database that answers"
-        raise ValueError(f"search.storage = {address}: must be {allowed}: {reason}") from None
+    for tries_left in reversed(range(CREATE_TRIES)):
+        try:
+            return RDBStorage(address)
+        except Exception as error:  # whatever the database's driver raises
+            if not tries_left:
+                reason = str(error).strip().splitlines()[0]
+                allowed = "a journal file or the URL of a database that answers"
+                raise ValueError(f"search.storage = {address}: must be {allowed}: {reason}") from None
+        time.sleep(random.random())  # two that create the tables at once must not do so again
+    raise AssertionError("the last try returns or raises")
 
 
 class SignsOfLife:
@@ -125,20 +146,41 @@ class Sampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Value]:
-        while any(
-            each.number < trial.number and PLAN not in each.user_attrs and not self.signs.is_gone(each)
-            for each in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        ):
-            time.sleep(TICKET_SECONDS)
+        self._await_turn(study, trial)
         self.decision = self.decide(attempts(study))
         if isinstance(self.decision, Proposal):
             return self.space.params(self.decision.size, self.decision.recipe)
         return self.space.params(0, (0.0,) * len(self.space.recipes))  # withdrawn at once
 
+    def _await_turn(self, study: Study, trial: FrozenTrial) -> None:
+        """Wait until all trials with lower numbers are decided on, or ended. Shows meanwhile that this worker lives.
+
+        Raises UpdateFinishedTrialError where another worker has ended this trial.
+        """
+        started = last_beat = time.monotonic()
+        while before := [each for each in running(study) if each.number < trial.number and PLAN not in each.user_attrs]:
+            for each in before:
+                if self.signs.is_gone(each):
+                    end(study, each.number, TrialState.FAIL)
+            time.sleep(TICKET_SECONDS)
+            if (now := time.monotonic()) - last_beat >= self.signs.timeout / BEATS:
+                last_beat = now
+                study._storage.set_trial_user_attr(trial._trial_id, BEAT, now - started)
+
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         raise AssertionError(f"{param_name} is sampled with all others")
+
+
+def running(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def end(study: Study, trial: Trial | int, state: TrialState, value: float | None = None) -> None:
+    """End a trial, unless another worker has ended it: the first one to do so counts."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        study.tell(trial, value, state, skip_if_finished=True)
 
 
 def attempts(study: Study) -> list[Attempt]:
@@ -151,13 +193,17 @@ def as_attempt(trial: FrozenTrial) -> Attempt | None:
     plan = trial.user_attrs.get(PLAN)
     if plan is None:
         return None
-    running = trial.state == TrialState.RUNNING
+    outcome = trial.user_attrs.get(OUTCOME, "lost")
+    if trial.state == TrialState.RUNNING:
+        outcome = "running"
+    elif trial.state == TrialState.FAIL and outcome != "failed":
+        outcome = "lost"  # its worker died while it told
     return Attempt(
         number=trial.number,
         size=plan["size"],
         recipe=tuple(plan["recipe"]),
         seed=plan["seed"],
-        outcome="running" if running else trial.user_attrs.get(OUTCOME, "lost"),
+        outcome=outcome,
         margins={step: -lacking for step, lacking in trial.intermediate_values.items()},
     )
 
@@ -187,48 +233,46 @@ class Shared:
 
     def ask(self) -> tuple[Trial, Proposal] | None:
         """A new trial with its plan; None where there is nothing to start, after all."""
-        trial = self.study.ask(self.sampler.space.distributions)
-        decision = self.sampler.decision
-        if not isinstance(decision, Proposal):
-            trial.set_user_attr(OUTCOME, WITHDRAWN)
-            self.study.tell(trial, state=TrialState.FAIL)
-            return None
-        size = self.sampler.space.sizes[decision.size]
-        trial.set_user_attr("size", str(size))
-        trial.set_user_attr(PLAN, asdict(decision))
-        return trial, decision
+        with contextlib.suppress(UpdateFinishedTrialError):  # this worker was so slow that it was taken for dead
+            trial = self.study.ask(self.sampler.space.distributions)
+            decision = self.sampler.decision
+            if not isinstance(decision, Proposal):
+                trial.set_user_attr(OUTCOME, WITHDRAWN)
+                end(self.study, trial, TrialState.FAIL)
+                return None
+            size = self.sampler.space.sizes[decision.size]
+            trial.set_user_attr("size", str(size))
+            trial.set_user_attr(WORKER, f"{platform.node()} {os.getpid()}")
+            trial.set_user_attr(PLAN, asdict(decision))
+            # A database may have let the plan through while another worker ended the trial.
+            if any(each.number == trial.number for each in running(self.study)):
+                return trial, decision
+        return None
 
     def tell(self, trial: Trial, result: Result, num_parameters: int, slowest: float | None) -> None:
-        """Record how a trial ended: constraints first, then its state."""
-        for name, value in asdict(result).items():
-            if value is not None:
-                trial.set_user_attr(name, value)
-        if result.outcome != "failed":
-            reported = self.study.trials[trial.number].intermediate_values
-            lacking = reported[max(reported)] if reported and result.outcome != "diverged" else NEVER
-            trial.set_constraint(LOSS, lacking)
-            if slowest is not None and result.steps_per_minute is not None:
-                trial.set_constraint(SPEED, slowest - result.steps_per_minute)
-        state = STATES.get(result.outcome, TrialState.PRUNED)
-        value = num_parameters if state == TrialState.COMPLETE else None
-        self._end(trial, state, value)
+        """Record how a trial ended: constraints first, then its state. Nothing where another worker ended it."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            for name, value in asdict(result).items():
+                if value is not None:
+                    trial.set_user_attr(name, value)
+            if result.outcome != "failed":
+                reported = self.study.trials[trial.number].intermediate_values
+                lacking = reported[max(reported)] if reported and result.outcome != "diverged" else NEVER
+                trial.set_constraint(LOSS, lacking)
+                if slowest is not None and result.steps_per_minute is not None:
+                    trial.set_constraint(SPEED, slowest - result.steps_per_minute)
+            state = STATES.get(result.outcome, TrialState.PRUNED)
+            end(self.study, trial, state, num_parameters if state == TrialState.COMPLETE else None)
 
-    def reap(self, *, alone: bool = False) -> list[FrozenTrial]:
+    def reap(self, *, alone: bool = False) -> None:
         """End the trials of dead workers, so that they are taken up again; of all workers where this one is alone."""
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        gone = [trial for trial in running if alone or self.sampler.signs.is_gone(trial)]
-        for trial in gone:
-            self._end(trial.number, TrialState.FAIL, None)
-        return gone
+        for trial in running(self.study):
+            if alone or self.sampler.signs.is_gone(trial):
+                end(self.study, trial.number, TrialState.FAIL)
 
     def release(self, trial: Trial) -> None:
         """Give up a trial that was interrupted: whoever comes next takes it up again."""
-        self._end(trial, TrialState.FAIL, None)
-
-    def _end(self, trial: Trial | int, state: TrialState, value: float | None) -> None:
-        # Another worker may have ended it: the first one to do so counts.
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self.study.tell(trial, value, state, skip_if_finished=True)
+        end(self.study, trial, TrialState.FAIL)
 
 
 def open_study(

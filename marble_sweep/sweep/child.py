@@ -10,6 +10,8 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from filelock import FileLock
+
 from marble_sweep.code import code_sha256
 from marble_sweep.config import Config, dump
 from marble_sweep.files import create_text
@@ -35,6 +37,11 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
     with contextlib.suppress(BrokenPipeError):  # a parent that is gone: the next thread notices
         parent.send(directory)
     threading.Thread(target=stop_with_parent, args=(parent,), daemon=True).start()
+    if done:
+        return
+    # A run whose parent was killed still saves its state; one that another process trains ends in its own time.
+    with FileLock(directory / ".lock"):
+        directory, done = place(config, sweep_dir, number)
     if done:
         return
     try:

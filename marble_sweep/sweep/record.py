@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from marble_sweep.config import Config, dump
 from marble_sweep.files import write_json
 
 DONE = ("finished", "diverged", "certified", "pruned")  # nothing is left to do
@@ -16,6 +17,13 @@ def run_directories(sweep_dir: Path) -> Iterator[Path]:
     """Every run directory directly below sweep_dir, in the order of their numbers."""
     found = [path.parent for path in sweep_dir.glob("*/config.yaml")]
     return iter(sorted(found, key=lambda path: (len(path.name), path.name)))
+
+
+def find_run(config: Config, sweep_dir: Path) -> Path | None:
+    """The run of this very config, if there is one below sweep_dir."""
+    text = dump(config)
+    found = (path for path in run_directories(sweep_dir) if (path / "config.yaml").read_text(encoding="utf-8") == text)
+    return next(found, None)
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""Studies without training: a small space, and results made up."""
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.storages import BaseStorage
+
+from marble_sweep.search.space import Space, Value, build, parse
+from marble_sweep.search.strategy import Attempt, Proposal, Settled, Wait, decide
+from marble_sweep.search.study import Decide, Result, Shared, open_study
+
+CONFIRM_SEEDS = 2
+SWEEPS = ("model.num_layers=0,1", "model.hidden_dim=range(2,6)", "optimizer.lr=tag(log,interval(1e-3,1))")
+
+
+def small_space(*sweeps: str) -> Space:
+    dimensions, _ = parse(sweeps or SWEEPS, OverridesParser.create())
+    return build(dimensions, num_parameters)
+
+
+def num_parameters(size: dict[str, Value]) -> int:
+    width = int(size["model.hidden_dim"])
+    return 80 * width + int(size["model.num_layers"]) * 12 * width**2
+
+
+def decide_freely(attempts: Sequence[Attempt]) -> Proposal | Wait | Settled:
+    return decide(small_space(), attempts, CONFIRM_SEEDS)
+
+
+def join(storage: BaseStorage, decide: Decide = decide_freely, *, timeout: float = 60.0) -> Shared:
+    return open_study(storage, "study", small_space(), decide, {"threshold": "unigram"}, timeout)
+
+
+def made_up(outcome: str, *, step: int = 40, margin: float | None = 0.1, steps_per_minute: float = 600.0) -> Result:
+    """A result as a run of so many steps would give it."""
+    return Result(
+        outcome=outcome,
+        directory="somewhere",
+        step=step,
+        tokens=step * 128,
+        seconds=1.0,
+        steps_per_minute=steps_per_minute,
+        val_loss=None if margin is None else 3.0 - margin,
+        margin=margin,
+        margin_se=None if margin is None else 0.01,
+        reason="boom" if outcome == "failed" else None,
+    )
