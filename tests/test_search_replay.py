@@ -317,10 +317,10 @@ def test_false_stops_are_counted(recording, space):
 
 
 def test_trailing_compares_with_what_failed():
-    slow, fast = (curve((0, 2, 0.1), 1, failing(end)) for end in (-0.3, -0.05))
+    slow, fast = (curve((0, 2, 0.1), 1, failing(end)) for end in (-0.2, -0.05))
     known = [dict(zip(fast.steps, fast.margins, strict=True))]
     assert replays.stopped(slow, replays.trailing(0.1), known) == ("pruned", 2, replays.STEPS[1])
-    assert replays.stopped(slow, replays.trailing(0.26), known)[0] == "refuted"
+    assert replays.stopped(slow, replays.trailing(0.16), known)[0] == "refuted"
     assert replays.stopped(slow, replays.trailing(0.1), [])[0] == "refuted"
 
 
