@@ -630,9 +630,14 @@ def falls_by(share: float) -> Rule:
     return rule
 
 
-def without_context(curve: Curve, look: int, failed: Failed) -> bool:
-    """From step 100 on also: below the threshold and still no use made of the context."""
-    return curve.hopeless[look] or (curve.steps[look] >= 100 and curve.margins[look] < 0 and curve.gains[look] < 0.002)
+def without_context(from_step: int, gain: float) -> Rule:
+    """Also: from a step on below the threshold, and telling the windows' own contexts apart by less than so many nats."""
+
+    def rule(curve: Curve, look: int, failed: Failed) -> bool:
+        unused = curve.steps[look] >= from_step and curve.margins[look] < 0 and curve.gains[look] < gain
+        return curve.hopeless[look] or unused
+
+    return rule
 
 
 def trailing(by: float) -> Rule:
@@ -659,11 +664,14 @@ def never(curve: Curve, look: int, failed: Failed) -> bool:
 RULES: dict[str, Rule] = {
     "never stop": never,
     "certify.is_hopeless": current_rule,
-    "fastest fall 0.03 of the loss": falls_by(0.03),
     "fastest fall 0.02 of the loss": falls_by(0.02),
     "fastest fall 0.01 of the loss": falls_by(0.01),
     "the last fall at every look": falls_by(0.0),
-    "or no context gain from step 100": without_context,
+    "or context gain < 0.0001 from step 200": without_context(200, 1e-4),
+    "or context gain < 0.001 from step 200": without_context(200, 1e-3),
+    "or context gain < 0.0001 from step 141": without_context(141, 1e-4),
+    "or context gain < 0.0001 from step 100": without_context(100, 1e-4),
+    "or context gain < 0.001 from step 100": without_context(100, 1e-3),
     "or behind a failed lr by 0.02, and no faster": trailing(0.02),
     "or behind a failed lr by 0.1, and no faster": trailing(0.1),
 }

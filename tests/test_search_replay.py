@@ -43,9 +43,9 @@ def curve(key, seed, margins, gain=0.1):
     return replays.make_curve(key, seed, rows)
 
 
-def failing(end=-0.05):
-    """Never certifies, and is not given up either: the loss falls by 0.05 a look."""
-    return [end - 0.05 * left for left in range(8, -1, -1)]
+def failing(end=-0.05, fall=0.05):
+    """Never certifies, and is not given up either: the loss falls by so much a look."""
+    return [end - fall * left for left in range(8, -1, -1)]
 
 
 def certifying(look):
@@ -317,7 +317,7 @@ def test_false_stops_are_counted(recording, space):
 
 
 def test_trailing_compares_with_what_failed():
-    slow, fast = (curve((0, 2, 0.1), 1, failing(end)) for end in (-0.2, -0.05))
+    fast, slow = curve((0, 2, 0.1), 1, failing(-0.05)), curve((0, 2, 0.1), 1, failing(-0.2, 0.049))
     known = [dict(zip(fast.steps, fast.margins, strict=True))]
     assert replays.stopped(slow, replays.trailing(0.1), known) == ("pruned", 2, replays.STEPS[1])
     assert replays.stopped(slow, replays.trailing(0.16), known)[0] == "refuted"
