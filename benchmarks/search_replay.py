@@ -333,7 +333,7 @@ def climb_up(space: spaces.Space, attempts: Sequence[Attempt], confirm_seeds: in
         if size in state.refuted:
             continue
         if (attempt := state.certified(size)) is not None:
-            missing = state._missing_seeds(attempt, running=False)
+            missing = state.missing_seeds(attempt, running=False)
             return Proposal(size, attempt.recipe, missing[0], "confirm") if missing else Settled()
         for recipe in state.next_recipes(size):
             return Proposal(size, recipe, 0, "refute")
@@ -631,7 +631,7 @@ def falls_by(share: float) -> Rule:
 
 
 def without_context(from_step: int, gain: float) -> Rule:
-    """Also: from a step on below the threshold, and telling the windows' own contexts apart by less than so many nats."""
+    """Also: from a step on below the threshold, with less to gain from the context than so many nats."""
 
     def rule(curve: Curve, look: int, failed: Failed) -> bool:
         unused = curve.steps[look] >= from_step and curve.margins[look] < 0 and curve.gains[look] < gain
