@@ -40,6 +40,8 @@ class CheckAndWatch(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global current
+        if is_search(config):
+            return  # it checks, holds and tells for itself
         sweep_dir = Path(config.hydra.sweep.dir)
         with exiting_on_errors():
             resume = f"left out; a sweep goes on with hydra.sweep.dir={config.resume}"
@@ -103,6 +105,11 @@ def without_hydra(config: DictConfig) -> DictConfig:
     with open_dict(own):
         del own["hydra"]
     return own
+
+
+def is_search(config: DictConfig) -> bool:
+    """Whether the sweeper is the one that searches for the smallest model."""
+    return str(config.hydra.sweeper._target_).endswith(".SmallestSweeper")
 
 
 def grid(config: DictConfig) -> list[list[str]]:

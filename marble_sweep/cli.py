@@ -1,5 +1,6 @@
 """The command line: Hydra composes the config and finds the directory, the work is done elsewhere."""
 
+import math
 import os
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from marble_sweep import callbacks
 from marble_sweep import config as schema
 from marble_sweep.errors import EXIT_INTERRUPTED, exiting_on_errors
 from marble_sweep.sweep.jobs import train_job
+from marble_sweep.sweep.record import read_metadata
 
 PACKAGE = Path(__file__).resolve().parent
 # In a checkout conf/ lies beside the package; a wheel carries it inside.
@@ -41,13 +43,19 @@ OmegaConf.register_new_resolver("sweep_time", now, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
 
 
-def job(config: DictConfig) -> None:
-    """One run in the directory that Hydra made for it, or one job of a sweep."""
+def job(config: DictConfig) -> float | str | None:
+    """One run in the directory that Hydra made for it, or one job of a sweep.
+
+    A job returns its objective, for sweepers that want a number, or else its run directory.
+    """
     context = HydraConfig.get()
     if not OmegaConf.is_missing(context.job, "num"):
         at_once = context.launcher.get("n_jobs", 1)  # joblib's
-        train_job(schema.resolve(config), Path(context.sweep.dir), context.job.num, threads_of_one(at_once))
-        return
+        settings = schema.resolve(config)
+        run_dir = train_job(settings, Path(context.sweep.dir), context.job.num, threads_of_one(at_once))
+        if settings.objective is not None:
+            return objective(settings.objective, run_dir)
+        return None if run_dir is None else str(run_dir)
     with exiting_on_errors():
         from marble_sweep.run import run
 
@@ -57,6 +65,21 @@ def job(config: DictConfig) -> None:
         status = run(settings, directory, resume=resumed)
     if status == "interrupted":
         raise SystemExit(EXIT_INTERRUPTED)
+    return None
+
+
+def objective(name: str, directory: Path | None) -> float:
+    """The number that a sweeper asked for; NaN where the job has none, as one that failed."""
+    metadata = {} if directory is None else read_metadata(directory)
+    if metadata.get("status") in (None, "failed"):
+        return math.nan
+    last = metadata["last_evaluation"]
+    found = {
+        "n_params": metadata["n_params"],
+        "val_loss": last.get("val_loss"),
+        "val_margin": last.get("unigram_margin"),
+    }
+    return math.nan if found[name] is None else float(found[name])
 
 
 def threads_of_one(jobs_at_once: int) -> int | None:

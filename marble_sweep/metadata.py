@@ -13,8 +13,8 @@ from marble_sweep.data.baselines import Baselines
 from marble_sweep.data.batches import Batches
 from marble_sweep.data.corpus import Corpus
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.training.progress import duration
 from marble_sweep.training.trainer import autocorrelation_lag
+from marble_sweep.words import counted, duration
 
 PACKAGES = ("marble_sweep", "torch", "numpy", "tokenizers", "safetensors", "hydra-core", "omegaconf", "pandas")
 
@@ -84,11 +84,6 @@ def describe(
             "num_threads": torch.get_num_threads(),
         },
     }
-
-
-def counted(number: int, what: str) -> str:
-    """1 head, 2 heads."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | None) -> str:

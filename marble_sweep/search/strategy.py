@@ -105,9 +105,9 @@ class State:
     def confirmed(self, size: int) -> bool:
         """Whether a certified size has certified again on every fresh seed."""
         attempt = self.certified(size)
-        return attempt is not None and not self._missing_seeds(attempt, running=False)
+        return attempt is not None and not self.missing_seeds(attempt, running=False)
 
-    def _missing_seeds(self, attempt: Attempt, *, running: bool) -> list[int]:
+    def missing_seeds(self, attempt: Attempt, *, running: bool) -> list[int]:
         done = self.confirmations.get((attempt.size, attempt.recipe), {})
         good = ("certified", "running") if running else ("certified",)
         wanted = range(1, self.confirm_seeds + 1)
@@ -229,7 +229,7 @@ def decide(space: Space, attempts: Sequence[Attempt], confirm_seeds: int) -> Pro
     if answer is not None:
         attempt = state.certified(answer)
         assert attempt is not None
-        for seed in state._missing_seeds(attempt, running=True):
+        for seed in state.missing_seeds(attempt, running=True):
             return Proposal(answer, attempt.recipe, seed, "confirm")
     if (proposal := _refute(state, answer)) is not None:
         return proposal

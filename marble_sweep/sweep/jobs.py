@@ -19,15 +19,15 @@ EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
 POLL_SECONDS = 0.2
 
 
-def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None) -> None:
-    """Train one job below sweep_dir. How it ended is in its run directory, whatever happened.
+def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None) -> Path | None:
+    """Train one job below sweep_dir; returns its run directory, which says how it ended, whatever happened.
 
     `threads` limits its CPU threads; None leaves them to the config. Where so many jobs have failed
-    that the config wants no further one, nothing is done. Raises KeyboardInterrupt if the user asked
-    to stop; the job has then saved its state.
+    that the config wants no further one, nothing is done and there is no directory. Raises
+    KeyboardInterrupt if the user asked to stop; the job has then saved its state.
     """
     if config.sweep.max_failures is not None and count_failures(sweep_dir) >= config.sweep.max_failures:
-        return
+        return None
     # A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
     # Forced, because in a worker of joblib the method is one that only joblib knows.
     multiprocessing.set_start_method("forkserver" if sys.platform == "linux" else "spawn", force=True)
@@ -53,6 +53,7 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
             record_failure(directory, f"its process ended with {died}{hint}")
         if should_stop():
             raise KeyboardInterrupt
+    return directory
 
 
 def received(connection: Connection) -> Path | None:

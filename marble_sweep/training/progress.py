@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from marble_sweep.words import duration
+
 LOG_SECONDS = 15.0  # between plain lines, where there is no terminal
 
 log = logging.getLogger(__name__)
@@ -53,13 +55,3 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,81 @@
+"""The frontier plot: every size that was tried, its best margin, and what became of it."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from marble_sweep.files import replacing
+
+DPI = 130
+STYLES = {  # status: label, colour, marker
+    "certified": ("certified", "#117733", "o"),
+    "refuted": ("refuted", "#cc3311", "X"),
+    "open": ("tried in vain, not refuted", "#999933", "D"),
+    "crashed": ("crashed", "#000000", "x"),
+    "implied": ("implied by a wider one", "#bbbbbb", "|"),
+    "untried": ("not tried", "#6699cc", "|"),
+}
+WORDS = {"unigram": "fitted unigram", "oracle": "oracle unigram", "bigram": "bigram"}
+
+
+def draw_frontier(summary: dict[str, Any], path: Path) -> None:
+    """Draw what search.json holds as a PNG. Raises OSError where it cannot be written."""
+    figure = frontier_figure(summary)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def frontier_figure(summary: dict[str, Any]) -> Figure:
+    """Size against the best margin a size came to; sizes without one are ticks along the bottom."""
+    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    rows = summary["frontier"]
+    for status, (label, colour, marker) in STYLES.items():
+        measured = [row for row in rows if row["status"] == status and row["margin"] is not None]
+        bare = [row["n_params"] for row in rows if row["status"] == status and row["margin"] is None]
+        if measured:
+            axes.errorbar(
+                [row["n_params"] for row in measured],
+                [row["margin"] for row in measured],
+                yerr=[summary["standard_errors_each_look"] * (row["margin_se"] or 0.0) for row in measured],
+                fmt=marker,
+                color=colour,
+                markersize=7,
+                capsize=2,
+                linewidth=1,
+                label=f"{label} ({len(measured) + len(bare)})",
+            )
+        if bare:
+            axes.plot(
+                bare,
+                [0.02] * len(bare),
+                "|",
+                color=colour,
+                markersize=9,
+                transform=axes.get_xaxis_transform(),
+                label=None if measured else f"{label} ({len(bare)})",
+            )
+    axes.axhline(0, color="#444444", linewidth=1)
+    answer = summary["answer"]
+    if answer is not None:
+        axes.annotate(
+            f"{answer['size']}: {answer['n_params']:,} parameters{'' if answer['confirmed'] else ' (not confirmed)'}",
+            (answer["n_params"], answer["margin"]),
+            textcoords="offset points",
+            xytext=(10, 14),
+            fontweight="bold",
+        )
+    if rows:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="best", frameon=False)
+    axes.set_xlabel("parameters")
+    threshold = WORDS.get(summary["threshold"], f"loss {summary['threshold']}")
+    axes.set_ylabel(f"best margin to {threshold}\n(nats per token; bars: what certifies)")
+    axes.set_title("Which sizes beat the threshold within the budget", loc="left")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
