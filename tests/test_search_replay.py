@@ -211,6 +211,7 @@ def test_ours_finds_and_confirms_the_answer(recording, space):
             assert replays.score(replay, size(0, 3)).verdict == "right"
             strict = replays.score(replay, size(0, 3), confirmed=True)
             assert strict.verdict == "right"
+            assert strict.right_at >= replays.score(replay, size(0, 3)).right_at + 3 * replays.STEPS[5] * STEP
             # 3 fresh seeds of 0L3D; where seed 1 is the search's, 0L2D certifies first and fails on a fresh one
             confirmed_early = 3 * replays.STEPS[5] * STEP
             assert replay.by_reason["confirm"] == confirmed_early + (FULL if first == 1 else 0)
@@ -265,8 +266,10 @@ def test_short_runs(recording, space):
     assert replay.tokens == (10 * 50 + 350) * STEP
     assert replay.num_trials == 11
     replay = replays.play(lambda each: replays.top_k(each, 10, 50, 10, "fronts"), recording, space, 0, CAP)
-    certified = [tokens for tokens, _ in replay.answers]
-    assert certified == [replay.tokens]  # smallest first: it ends at the first that certifies
+    again = replays.Replay(recording, space, 0, CAP)
+    drawn = [replays.draw(again) for _ in range(10)]
+    smallest = min(size(*shape[:2]) for shape in drawn if again.curve(*shape).certifies_at_end)
+    assert replay.answers == [(replay.tokens, smallest)]  # smallest first: it ends at the first that certifies
 
 
 def test_rivals_on_a_space_that_is_easy(space):
@@ -322,6 +325,12 @@ def test_trailing_compares_with_what_failed():
     assert replays.stopped(slow, replays.trailing(0.1), known) == ("pruned", 2, replays.STEPS[1])
     assert replays.stopped(slow, replays.trailing(0.16), known)[0] == "refuted"
     assert replays.stopped(slow, replays.trailing(0.1), [])[0] == "refuted"
+
+
+def test_no_use_of_the_context():
+    idle, using = (curve((0, 2, 0.1), 1, failing(), gain) for gain in (1e-5, 0.1))
+    assert replays.stopped(idle, replays.without_context(100, 1e-4)) == ("pruned", 5, 100)
+    assert replays.stopped(using, replays.without_context(100, 1e-4))[0] == "refuted"
 
 
 def test_wider_and_worse_is_found():
