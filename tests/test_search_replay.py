@@ -211,7 +211,8 @@ def test_ours_finds_and_confirms_the_answer(recording, space):
             assert replays.score(replay, size(0, 3)).verdict == "right"
             strict = replays.score(replay, size(0, 3), confirmed=True)
             assert strict.verdict == "right"
-            assert strict.right_at >= replays.score(replay, size(0, 3)).right_at + 3 * replays.STEPS[5] * STEP
+            if first != 1:
+                assert strict.right_at >= replays.score(replay, size(0, 3)).right_at + 3 * replays.STEPS[5] * STEP
             # 3 fresh seeds of 0L3D; where seed 1 is the search's, 0L2D certifies first and fails on a fresh one
             confirmed_early = 3 * replays.STEPS[5] * STEP
             assert replay.by_reason["confirm"] == confirmed_early + (FULL if first == 1 else 0)
