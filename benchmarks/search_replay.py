@@ -50,6 +50,8 @@ ERRORS = errors_needed(3.0, NUM_LOOKS)
 TOKENS_PER_STEP = BATCH_SIZE * SEQ_LEN
 RATES = (0.0316, 0.1, 0.01, 0.316, 0.00316)  # the middle of the interval first: what a scan tries for each size
 MAX_TRIALS = 300  # of ASHA, whose stopped trials are cheap: this many take most of 40 M tokens
+LONG = 300  # full runs; as many trials as a search makes unless told otherwise
+UNENDING = ("hydra-optuna-sweeper, TPE", "random search", "NSGA-II")
 PENALTY = 1e9  # more than any size has parameters
 CERTIFY = CertifyConfig()
 Key = tuple[int, int, float]  # layers, width, lr
@@ -504,7 +506,7 @@ def contenders() -> dict[str, dict[str, Contender]]:
         "ours": {"": ours},
         "hydra-optuna-sweeper, TPE": {"": hydra_optuna},
         "random search": {"": random_search},
-        "NSGA-II": {f"population {size}": partial(nsga, population=size) for size in (10, 20, 50)},
+        "NSGA-II": {f"population {size}": partial(nsga, population=size) for size in (10, 50)},
         "ascending scan": {f"{n} lr": partial(ascending, num_rates=n) for n in counts},
         "binary search": {f"{n} lr": partial(binary, num_rates=n) for n in counts},
         "ASHA": {
@@ -518,6 +520,7 @@ def contenders() -> dict[str, dict[str, Contender]]:
         "ascending scan, early stop": {f"{n} lr": partial(ascending, num_rates=n, early=True) for n in counts},
         "binary search, early stop": {f"{n} lr": partial(binary, num_rates=n, early=True) for n in counts},
         "ours without probes": {"": partial(ours, next_trial=climb_up)},
+        "ours, also giving up without context": {"": partial(ours, rule=without_context(141, 1e-6))},
     }
 
 
@@ -540,6 +543,11 @@ class Line:
     def ended_at(self) -> list[float]:
         return sorted(each.ended_at for each in self.scores)
 
+    @property
+    def median(self) -> float:
+        """Tokens until right."""
+        return quantile(self.right_at, 0.5)
+
     def share(self, verdict: str) -> float:
         return sum(each.verdict == verdict for each in self.scores) / len(self.scores)
 
@@ -553,10 +561,19 @@ def millions(tokens: float) -> str:
     return f"{tokens / 1e6:.1f} M" if math.isfinite(tokens) else "never"
 
 
-def compete(recording: Recording, space: spaces.Space, right: int, num_seeds: int, max_tokens: float) -> list[Line]:
-    """Every contender with its best setting: the most replays right, then the fewest tokens at the median."""
+def compete(
+    recording: Recording,
+    space: spaces.Space,
+    right: int,
+    num_seeds: int,
+    max_tokens: float,
+    names: Sequence[str] = (),
+) -> list[Line]:
+    """Every contender (or those named) with its best setting: most replays right, then fewest tokens at the median."""
     lines = []
     for name, settings in contenders().items():
+        if names and name not in names:
+            continue
         candidates, confirmed = [], []
         for setting, contender in settings.items():
             replays = [play(contender, recording, space, seed, max_tokens) for seed in range(num_seeds)]
@@ -564,26 +581,25 @@ def compete(recording: Recording, space: spaces.Space, right: int, num_seeds: in
             if any(each.confirmed for each in replays):
                 scores = [score(each, right, confirmed=True) for each in replays]
                 confirmed.append(Line(f"{name}, confirmed", setting, scores))
-        best = min(candidates, key=lambda line: (-line.share("right"), line.right_at, line.ended_at))
+        best = min(candidates, key=lambda line: (-line.share("right"), line.median, line.ended_at))
         lines += [best, *confirmed]
     return lines
 
 
-def table(lines: Sequence[Line]) -> list[list[str]]:
-    reference = quantile(lines[0].right_at, 0.5)
+def table(lines: Sequence[Line], reference: float) -> list[list[str]]:
+    """`reference`: this project's tokens until right, at the median."""
     rows = [["contender", "best setting", "right at: median", "90 %", "ends at: median", "wrong", "miss", "x ours"]]
     for line in lines:
-        middle = quantile(line.right_at, 0.5)
         rows.append(
             [
                 line.contender,
                 line.setting,
-                millions(middle),
+                millions(line.median),
                 millions(quantile(line.right_at, 0.9)),
                 millions(quantile(line.ended_at, 0.5)),
                 f"{line.share('wrong'):.0%}",
                 f"{line.share('miss'):.0%}",
-                f"{middle / reference:.2f}" if math.isfinite(middle) else "",
+                f"{line.median / reference:.2f}" if math.isfinite(line.median) else "",
             ]
         )
     return rows
@@ -631,10 +647,10 @@ def falls_by(share: float) -> Rule:
 
 
 def without_context(from_step: int, gain: float) -> Rule:
-    """Also: from a step on below the threshold, with less to gain from the context than so many nats."""
+    """Also: from a step on below the threshold, where another window's context changes the loss by less than `gain`."""
 
     def rule(curve: Curve, look: int, failed: Failed) -> bool:
-        unused = curve.steps[look] >= from_step and curve.margins[look] < 0 and curve.gains[look] < gain
+        unused = curve.steps[look] >= from_step and curve.margins[look] < 0 and abs(curve.gains[look]) < gain
         return curve.hopeless[look] or unused
 
     return rule
@@ -657,6 +673,10 @@ def trailing(by: float) -> Rule:
     return rule
 
 
+def either(*rules: Rule) -> Rule:
+    return lambda curve, look, failed: any(rule(curve, look, failed) for rule in rules)
+
+
 def never(curve: Curve, look: int, failed: Failed) -> bool:
     return False
 
@@ -667,14 +687,53 @@ RULES: dict[str, Rule] = {
     "fastest fall 0.02 of the loss": falls_by(0.02),
     "fastest fall 0.01 of the loss": falls_by(0.01),
     "the last fall at every look": falls_by(0.0),
-    "or context gain < 0.0001 from step 200": without_context(200, 1e-4),
-    "or context gain < 0.001 from step 200": without_context(200, 1e-3),
-    "or context gain < 0.0001 from step 141": without_context(141, 1e-4),
-    "or context gain < 0.0001 from step 100": without_context(100, 1e-4),
-    "or context gain < 0.001 from step 100": without_context(100, 1e-3),
+    "or context gain < 1e-3 from step 200": without_context(200, 1e-3),
+    "or context gain < 1e-4 from step 200": without_context(200, 1e-4),
+    "or context gain < 1e-6 from step 200": without_context(200, 1e-6),
+    "or context gain < 1e-6 from step 141": without_context(141, 1e-6),
+    "or context gain < 1e-6 from step 100": without_context(100, 1e-6),
     "or behind a failed lr by 0.02, and no faster": trailing(0.02),
     "or behind a failed lr by 0.1, and no faster": trailing(0.1),
+    "or behind by 0.02, or context gain < 1e-6 from 141": either(trailing(0.02), without_context(141, 1e-6)),
 }
+
+
+def climb(recording: Recording, space: spaces.Space, size: spaces.Size, seed: int, start: int, rule: Rule) -> bool:
+    """Whether the climb over recipes, begun at a position, certifies a size on a seed."""
+    alone = spaces.Space(space.dimensions, (size,))
+    recipe, attempts = (float(start),), list[Trial]()
+    while True:
+        params = alone.params(0, recipe)
+        curve = recording.cell(*layers_and_width(size), float(params[RATE]))[seed]
+        outcome, looks, _ = stopped(curve, rule, [each.raw for each in attempts])
+        if outcome == "certified":
+            return True
+        above, raw = (dict(zip(curve.steps[:looks], kind, strict=False)) for kind in (curve.above, curve.margins))
+        attempts.append(Trial(len(attempts), 0, recipe, 0, outcome, above, raw=raw))
+        following = next(State(alone, attempts, 0).next_recipes(0), None)
+        if following is None:
+            return False
+        recipe = following
+
+
+def climbs(recording: Recording, space: spaces.Space, rule: Rule) -> tuple[int, int]:
+    """How many climbs refute a size that certifies on that seed, of how many, from every lr recorded for all sizes.
+
+    From others the climb would step to an lr that is not recorded, and so might find itself no better off.
+    """
+    wrong = total = 0
+    starts = sorted(set.intersection(*map(set, recording.rates.values())))
+    positions = {value: place for place, value in enumerate(space.recipes[0].values)}
+    sizes = {layers_and_width(size): size for size in space.sizes}
+    for shape, rates in recording.rates.items():
+        for seed in recording.seeds:
+            known = [lr for lr in rates if seed in recording.cells[(*shape, lr)]]
+            if len(known) < len(rates) or not any(recording.cells[(*shape, lr)][seed].certifies for lr in known):
+                continue
+            for lr in starts:
+                total += 1
+                wrong += not climb(recording, space, sizes[shape], seed, positions[lr], rule)
+    return wrong, total
 
 
 def stop_rules(
@@ -684,7 +743,8 @@ def stop_rules(
 
     A rule that compares is given all other curves of the size and seed that never certify.
     """
-    rows = [["rule", "false stops", "tokens of those that fail", "saved", "ours: right at", "ends at", "right"]]
+    heads = ["rule", "false stops", "false refutations", "saved", "ours: right at", "ends at", "right"]
+    rows = [heads]
     failing = [each for each in recording.curves if not each.certifies]
     whole = sum(each.full_steps for each in failing)
     for name, rule in RULES.items():
@@ -705,9 +765,9 @@ def stop_rules(
             [
                 name,
                 f"{false} of {len(recording.curves) - len(failing)}",
-                millions(spent * TOKENS_PER_STEP),
+                "{} of {}".format(*climbs(recording, space, rule)),
                 f"{1 - spent / whole:.0%}" if whole else "",
-                millions(quantile(line.right_at, 0.5)),
+                millions(line.median),
                 millions(quantile(line.ended_at, 0.5)),
                 f"{line.share('right'):.0%}",
             ]
@@ -758,35 +818,39 @@ def right_size(recording: Recording, space: spaces.Space) -> spaces.Size | None:
     return next((size for size, shape in shapes if recording.is_good(shape)), None)
 
 
-def report(recording: Recording, num_seeds: int, max_tokens: float) -> tuple[str, list[Line]]:
-    """The report as Markdown, and the lines of its main table. Raises ValueError where no size certifies."""
+def report(recording: Recording, num_seeds: int, max_tokens: float, *, long: bool = False) -> tuple[str, list[Line]]:
+    """The report as Markdown, and the lines of its tables. Raises ValueError where no size certifies."""
     space = make_space()
     right = right_size(recording, space)
     if right is None:
         raise ValueError("no recorded size certifies with some lr on every recorded seed")
     parameters = right.num_parameters
     lines = compete(recording, space, parameters, num_seeds, max_tokens)
-    shares = [each.key for each in recording.curves]
     parts = [
         INTRODUCTION.format(
             curves=len(recording.curves),
-            settings=len(set(shares)),
+            settings=len(recording.cells),
             seeds=len(recording.seeds),
             errors=ERRORS,
             right=right,
             parameters=f"{parameters:,}",
-            replays=num_seeds,
-            cap=millions(max_tokens),
         ),
         markdown(evidence(recording, 2 * parameters)),
-        "## Tokens until the answer is right",
-        markdown(table(lines)),
+        HEADING.format(replays=num_seeds, cap=millions(max_tokens)),
+        markdown(table(lines, lines[0].median)),
         NOTES.format(trials=MAX_TRIALS),
+    ]
+    if long:
+        more = compete(recording, space, parameters, num_seeds, LONG * TOTAL_STEPS * TOKENS_PER_STEP, UNENDING)
+        parts += [f"With {LONG} full runs instead:", markdown(table(more, lines[0].median))]
+        lines += [Line(f"{line.contender}, long", line.setting, line.scores) for line in more]
+    parts += [
         "## Where the tokens of this project's search go",
         markdown(spending(lines[0])),
         "## Is wider never worse at the same depth?",
         markdown(implication(recording)),
         "## Rules for giving up a run",
+        RULE_NOTES,
         markdown(stop_rules(recording, space, parameters, num_seeds, max_tokens)),
     ]
     return "\n\n".join(parts) + "\n", lines
@@ -794,14 +858,23 @@ def report(recording: Recording, num_seeds: int, max_tokens: float) -> tuple[str
 
 INTRODUCTION = """# Search strategies replayed on recorded learning curves
 
-Made by `python benchmarks/search_replay.py --markdown docs/search_replay.md` from {curves} recorded runs: {settings}
-settings of layers, width and lr, on up to {seeds} seeds each.
+Made by `python benchmarks/search_replay.py --long --markdown docs/search_replay.md` from {curves} recorded runs:
+{settings} settings of layers, width and lr, on up to {seeds} seeds each.
+
+The space: `model.num_layers=range(0,5)`, `model.hidden_dim=range(2,65)`, `optimizer.lr=tag(log,interval(1e-3,1))`. A full
+run is 400 steps of 16 x 128 tokens with 9 looks. Not every setting is recorded, so a trial plays the nearest recorded
+width (log scale), the nearest number of layers recorded for it, and the nearest lr recorded for that size (log scale);
+its size stays the one that was drawn. A trial costs its steps x 16 x 128 tokens; one that diverges is taken to end at
+its next look.
 
 ## The right answer
 
 {right}, {parameters} parameters: the smallest size that with at least one recorded lr certifies ({errors:.2f} standard
 errors above the threshold at one of the looks) on every recorded seed. Number of seeds on which each lr certifies, of
 those recorded:"""
+HEADING = """## Tokens until the answer is right
+
+{replays} replays of each contender, of at most {cap} tokens each."""
 NOTES = """*Right at*: tokens until the answer is the right one and stays so. *Ends at*: tokens until the contender ends
 by itself. *Wrong*: its last answer is smaller than the right one, a lucky seed. *Miss*: larger, or none.
 
@@ -814,19 +887,26 @@ scans) differ between replays only by which recorded seed plays which, and setti
 every role. The right answer stands near the lower end of the space, which favours the ascending scan."""
 
 
+RULE_NOTES = """*False stops*: recorded curves that certify later than the rule would give them up. *False refutations*:
+climbs over recipes (from each lr recorded for all sizes, on each seed) that refute a size which certifies on that seed
+with a recorded lr. *Saved*: share of the tokens of all recorded curves that never certify. The rules that begin with
+*or* extend `certify.is_hopeless`. A rule that compares is given all other curves of the size and seed that never
+certify; in the replays of this project's search, only the trials that have failed so far."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=24, help="replays of each contender")
     parser.add_argument("--curves", type=Path, default=Path(__file__).with_name("curves.csv.gz"))
     parser.add_argument("--max-tokens", type=float, default=40e6, help="after which a replay is a miss")
+    parser.add_argument("--long", action="store_true", help=f"also give rivals that go on for ever {LONG} full runs")
     parser.add_argument("--harder", type=float, default=0.0, help="nats per token taken off every margin")
     parser.add_argument("--json", type=Path, help="write every replay's score")
     parser.add_argument("--markdown", type=Path, help="write the report")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    text, lines = report(
-        Recording(read_curves(arguments.curves, arguments.harder)), arguments.seeds, arguments.max_tokens
-    )
+    recording = Recording(read_curves(arguments.curves, arguments.harder))
+    text, lines = report(recording, arguments.seeds, arguments.max_tokens, long=arguments.long)
     print(text, end="")
     if arguments.markdown:
         arguments.markdown.write_text(text, encoding="utf-8")

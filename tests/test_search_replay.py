@@ -329,7 +329,7 @@ def test_trailing_compares_with_what_failed():
 
 
 def test_no_use_of_the_context():
-    idle, using = (curve((0, 2, 0.1), 1, failing(), gain) for gain in (1e-5, 0.1))
+    idle, using = (curve((0, 2, 0.1), 1, failing(), gain) for gain in (-1e-5, 0.1))
     assert replays.stopped(idle, replays.without_context(100, 1e-4)) == ("pruned", 5, 100)
     assert replays.stopped(using, replays.without_context(100, 1e-4))[0] == "refuted"
 
