@@ -34,10 +34,10 @@ MEASURED = (
 def global_norm(tensors: list[Tensor]) -> Tensor:
     """The L2 norm of all entries of all tensors, a float32 scalar.
 
-    By sums of squares, which torch adds up pairwise; its vector_norm adds one by one on the CPU and is
+    By a sum of squares, which torch adds up pairwise; its vector_norm adds one by one on the CPU and is
     off by 1e-3 at some million entries.
     """
-    return torch.stack([tensor.float().square().sum() for tensor in tensors]).sum().sqrt()
+    return torch.cat([tensor.flatten() for tensor in tensors]).float().square().sum().sqrt()
 
 
 class StepMetrics:
@@ -67,9 +67,12 @@ class StepMetrics:
         motion = token_motion(before.bfloat16(), after_bf16)
         regime = regimes(motion, self.hidden_dim)
         moving = motion.l1 > 0
-        of_dead = [moving, motion.l1, regime.early, regime.midlife, regime.late, regime.frozen]
-        dead_means = torch.stack([values[self.dead].float() for values in of_dead]).mean(dim=1)
-        live_moving = moving[self.live].float().mean()
+        per_token = torch.stack(
+            [moving, motion.l1, regime.early, regime.midlife, regime.late, regime.frozen]
+        )  # (6, V) float32
+        of_dead = per_token.index_select(1, self.dead)
+        dead_means = of_dead.mean(dim=1)
+        live_moving = moving.index_select(0, self.live).float().mean()
         dead_linf_max = motion.linf[self.dead].amax() if len(self.dead) else torch.full_like(live_moving, torch.nan)
         values = torch.cat(
             [

@@ -331,6 +331,21 @@ def test_decay_moves_only_what_is_not_zero():
     assert updater.updates_lost().item() == 0
 
 
+@every_optimizer
+@every_policy
+def test_counting_what_was_lost_changes_nothing(config, precision):
+    model = Tiny(POLICIES[precision].weights)
+    updater = Updater(model, config, POLICIES[precision], seed=0)
+    start, grads = weights(model), gradients(model, 0)
+    give(model, grads)
+    updater.step(config.lr)
+    after, first = weights(model), updater.updates_lost()
+    assert torch.equal(updater.updates_lost(), first)
+    assert_same(updater.before, start)
+    assert_same(weights(model), after)
+    assert_same([parameter.grad for parameter in model.parameters()], grads)
+
+
 def test_a_learning_rate_of_zero_means_no_change():
     """The last step of wsd, by default: what was not meant is not lost."""
     model = Tiny(torch.bfloat16)
