@@ -32,7 +32,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from marble_sweep.certify import errors_needed, is_hopeless, look_steps, shortfall
+from marble_sweep.certify import FASTEST_FALL, errors_needed, is_hopeless, look_steps, shortfall
 from marble_sweep.config import CertifyConfig
 from marble_sweep.search import space as spaces
 from marble_sweep.search.strategy import Attempt, Proposal, Settled, State, Wait, decide
@@ -520,7 +520,6 @@ def contenders() -> dict[str, dict[str, Contender]]:
         "ascending scan, early stop": {f"{n} lr": partial(ascending, num_rates=n, early=True) for n in counts},
         "binary search, early stop": {f"{n} lr": partial(binary, num_rates=n, early=True) for n in counts},
         "ours without probes": {"": partial(ours, next_trial=climb_up)},
-        "ours, also giving up without context": {"": partial(ours, rule=without_context(141, 1e-6))},
     }
 
 
@@ -673,10 +672,6 @@ def trailing(by: float) -> Rule:
     return rule
 
 
-def either(*rules: Rule) -> Rule:
-    return lambda curve, look, failed: any(rule(curve, look, failed) for rule in rules)
-
-
 def never(curve: Curve, look: int, failed: Failed) -> bool:
     return False
 
@@ -684,17 +679,15 @@ def never(curve: Curve, look: int, failed: Failed) -> bool:
 RULES: dict[str, Rule] = {
     "never stop": never,
     "certify.is_hopeless": current_rule,
+    "without its rule on the context": falls_by(FASTEST_FALL),
     "fastest fall 0.02 of the loss": falls_by(0.02),
     "fastest fall 0.01 of the loss": falls_by(0.01),
     "the last fall at every look": falls_by(0.0),
     "or context gain < 1e-3 from step 200": without_context(200, 1e-3),
     "or context gain < 1e-4 from step 200": without_context(200, 1e-4),
-    "or context gain < 1e-6 from step 200": without_context(200, 1e-6),
-    "or context gain < 1e-6 from step 141": without_context(141, 1e-6),
     "or context gain < 1e-6 from step 100": without_context(100, 1e-6),
     "or behind a failed lr by 0.02, and no faster": trailing(0.02),
     "or behind a failed lr by 0.1, and no faster": trailing(0.1),
-    "or behind by 0.02, or context gain < 1e-6 from 141": either(trailing(0.02), without_context(141, 1e-6)),
 }
 
 

@@ -15,6 +15,10 @@ from marble_sweep.config import CertifyConfig, Config
 
 NORMAL = NormalDist()
 LOOK_RATIO = math.sqrt(2)  # between the steps of two looks
+# A model whose held-out loss does not change by even this, in nats per token, when its contexts are exchanged, so few
+# looks before the end: none that did was seen to certify (docs/search_replay.md).
+NO_CONTEXT = 1e-6
+LOOKS_WITHOUT_CONTEXT = 3
 # The most that held-out loss was seen to fall from one look to the next once the first descent is over: a model
 # that leaves the unigram plateau late does so this fast (docs/LOG.md). As a share of the loss.
 FASTEST_FALL = 0.04
@@ -80,14 +84,18 @@ def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> fl
 
 
 def is_hopeless(config: CertifyConfig, rows: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:
-    """Whether not even falling as fast as it ever could brings the loss to the threshold by the last look.
+    """Whether a run that is not certified can no longer be by the last look.
 
-    As fast as it ever could: by as much at each look that is left as it fell up to this one, or by FASTEST_FALL
+    Either because its predictions do not depend on the context at all when only LOOKS_WITHOUT_CONTEXT looks are
+    left, where the threshold cannot be reached without; or because not even falling as fast as it ever could brings
+    its loss to the threshold: by as much at each look that is left as it fell up to this one, or by FASTEST_FALL
     of itself, whichever is more.
     """
+    looks_left = sum(step > rows[-1]["step"] for step in steps)
+    if looks_left <= LOOKS_WITHOUT_CONTEXT and config.loss is None and abs(rows[-1]["context_gain"]) < NO_CONTEXT:
+        return True
     if len(rows) < 2:
         return False
     (before, _), (now, _) = margin(config, rows[-2]), margin(config, rows[-1])
-    looks_left = sum(step > rows[-1]["step"] for step in steps)
     fastest = max(now - before, FASTEST_FALL * rows[-1]["val_loss"])
     return not now + looks_left * fastest > 0
