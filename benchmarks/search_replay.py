@@ -588,19 +588,19 @@ def compete(
 def table(lines: Sequence[Line], reference: float) -> list[list[str]]:
     """`reference`: this project's tokens until right, at the median."""
     rows = [["contender", "best setting", "right at: median", "90 %", "ends at: median", "wrong", "miss", "x ours"]]
-    for line in lines:
-        rows.append(
-            [
-                line.contender,
-                line.setting,
-                millions(line.median),
-                millions(quantile(line.right_at, 0.9)),
-                millions(quantile(line.ended_at, 0.5)),
-                f"{line.share('wrong'):.0%}",
-                f"{line.share('miss'):.0%}",
-                f"{line.median / reference:.2f}" if math.isfinite(line.median) else "",
-            ]
-        )
+    rows += [
+        [
+            line.contender,
+            line.setting,
+            millions(line.median),
+            millions(quantile(line.right_at, 0.9)),
+            millions(quantile(line.ended_at, 0.5)),
+            f"{line.share('wrong'):.0%}",
+            f"{line.share('miss'):.0%}",
+            f"{line.median / reference:.2f}" if math.isfinite(line.median) else "",
+        ]
+        for line in lines
+    ]
     return rows
 
 
@@ -854,8 +854,8 @@ INTRODUCTION = """# Search strategies replayed on recorded learning curves
 Made by `python benchmarks/search_replay.py --long --markdown docs/search_replay.md` from {curves} recorded runs:
 {settings} settings of layers, width and lr, on up to {seeds} seeds each.
 
-The space: `model.num_layers=range(0,5)`, `model.hidden_dim=range(2,65)`, `optimizer.lr=tag(log,interval(1e-3,1))`. A full
-run is 400 steps of 16 x 128 tokens with 9 looks. Not every setting is recorded, so a trial plays the nearest recorded
+The space: `model.num_layers=range(0,5)`, `model.hidden_dim=range(2,65)`,
+`optimizer.lr=tag(log,interval(1e-3,1))`. A full run is 400 steps of 16 x 128 tokens with 9 looks. Not every setting is recorded, so a trial plays the nearest recorded
 width (log scale), the nearest number of layers recorded for it, and the nearest lr recorded for that size (log scale);
 its size stays the one that was drawn. A trial costs its steps x 16 x 128 tokens; one that diverges is taken to end at
 its next look.
