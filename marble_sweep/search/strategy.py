@@ -187,17 +187,17 @@ class State:
     def _near_miss(self, size: int, best: Recipe) -> bool:
         """Whether a parabola through the best recipe and its neighbours might reach the threshold in between.
 
-        With values a, b, c at equal distances, b the largest, its peak is at most (b - min(a, c)) / 8 above b.
+        With values a, b, c at equal distances, b the largest, its peak is at most (b - min(a, c)) / 8 above b. A
+        neighbour that was given up before half of the way says how slowly it began, not how high the peak is.
         """
         tried = self.by_size[size]
-        here = self.margin(size, best)
-        beside = [tried[each] for each in self._neighbours(best) if each in tried]
-        lower = []
-        for each in beside:
-            common = set(each.margins) & set(tried[best].margins)
-            if common and each.outcome != "diverged":
-                lower.append(tried[best].margins[max(common)] - each.margins[max(common)])
-        return here < 0 and here + max(lower, default=0.0) / 8 >= 0
+        here, top = self.margin(size, best), tried[best]
+        lower = [0.0]
+        for each in (tried[recipe] for recipe in self._neighbours(best) if recipe in tried):
+            step = max(set(each.margins) & set(top.margins), default=0)
+            if 2 * step >= top.last_step > 0 and each.outcome != "diverged":
+                lower.append(top.margins[step] - each.margins[step])
+        return here < 0 and here + max(lower) / 8 >= 0
 
     def _is_refuted(self, size: int) -> bool:
         if any(each.outcome == "running" for each in self.by_size[size].values()) or self.certified(size):
