@@ -1,6 +1,8 @@
 """The metrics of one training step, worked out on the device as one vector and fetched in blocks."""
 
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -99,3 +101,29 @@ class StepMetrics:
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         self.history.copy_(state_dict["history"])
         self.step = int(state_dict["step"])
+
+
+@dataclass
+class Pending:
+    """Rows measured on the device and not yet fetched."""
+
+    host: list[dict[str, float]] = field(default_factory=list)  # what the host knows of each step
+    device: list[Tensor] = field(default_factory=list)  # MEASURED of each step
+    seconds: list[float] = field(default_factory=list)  # that the host spent on each finished step
+
+    def fetch(self, num_tokens: int) -> tuple[list[dict[str, float]], float]:
+        """The complete rows, in one transfer, and the seconds it waited for the device; none remain.
+
+        `num_tokens` are those of a step. A GPU is still at work when the host is done with a step, so
+        the wait belongs to all steps of the block.
+        """
+        if not self.seconds:
+            return [], 0.0
+        started = time.perf_counter()
+        measured = [dict(zip(MEASURED, values, strict=True)) for values in torch.stack(self.device).tolist()]
+        waited = time.perf_counter() - started
+        spread = waited / len(measured)
+        speeds = [{"tokens_per_second": num_tokens / (seconds + spread)} for seconds in self.seconds]
+        rows = [known | values | speed for known, values, speed in zip(self.host, measured, speeds, strict=False)]
+        self.host, self.device, self.seconds = [], [], []
+        return rows, waited

@@ -7,7 +7,6 @@ Evaluation draws from none, so turning it on or off leaves the training losses b
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
 from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.metrics.recorder import Recorder
-from marble_sweep.metrics.step import MEASURED, StepMetrics
+from marble_sweep.metrics.step import MEASURED, Pending, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.tensors import write_tensors
@@ -42,32 +41,6 @@ FLUSH_SECONDS = 1.0  # how long a measured row may wait on the device before it 
 def autocorrelation_lag(config: Config) -> int:
     """Steps between the h_means that h_autocorr_lag compares; a quarter of a run too short for the wish."""
     return max(1, min(config.verdict.direction_lag, config.trainer.total_steps // 4))
-
-
-@dataclass
-class Pending:
-    """Rows measured on the device and not yet fetched."""
-
-    host: list[dict[str, float]] = field(default_factory=list)  # what the host knows of each step
-    device: list[Tensor] = field(default_factory=list)  # MEASURED of each step
-    seconds: list[float] = field(default_factory=list)  # that the host spent on each finished step
-
-    def fetch(self, num_tokens: int) -> tuple[list[dict[str, float]], float]:
-        """The complete rows, in one transfer, and the seconds it waited for the device; none remain.
-
-        `num_tokens` are those of a step. A GPU is still at work when the host is done with a step, so
-        the wait belongs to all steps of the block.
-        """
-        if not self.seconds:
-            return [], 0.0
-        started = time.perf_counter()
-        measured = [dict(zip(MEASURED, values, strict=True)) for values in torch.stack(self.device).tolist()]
-        waited = time.perf_counter() - started
-        spread = waited / len(measured)
-        speeds = [{"tokens_per_second": num_tokens / (seconds + spread)} for seconds in self.seconds]
-        rows = [known | values | speed for known, values, speed in zip(self.host, measured, speeds, strict=False)]
-        self.host, self.device, self.seconds = [], [], []
-        return rows, waited
 
 
 class Trainer:
