@@ -911,8 +911,8 @@ every role. An answer that was confirmed cannot be wrong here, for its seeds are
 right answer stands near the lower end of the space, which favours the ascending scan."""
 
 
-BOUNDARY_NOTES = """The same curves with some nats per token taken off every margin; the strategies without random numbers,
-each with its best setting in hindsight. Widths above 4 are recorded on one seed, and 5 plays 6."""
+BOUNDARY_NOTES = """The same curves with some nats per token taken off every margin; the strategies without random
+numbers, each with its best setting in hindsight. Widths above 4 are recorded on one seed, and 5 plays 6."""
 RULE_NOTES = """*False stops*: recorded curves that certify later than the rule would give them up. *False refutations*:
 climbs over recipes (from each lr recorded for all sizes, on each seed) that refute a size which certifies on that seed
 with a recorded lr. *Saved*: share of the tokens of all recorded curves that never certify. The rules that begin with
