@@ -341,6 +341,21 @@ def test_wider_and_worse_is_found():
     assert row[2] == str(2 * 2 * len(SEEDS))  # 2D and 3D certify, 4D does not
 
 
+def test_other_boundaries(space):
+    """Where 0.4 nats are taken off, width 3 fails and 0L4D is right; the scans pay 400 steps for each size."""
+    harder = {
+        0.1: make_recording(),
+        0.4: make_recording(lambda key, seed: margins_of(key, seed) if key[1] > 3 else failing()),
+    }
+    head, *rows = replays.boundaries(harder, space, 2, CAP)
+    found = {(row[0], row[2]): dict(zip(head, row, strict=True)) for row in rows}
+    assert found["0.1", "ours"]["right"] == "0L3D"
+    assert found["0.4", "ours"]["right"] == "0L4D"
+    scan = found["0.4", "ascending scan"]
+    assert scan["best setting"] == "1 lr"
+    assert scan["ends at: median"] == replays.millions(11 * FULL)
+
+
 def test_report(tmp_path, monkeypatch, recording, capsys):
     monkeypatch.setattr(replays, "read_curves", lambda path, harder: recording.curves)
     few = {name: dict([next(iter(settings.items()))]) for name, settings in replays.contenders().items()}
