@@ -21,7 +21,7 @@ NO_CONTEXT = 1e-6
 LOOKS_WITHOUT_CONTEXT = 3
 # The most that held-out loss was seen to fall from one look to the next once the first descent is over: a model
 # that leaves the unigram plateau late does so this fast (docs/LOG.md). As a share of the loss.
-FASTEST_FALL = 0.04
+FASTEST_FALL = 0.05
 
 
 def look_steps(looks: int, total_steps: int) -> list[int]:

@@ -82,6 +82,11 @@ class State:
             else:
                 self.confirmations.setdefault((each.size, each.recipe), {})[each.seed] = each
         self.refuted = {size for size in self.by_size if self._is_refuted(size)}
+        self.refuted_by_loss = {
+            size
+            for size in self.refuted
+            if all(each.outcome not in ("failed", "too_slow") for each in self.by_size[size].values())
+        }
 
     # ------------------------------------------------------------------ what is known of a size
 
@@ -121,8 +126,8 @@ class State:
         return min([attempt.margin, *failed])
 
     def implied(self, size: int) -> bool:
-        """Whether a wider size of the same depth is refuted."""
-        return any(self.space.sizes[size].narrower_than(self.space.sizes[other]) for other in self.refuted)
+        """Whether a wider size of the same depth is refuted by its losses; a crash or slowness implies nothing."""
+        return any(self.space.sizes[size].narrower_than(self.space.sizes[other]) for other in self.refuted_by_loss)
 
     def smallest(self, *, running: bool = False) -> int | None:
         """The smallest certified size; with `running`, trials under way are taken to succeed."""

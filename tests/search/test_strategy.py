@@ -152,6 +152,20 @@ def test_a_narrower_size_is_implied_by_a_refuted_one_of_its_depth_alone() -> Non
     assert "0L10D" not in implied
 
 
+@pytest.mark.parametrize("outcome", ["failed", "too_slow"])
+def test_crashes_and_slowness_imply_nothing(outcome: str) -> None:
+    space = make_space("model.hidden_dim=2,4", "precision=bf16,fp32")
+    recipes = ((0.0,), (1.0,))
+    for last, implied in ((outcome, False), ("refuted", True)):
+        tried = [
+            Attempt(number, 1, recipe, 0, kind, {400: -0.1})
+            for number, (recipe, kind) in enumerate(zip(recipes, ("refuted", last), strict=True))
+        ]
+        state = State(space, tried, SEEDS)
+        assert state.refuted == {1}
+        assert state.implied(0) is implied
+
+
 def test_a_single_size_and_no_recipe() -> None:
     space = make_space("model.num_layers=1")
     assert answer(space, search(space, lambda *_: 1.0)[0]) == "the only size"
