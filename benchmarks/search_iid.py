@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-OVERRIDES = ["model.num_layers=range(0,3)", "model.hidden_dim=range(2,17)", "trainer.total_steps=100"]
+OVERRIDES = ["model.num_layers=0,1", "model.hidden_dim=range(2,9)", "trainer.total_steps=100"]
 
 
 def main() -> None:

@@ -21,7 +21,10 @@ from omegaconf import DictConfig
 from hydra_plugins.marble_sweeper import SmallestSweeper
 
 # The suites' own programs do not say which version of Hydra they were written for.
-pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working dir:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working dir:UserWarning"),
+]
 
 SWEEPER = "hydra/sweeper=smallest_schema"
 

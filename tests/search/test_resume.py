@@ -18,6 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from marble_sweep.search.study import SPEED, open_storage
 from marble_sweep.sweep.record import read_metadata, run_directories
 
+pytestmark = pytest.mark.slow  # whole searches, each in a process of its own
+
 STEPS = 800
 # Two sizes and one recipe; nothing reaches the threshold, and two looks are too few to give a run up.
 TWO_TRIALS = (
@@ -56,7 +58,7 @@ def steps(directory: Path) -> list[int]:
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_search_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     sweep_dir = tmp_path / "search"
     process = subprocess.Popen(command(sweep_dir, *LONG), stderr=subprocess.PIPE, text=True)

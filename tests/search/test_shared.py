@@ -42,7 +42,12 @@ SEARCH = (
     f"search.study={STUDY}",
     "search.worker_timeout=5",
 )
-STATES = {"certified": TrialState.COMPLETE, "refuted": TrialState.COMPLETE, "lost": TrialState.FAIL}
+STATES = {
+    "certified": TrialState.COMPLETE,
+    "refuted": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "lost": TrialState.FAIL,
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
