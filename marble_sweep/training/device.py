@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next step, for the whole process.
 
     By default it gives large blocks back to the system and takes them anew, a page fault every 4 KiB: as
-    long as the arithmetic on them (docs/performance.md). Does nothing where there is no mallopt.
+    long as the arithmetic on them. Does nothing where there is no mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
