@@ -12,7 +12,6 @@ from plotly.offline import get_plotlyjs
 
 from marble_sweep.files import write_text
 from marble_sweep.report.curves import read_csv, shorten
-from marble_sweep.report.frontier import frontier_image
 from marble_sweep.report.headline import UNITS, WORDS, headline, labels
 from marble_sweep.report.rows import group_rows, repeats, sort_rows
 from marble_sweep.report.rundir import Run
@@ -64,10 +63,14 @@ def write_page(comparison: Comparison, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    search = read_search(comparison.runs)
+    search, search_image = read_search(comparison.runs), None
+    if search is not None:
+        from marble_sweep.report.frontier import frontier_image  # late: Matplotlib, which no other page needs
+
+        search_image = frontier_image(search)
     page = environment.get_template("page.html.j2").render(
         headline=headline(comparison, groups) if search is None else search["words"],
-        search_image=None if search is None else frontier_image(search),
+        search_image=search_image,
         notes=comparison.notes,
         columns=columns,
         rows=[

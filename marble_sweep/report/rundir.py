@@ -165,12 +165,13 @@ def _read_config(path: Path) -> dict[str, Any]:
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)  # a safe loader either way
     except (FileNotFoundError, yaml.YAMLError):
         return {}
-    return dict(_flat(found, "")) if isinstance(found, dict) else {}
+    return dict(flat(found, "")) if isinstance(found, dict) else {}
 
 
-def _flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The values of a nested mapping with their dotted keys."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

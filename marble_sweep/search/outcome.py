@@ -1,5 +1,6 @@
 """What a search has found: search.json, the answer in words, and the bracket for whoever watches."""
 
+import functools
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,11 +43,11 @@ class Found:
     trials: Sequence[FrozenTrial]  # withdrawn ones left out
     fixed: Sequence[str]  # the overrides that all trials share
 
-    @property
+    @functools.cached_property
     def attempts(self) -> list[Attempt]:
         return [attempt for trial in self.trials if (attempt := as_attempt(trial)) is not None]
 
-    @property
+    @functools.cached_property
     def state(self) -> State:
         return State(self.space, self.attempts, self.base.search.confirm_seeds)
 
@@ -139,6 +140,7 @@ class Found:
     def _trial(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.trials if trial.number == number)
 
+    @functools.cached_property
     def statuses(self) -> dict[int, str]:
         """By index of every size: certified, refuted, crashed, implied, open (tried in vain so far) or untried."""
         state = self.state
@@ -157,7 +159,7 @@ class Found:
 
     def frontier(self) -> list[dict[str, Any]]:
         """Every size that was trained or is no larger than the answer, with the best margin it came to."""
-        statuses, state = self.statuses(), self.state
+        statuses, state = self.statuses, self.state
         top = state.smallest()
         rows = []
         for index, size in enumerate(self.space.sizes):
@@ -196,7 +198,7 @@ class Found:
     def as_json(self, ended: str) -> dict[str, Any]:
         """What search.json holds. Losses and margins are in nats per token."""
         config, answer = self.base, self.answer()
-        statuses, state = self.statuses(), self.state
+        statuses, state = self.statuses, self.state
         below = {size: status for size, status in statuses.items() if size in self._below(state)}
         refuted = [size for size, status in below.items() if status == "refuted"]
         counts = Counter(each.outcome for each in self.attempts)
@@ -249,7 +251,7 @@ class Found:
 
     def bracket(self) -> str:
         """The smallest certified size, what is refuted below it, and how long the proof may still take."""
-        state, statuses, sizes = self.state, self.statuses(), self.space.sizes
+        state, statuses, sizes = self.state, self.statuses, self.space.sizes
         top = state.smallest()
         below = self._below(state)
         refuted = [size for size in below if statuses[size] == "refuted"]

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -18,7 +18,7 @@ from marble_sweep.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from marble_sweep.files import hold, write_json, write_text
 from marble_sweep.report.frontier import draw_frontier
 from marble_sweep.report.page import write_page
-from marble_sweep.report.rundir import Run
+from marble_sweep.report.rundir import Run, flat
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
 from marble_sweep.search.launch import Composer, Runner, TrialWatch
@@ -71,7 +71,7 @@ class Search:
         try:
             return self._run(alone=alone)
         finally:
-            if isinstance(lock, FileLock):
+            if lock is not None:
                 lock.release()
 
     def _run(self, *, alone: bool) -> int:
@@ -99,20 +99,12 @@ class Search:
         return EXIT_FAILED if ended == "max_failures" else 0
 
     def _settings(self) -> dict[str, Any]:
-        """What a study must agree on with whoever joins it, beside the space."""
-        base = self.base
-        budget = {
-            name: getattr(base.trainer, name) for name in ("total_steps", "batch_size", "seq_len", "eval_windows")
-        }
-        return {
-            "threshold": base.certify.threshold,
-            "looks": base.certify.looks,
-            "standard_errors": base.verdict.min_standard_errors,
-            "budget": budget,
-            "data": base.data.name,
-            "seed": base.seed,
-            "confirm_seeds": base.search.confirm_seeds,
-        }
+        """What a study must agree on with whoever joins it, beside the space: all that a run computes from."""
+        config = dict(flat(yaml.safe_load(schema.dump(self.base)), ""))
+        searched = [each.key for each in self.space.dimensions]
+        apart = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
+        kept = {key: value for key, value in config.items() if key not in (*searched, *apart)}
+        return kept | {"search.confirm_seeds": self.base.search.confirm_seeds}
 
     def found(self) -> Found:
         """What the study holds by now."""

@@ -287,14 +287,18 @@ def open_study(
         study = optuna.create_study(
             storage=storage, sampler=sampler, study_name=name, direction=StudyDirection.MINIMIZE, load_if_exists=True
         )
-    described = {key: json.loads(distribution_to_json(each)) for key, each in space.distributions.items()}
-    ours = {"space": described} | {key: json.loads(json.dumps(value)) for key, value in settings.items()}
-    theirs = study.user_attrs
-    for key, value in ours.items():
-        if key not in theirs:
-            study.set_user_attr(key, value)
-        elif theirs[key] != value:
-            raise ValueError(f"search.study = {name}: must have the {key} it began with, {theirs[key]}; now {value}")
+    ours = {
+        "space": {key: json.loads(distribution_to_json(each)) for key, each in space.distributions.items()},
+        "config": json.loads(json.dumps(settings)),
+    }
+    for name_of, now in ours.items():
+        if name_of not in study.user_attrs:
+            study.set_user_attr(name_of, now)
+        then = study.user_attrs[name_of]
+        for key in {**then, **now}:
+            if then.get(key) != now.get(key):
+                what = f"the {name_of} it began with: {key} was {then.get(key)}, now {now.get(key)}"
+                raise ValueError(f"search.study = {name}: must have {what}")
     return Shared(study, sampler)
 
 

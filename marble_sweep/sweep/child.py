@@ -41,9 +41,8 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
         return
     # A run whose parent was killed still saves its state; one that another process trains ends in its own time.
     with FileLock(directory / ".lock"):
-        directory, done = place(config, sweep_dir, number)
-    if done:
-        return
+        if read_metadata(directory).get("status") in DONE:
+            return
     try:
         run(config, directory, resume=True, show=False)
     except Exception as error:

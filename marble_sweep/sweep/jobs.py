@@ -16,8 +16,9 @@ from marble_sweep.sweep.record import count_failures, record_failure
 from marble_sweep.training.signals import stop_requests
 
 EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
-# torch imports its compiler with the first optimizer, which takes a second: better once than in every job.
-PRELOADED = [child.__name__, "marble_sweep.run", "torch._dynamo"]
+# What every job would import anew: torch's compiler, which the first optimizer asks for, takes a second, and the
+# command line, which a child of `python -m marble_sweep` imports as its main module, a tenth.
+PRELOADED = [child.__name__, "marble_sweep.run", "marble_sweep.cli", "torch._dynamo"]
 POLL_SECONDS = 0.02
 
 

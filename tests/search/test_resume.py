@@ -101,9 +101,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("model.num_layers=0,2", "must have the space it began with, "),
-        ("certify.threshold=0.2", "must have the threshold it began with, 0.1; now 0.2"),
-        ("trainer.total_steps=41", "must have the budget it began with, {'total_steps': 40, "),
+        ("model.num_layers=0,2", "must have the space it began with: model.num_layers was "),
+        ("certify.threshold=0.2", "must have the config it began with: certify.threshold was 0.1, now 0.2"),
+        ("trainer.total_steps=41", "must have the config it began with: trainer.total_steps was 40, now 41"),
+        ("optimizer.weight_decay=0.5", "must have the config it began with: optimizer.weight_decay was 0.01, now 0.5"),
+        ("precision=fp32", "must have the config it began with: precision.name was bf16, now fp32"),
     ],
 )
 def test_another_search_in_the_same_directory_is_refused(override: str, line: str, finished: Path) -> None:

@@ -135,8 +135,12 @@ def test_trials_without_a_plan_are_none(shared: Shared) -> None:
 @pytest.mark.parametrize(
     ("sweeps", "threshold", "line"),
     [
-        (("model.num_layers=0,1", "model.hidden_dim=2,3"), "unigram", "must have the space it began with, "),
-        ((), "bigram", "must have the threshold it began with, unigram; now bigram"),
+        (
+            ("model.num_layers=0,1", "model.hidden_dim=2,3"),
+            "unigram",
+            "must have the space it began with: model.hidden_dim was ",
+        ),
+        ((), "bigram", "must have the config it began with: threshold was unigram, now bigram"),
     ],
 )
 def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, line: str, tmp_path: Path) -> None:
