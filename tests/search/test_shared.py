@@ -200,8 +200,8 @@ def work(
     return trials, trials[number], [text for each, text in enumerate(told) if each != place]
 
 
-def check(storage: str, trials: list[FrozenTrial], killed: FrozenTrial, sweep_dirs: list[Path]) -> None:
-    """What holds for every way to share a study."""
+def check(storage: str, trials: list[FrozenTrial], killed: FrozenTrial, sweep_dirs: list[Path]) -> FrozenTrial:
+    """What holds for every way to share a study. Returns the trial that took up the killed worker's."""
     found = attempts(load(storage))
     for attempt in found:
         assert trials[attempt.number].state == STATES[attempt.outcome], attempt
@@ -223,6 +223,7 @@ def check(storage: str, trials: list[FrozenTrial], killed: FrozenTrial, sweep_di
     ended = Counter((path / "config.yaml").read_text() for path in runs if read_metadata(path)["status"] in DONE)
     assert ended.most_common(1)[0][1] == 1
     assert sum(ended.values()) == len(kept)
+    return trials[again.number]
 
 
 def answer(told: str) -> str:
@@ -238,11 +239,13 @@ def test_a_journal_and_one_directory(tmp_path: Path) -> None:
     sweep_dirs = [tmp_path / "search"] * NUM_WORKERS
     storage = str(tmp_path / "study.log")
     trials, killed, told = work(storage, sweep_dirs, tmp_path)
-    check(storage, trials, killed, sweep_dirs)
+    again = check(storage, trials, killed, sweep_dirs)
     assert len(set(map(answer, told))) == 1
     assert "0L3D" in answer(told[0])
-    # The run whose worker was killed was gone on with, where it was.
-    assert read_metadata(tmp_path / "search" / str(killed.number))["status"] == "finished"
+    # The run whose worker was killed was gone on with, where it was, to its end.
+    assert Path(again.user_attrs["directory"]) == tmp_path / "search" / str(killed.number)
+    ends = {"refuted": "finished", "pruned": "pruned"}
+    assert read_metadata(Path(again.user_attrs["directory"]))["status"] == ends[again.user_attrs["outcome"]]
 
 
 def test_a_journal_and_a_directory_each(tmp_path: Path) -> None:
