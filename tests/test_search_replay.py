@@ -1,27 +1,19 @@
 """The replay's bookkeeping, on made-up curves whose right answer is known."""
 
 import gzip
-import importlib.util
 import math
 import sys
-from pathlib import Path
 
 import optuna
 import pytest
+import replay_contenders as contenders
+import search_replay as replays
 from helpers import compose_config
 
 from marble_sweep.search.strategy import Attempt, Proposal, Settled
 
-SOURCE = Path(__file__).parents[1] / "benchmarks" / "search_replay.py"
-spec = importlib.util.spec_from_file_location("search_replay", SOURCE)
-assert spec is not None
-assert spec.loader is not None
-replays = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = replays  # where dataclasses look their module up
-spec.loader.exec_module(replays)
-
-STEP = replays.TOKENS_PER_STEP
-FULL = replays.TOTAL_STEPS * STEP
+STEP = contenders.TOKENS_PER_STEP
+FULL = contenders.TOTAL_STEPS * STEP
 SEEDS = (1, 2, 3, 4)
 RATES = (0.01, 0.0316, 0.1)
 UNIGRAM = 6.6
@@ -38,9 +30,9 @@ def curve(key, seed, margins, gain=0.1):
             "unigram_margin_se": 1e-4,
             "context_gain": gain,
         }
-        for step, margin in zip(replays.STEPS, margins, strict=False)
+        for step, margin in zip(contenders.STEPS, margins, strict=False)
     ]
-    return replays.make_curve(key, seed, rows)
+    return contenders.make_curve(key, seed, rows)
 
 
 def failing(end=-0.05, fall=0.05):
@@ -65,7 +57,7 @@ def margins_of(key, seed):
 
 def make_recording(margins=margins_of, shapes=((0, 1), (2, 3, 4, 64))):
     keys = [(layers, width, lr) for layers in shapes[0] for width in shapes[1] for lr in RATES]
-    return replays.Recording([curve(key, seed, margins(key, seed)) for key in keys for seed in SEEDS])
+    return contenders.Recording([curve(key, seed, margins(key, seed)) for key in keys for seed in SEEDS])
 
 
 @pytest.fixture(autouse=True)
@@ -87,12 +79,12 @@ def space():
 
 
 def size(layers, width):
-    return replays.num_parameters(layers, width)
+    return contenders.num_parameters(layers, width)
 
 
 def seeds_by_first(recording, space, first, count=1):
     """Replays' seeds for which a recorded seed plays the search's."""
-    made = ((seed, replays.Replay(recording, space, seed, CAP)) for seed in range(200))
+    made = ((seed, contenders.Replay(recording, space, seed, CAP)) for seed in range(200))
     return [seed for seed, replay in made if replay.order[0] == first][:count]
 
 
@@ -127,13 +119,13 @@ def test_read_back_from_a_file(tmp_path):
     header = "num_layers,hidden_dim,lr,seed,step,val_loss,unigram_margin,unigram_margin_se,context_gain,seconds\n"
     rows = "0,3,0.1,2,35,6.5,0.1,0.001,0.2,1\n0,3,0.1,2,25,nan,nan,nan,nan,1\n0,3,0.1,1,25,6.7,-0.1,0.001,0.2,1\n"
     path.write_bytes(gzip.compress((header + rows).encode()))
-    curves = {each.seed: each for each in replays.read_curves(path)}
+    curves = {each.seed: each for each in contenders.read_curves(path)}
     assert curves[2].steps == (25, 35)
-    assert curves[2].above == (-math.inf, pytest.approx(0.1 - 0.001 * replays.ERRORS))
+    assert curves[2].above == (-math.inf, pytest.approx(0.1 - 0.001 * contenders.ERRORS))
     assert curves[2].certifies
     assert not curves[2].certifies_at_end  # diverged before
     assert not curves[1].certifies
-    harder = {each.seed: each for each in replays.read_curves(path, harder=0.1)}
+    harder = {each.seed: each for each in contenders.read_curves(path, harder=0.1)}
     assert not harder[2].certifies
 
 
@@ -141,24 +133,24 @@ def test_read_back_from_a_file(tmp_path):
 
 
 def test_tokens_of_a_trial(recording, space):
-    replay = replays.Replay(recording, space, 0, CAP)
+    replay = contenders.Replay(recording, space, 0, CAP)
     replay.full(0, 4, 0.1)
     assert replay.tokens == FULL
     assert replay.early(0, 4, 0.1)
-    assert replay.tokens == FULL + replays.STEPS[3] * STEP
+    assert replay.tokens == FULL + contenders.STEPS[3] * STEP
     assert replay.early(0, 2, 0.1) is False
-    assert replay.tokens == 2 * FULL + replays.STEPS[3] * STEP
+    assert replay.tokens == 2 * FULL + contenders.STEPS[3] * STEP
     replay.full(1, 3, 0.1, trained=100)
-    assert replay.tokens == 2 * FULL + (replays.STEPS[3] + 300) * STEP
+    assert replay.tokens == 2 * FULL + (contenders.STEPS[3] + 300) * STEP
     assert replay.answers == [(FULL, size(0, 4)), (replay.tokens, size(1, 3))]
     assert replay.num_trials == 4
 
 
 def test_no_token_above_the_cap(recording, space):
-    replay = replays.Replay(recording, space, 0, 2.5 * FULL)
+    replay = contenders.Replay(recording, space, 0, 2.5 * FULL)
     replay.full(0, 4, 0.1)
     replay.full(0, 4, 0.1)
-    with pytest.raises(replays.Spent):
+    with pytest.raises(contenders.Spent):
         replay.full(0, 3, 0.1)
     assert replay.tokens == 2 * FULL
     assert replay.answers == [(FULL, size(0, 4))]
@@ -166,11 +158,11 @@ def test_no_token_above_the_cap(recording, space):
 
 def test_how_a_run_is_stopped():
     hopeless = curve((0, 2, 0.1), 1, [-5.0, -5.0, -5.0])
-    assert replays.stopped(hopeless) == ("pruned", 2, replays.STEPS[1])
+    assert contenders.stopped(hopeless) == ("pruned", 2, contenders.STEPS[1])
     diverged = curve((0, 2, 0.1), 1, failing()[:3])
-    assert replays.stopped(diverged) == ("diverged", 3, replays.STEPS[3])
-    assert replays.stopped(curve((0, 2, 0.1), 1, failing())) == ("refuted", 9, 400)
-    assert replays.stopped(curve((0, 2, 0.1), 1, certifying(6))) == ("certified", 7, replays.STEPS[6])
+    assert contenders.stopped(diverged) == ("diverged", 3, contenders.STEPS[3])
+    assert contenders.stopped(curve((0, 2, 0.1), 1, failing())) == ("refuted", 9, 400)
+    assert contenders.stopped(curve((0, 2, 0.1), 1, certifying(6))) == ("certified", 7, contenders.STEPS[6])
 
 
 @pytest.mark.parametrize(
@@ -185,12 +177,12 @@ def test_how_a_run_is_stopped():
     ],
 )
 def test_score(recording, space, answers, verdict, right_at):
-    replay = replays.Replay(recording, space, 0, CAP, tokens=5, answers=answers)
-    score = replays.score(replay, 30)
+    replay = contenders.Replay(recording, space, 0, CAP, tokens=5, answers=answers)
+    score = contenders.score(replay, 30)
     assert (score.verdict, score.right_at, score.ended_at) == (verdict, right_at, math.inf)
     replay.ended = True
-    assert replays.score(replay, 30).ended_at == 5
-    assert replays.score(replay, 30, confirmed=True).verdict == "miss"
+    assert contenders.score(replay, 30).ended_at == 5
+    assert contenders.score(replay, 30, confirmed=True).verdict == "miss"
 
 
 def test_quantile():
@@ -205,16 +197,16 @@ def test_quantile():
 def test_ours_finds_and_confirms_the_answer(recording, space):
     for first in SEEDS:
         for seed in seeds_by_first(recording, space, first):
-            replay = replays.play(replays.ours, recording, space, seed, CAP)
+            replay = contenders.play(contenders.ours, recording, space, seed, CAP)
             assert replay.ended
             assert replay.tokens == sum(replay.by_reason.values())
-            assert replays.score(replay, size(0, 3)).verdict == "right"
-            strict = replays.score(replay, size(0, 3), confirmed=True)
+            assert contenders.score(replay, size(0, 3)).verdict == "right"
+            strict = contenders.score(replay, size(0, 3), confirmed=True)
             assert strict.verdict == "right"
             if first != 1:
-                assert strict.right_at >= replays.score(replay, size(0, 3)).right_at + 3 * replays.STEPS[5] * STEP
+                assert strict.right_at >= contenders.score(replay, size(0, 3)).right_at + 3 * contenders.STEPS[5] * STEP
             # 3 fresh seeds of 0L3D; where seed 1 is the search's, 0L2D certifies first and fails on a fresh one
-            confirmed_early = 3 * replays.STEPS[5] * STEP
+            confirmed_early = 3 * contenders.STEPS[5] * STEP
             assert replay.by_reason["confirm"] == confirmed_early + (FULL if first == 1 else 0)
             assert (size(0, 2) in [answer for _, answer in replay.answers]) == (first == 1)
 
@@ -227,8 +219,8 @@ def test_ours_plays_what_a_strategy_proposes(recording, space):
         seen[:] = attempts
         return Proposal(*asked[len(attempts)], "probe") if len(attempts) < len(asked) else Settled()
 
-    replay = replays.Replay(recording, space, seeds_by_first(recording, space, 1)[0], CAP)
-    replays.ours(replay, next_trial=propose)
+    replay = contenders.Replay(recording, space, seeds_by_first(recording, space, 1)[0], CAP)
+    contenders.ours(replay, next_trial=propose)
     assert [each.outcome for each in seen] == ["refuted", "certified", "refuted"]
     assert all(isinstance(each, Attempt) for each in seen)
     assert replay.tokens == 3 * FULL
@@ -242,7 +234,7 @@ def test_a_rule_is_told_of_failed_trials(recording, space):
         told.append((curve.key, len(failed)))
         return False
 
-    replays.play(lambda replay: replays.ours(replay, rule=rule), recording, space, 2, CAP)
+    contenders.play(lambda replay: contenders.ours(replay, rule=rule), recording, space, 2, CAP)
     assert {count for _, count in told} >= {0, 1, 2}
     assert all(count == 0 for (_, width, _), count in told if width > 2)
 
@@ -250,25 +242,25 @@ def test_a_rule_is_told_of_failed_trials(recording, space):
 def test_scans(recording, space):
     lucky, honest = (seeds_by_first(recording, space, first)[0] for first in (1, 2))
     right = size(0, 3)
-    replay = replays.play(lambda each: replays.ascending(each, 2), recording, space, honest, CAP)
+    replay = contenders.play(lambda each: contenders.ascending(each, 2), recording, space, honest, CAP)
     assert (replay.tokens, replay.answers) == (11 * FULL, [(11 * FULL, right)])  # 5 sizes twice, then the first lr
-    assert replays.score(replay, right).ended_at == 11 * FULL
-    replay = replays.play(lambda each: replays.ascending(each, 2), recording, space, lucky, CAP)
-    assert (replay.tokens, replays.score(replay, right).verdict) == (FULL, "wrong")
-    replay = replays.play(lambda each: replays.ascending(each, 1, early=True), recording, space, honest, CAP)
-    assert replay.tokens == 5 * FULL + replays.STEPS[5] * STEP
-    replay = replays.play(lambda each: replays.binary(each, 1), recording, space, honest, CAP)
+    assert contenders.score(replay, right).ended_at == 11 * FULL
+    replay = contenders.play(lambda each: contenders.ascending(each, 2), recording, space, lucky, CAP)
+    assert (replay.tokens, contenders.score(replay, right).verdict) == (FULL, "wrong")
+    replay = contenders.play(lambda each: contenders.ascending(each, 1, early=True), recording, space, honest, CAP)
+    assert replay.tokens == 5 * FULL + contenders.STEPS[5] * STEP
+    replay = contenders.play(lambda each: contenders.binary(each, 1), recording, space, honest, CAP)
     # 315 sizes: 157, 78, 39, 19, 9 certify, 4 does not, then 7, 6 and 5, the sixth, do
-    assert (replay.tokens, replays.score(replay, right).verdict) == (9 * FULL, "right")
+    assert (replay.tokens, contenders.score(replay, right).verdict) == (9 * FULL, "right")
 
 
 def test_short_runs(recording, space):
-    replay = replays.play(lambda each: replays.top_k(each, 10, 50, 1, "margin"), recording, space, 0, CAP)
+    replay = contenders.play(lambda each: contenders.top_k(each, 10, 50, 1, "margin"), recording, space, 0, CAP)
     assert replay.tokens == (10 * 50 + 350) * STEP
     assert replay.num_trials == 11
-    replay = replays.play(lambda each: replays.top_k(each, 10, 50, 10, "fronts"), recording, space, 0, CAP)
-    again = replays.Replay(recording, space, 0, CAP)
-    drawn = [replays.draw(again) for _ in range(10)]
+    replay = contenders.play(lambda each: contenders.top_k(each, 10, 50, 10, "fronts"), recording, space, 0, CAP)
+    again = contenders.Replay(recording, space, 0, CAP)
+    drawn = [contenders.draw(again) for _ in range(10)]
     smallest = min(size(*shape[:2]) for shape in drawn if again.curve(*shape).certifies_at_end)
     assert replay.answers == [(replay.tokens, smallest)]  # smallest first: it ends at the first that certifies
 
@@ -278,17 +270,17 @@ def test_rivals_on_a_space_that_is_easy(space):
     easy = make_recording(lambda key, seed: certifying(2))
     cap = 10.5 * FULL
     for contender in (
-        replays.random_search,
-        replays.hydra_optuna,
-        lambda replay: replays.nsga(replay, 5),
+        contenders.random_search,
+        contenders.hydra_optuna,
+        lambda replay: contenders.nsga(replay, 5),
     ):
-        replay = replays.play(contender, easy, space, 1, cap)
+        replay = contenders.play(contender, easy, space, 1, cap)
         assert (replay.tokens, replay.num_trials, replay.ended) == (10 * FULL, 10, False)
         assert replay.answers[0][0] == FULL
         parameters = [answer for _, answer in replay.answers]
         assert parameters == sorted(parameters, reverse=True)
     for sampler in ("tpe", "random"):
-        replay = replays.play(lambda replay: replays.asha(replay, 2, sampler), easy, space, 1, cap)  # noqa: B023
+        replay = contenders.play(lambda replay: contenders.asha(replay, 2, sampler), easy, space, 1, cap)  # noqa: B023
         assert replay.num_trials > 10  # some were stopped early
         assert replay.tokens <= cap
         assert not replay.ended
@@ -296,14 +288,19 @@ def test_rivals_on_a_space_that_is_easy(space):
 
 
 def test_the_published_sweeper_draws_one_more(space):
-    whole = replays.as_published(space)
-    assert whole[replays.LAYERS].high == 5
-    assert whole[replays.WIDTH].high == 65
+    whole = contenders.as_published(space)
+    assert whole[contenders.LAYERS].high == 5
+    assert whole[contenders.WIDTH].high == 65
 
 
 def test_penalty():
-    assert replays.penalised(30, 0.0) == 30
-    assert size(5, 65) < replays.penalised(30, -0.1) < replays.penalised(20, -0.2) < replays.penalised(9, -math.inf)
+    assert contenders.penalised(30, 0.0) == 30
+    assert (
+        size(5, 65)
+        < contenders.penalised(30, -0.1)
+        < contenders.penalised(20, -0.2)
+        < contenders.penalised(9, -math.inf)
+    )
 
 
 # ------------------------------------------------------------------ the report
@@ -316,22 +313,22 @@ def test_false_stops_are_counted(recording, space):
     assert names["never stop"][1].startswith("0 of ")
     assert names["never stop"][3] == "0%"
     steep = curve((0, 2, 0.1), 1, [-0.9, -0.89, *certifying(2)[2:]])
-    assert replays.stopped(steep, replays.falls_by(0.0))[0] == "pruned"
-    assert replays.stopped(steep, replays.falls_by(0.04))[0] == "certified"
+    assert contenders.stopped(steep, replays.falls_by(0.0))[0] == "pruned"
+    assert contenders.stopped(steep, replays.falls_by(0.04))[0] == "certified"
 
 
 def test_trailing_compares_with_what_failed():
     fast, slow = curve((0, 2, 0.1), 1, failing(-0.05)), curve((0, 2, 0.1), 1, failing(-0.2, 0.049))
     known = [dict(zip(fast.steps, fast.margins, strict=True))]
-    assert replays.stopped(slow, replays.trailing(0.1), known) == ("pruned", 2, replays.STEPS[1])
-    assert replays.stopped(slow, replays.trailing(0.16), known)[0] == "refuted"
-    assert replays.stopped(slow, replays.trailing(0.1), [])[0] == "refuted"
+    assert contenders.stopped(slow, replays.trailing(0.1), known) == ("pruned", 2, contenders.STEPS[1])
+    assert contenders.stopped(slow, replays.trailing(0.16), known)[0] == "refuted"
+    assert contenders.stopped(slow, replays.trailing(0.1), [])[0] == "refuted"
 
 
 def test_no_use_of_the_context():
     idle, using = (curve((0, 2, 0.1), 1, failing(), gain) for gain in (-1e-5, 0.1))
-    assert replays.stopped(idle, replays.without_context(100, 1e-4)) == ("pruned", 5, 100)
-    assert replays.stopped(using, replays.without_context(100, 1e-4))[0] == "refuted"
+    assert contenders.stopped(idle, replays.without_context(100, 1e-4)) == ("pruned", 5, 100)
+    assert contenders.stopped(using, replays.without_context(100, 1e-4))[0] == "refuted"
 
 
 def test_wider_and_worse_is_found():
@@ -358,7 +355,7 @@ def test_other_boundaries(space):
 
 def test_report(tmp_path, monkeypatch, recording, capsys):
     monkeypatch.setattr(replays, "read_curves", lambda path, harder: recording.curves)
-    few = {name: dict([next(iter(settings.items()))]) for name, settings in replays.contenders().items()}
+    few = {name: dict([next(iter(settings.items()))]) for name, settings in contenders.contenders().items()}
     monkeypatch.setattr(replays, "contenders", lambda: few)
     arguments = [
         "--seeds",

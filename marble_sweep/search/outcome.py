@@ -275,9 +275,7 @@ class Found:
         training = [60 * each["step"] / each["steps_per_minute"] for each in ended]
         step_seconds = sum(training) / sum(each["step"] for each in ended)
         other_seconds = sum(each["seconds"] for each in ended) - sum(training)
-        sizes, still_open = self.space.sizes, state.open_below(top)
-        widest = [one for one in still_open if not any(sizes[one].narrower_than(sizes[other]) for other in still_open)]
-        recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) for size in widest)
+        recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) for size in state.widest_below(top))
         steps = recipes * self.base.trainer.total_steps
         attempt = state.certified(top)
         seeds = len(state.missing_seeds(attempt, running=False)) if attempt is not None else 0

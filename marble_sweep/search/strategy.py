@@ -141,6 +141,11 @@ class State:
         ]
         return [index for index in smaller if index not in self.refuted and not self.implied(index)]
 
+    def widest_below(self, top: int | None) -> list[int]:
+        """The open sizes below `top` that are narrower than no other of them: a refuted one settles those that are."""
+        sizes, still_open = self.space.sizes, self.open_below(top)
+        return [one for one in still_open if not any(sizes[one].narrower_than(sizes[other]) for other in still_open)]
+
     # ------------------------------------------------------------------ the climb over recipes
 
     def best(self, size: int) -> Recipe | None:
@@ -276,13 +281,9 @@ def _refute(state: State, answer: int | None) -> Proposal | None:
     The widest sizes come first: a refuted one settles all that are narrower. Among them the one whose best recipe
     came closest; one not tried yet is as promising as the size next to it.
     """
-    sizes = state.space.sizes
-    still_open = state.open_below(answer)
     tried = [size for size in state.by_size if state.best(size) is not None and not state.certified(size)]
     promise: dict[int, float] = {}
-    for size in still_open:
-        if any(sizes[size].narrower_than(sizes[other]) for other in still_open):
-            continue
+    for size in state.widest_below(answer):
         source = size if size in tried else min(tried, key=lambda other: abs(other - size), default=None)
         best = None if source is None else state.best(source)
         promise[size] = -math.inf if source is None or best is None else state.margin(source, best)
