@@ -67,15 +67,11 @@ def frontier_figure(summary: dict[str, Any]) -> Figure:
                 label=None if measured else f"{label} ({len(bare)})",
             )
     axes.axhline(0, color="#444444", linewidth=1)
-    answer = summary["answer"]
+    title, answer = "Nothing is certified within the budget", summary["answer"]
     if answer is not None:
-        axes.annotate(
-            f"{answer['size']}: {answer['n_params']:,} parameters{'' if answer['confirmed'] else ' (not confirmed)'}",
-            (answer["n_params"], answer["margin"]),
-            textcoords="offset points",
-            xytext=(10, 14),
-            fontweight="bold",
-        )
+        axes.axvline(answer["n_params"], color="#444444", linewidth=1, linestyle=":")
+        confirmed = "" if answer["confirmed"] else " (not confirmed)"
+        title = f"Smallest certified: {answer['size']}, {answer['n_params']:,} parameters{confirmed}"
     if rows:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
@@ -85,7 +81,7 @@ def frontier_figure(summary: dict[str, Any]) -> Figure:
     axes.set_xlabel("parameters")
     threshold = WORDS.get(summary["threshold"], f"loss {summary['threshold']}")
     axes.set_ylabel(f"best margin to {threshold}\n(nats per token; bars: what certifies)")
-    axes.set_title("Which sizes beat the threshold within the budget", loc="left")
+    axes.set_title(title, loc="left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure
