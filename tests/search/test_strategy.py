@@ -198,6 +198,19 @@ def test_crashed_and_diverged_recipes_are_worse_than_any_other() -> None:
         assert state.best(size) == (3.0,)
 
 
+def test_a_rejected_recipe_counts_with_the_seed_that_rejected_it() -> None:
+    size = 0
+    lucky = Attempt(0, size, (3.0,), 0, "certified", {200: 0.01})
+    failed = Attempt(1, size, (3.0,), 1, "refuted", {200: -0.3, 400: -0.2})
+    around = [Attempt(2, size, (2.0,), 0, "refuted", {200: -0.1}), Attempt(3, size, (4.0,), 0, "refuted", {200: -0.1})]
+    state = State(SPACE, [lucky, failed, *around], SEEDS)
+    assert state.margin(size, (3.0,)) == -0.2
+    # By its lucky seed alone it would be no miss at all, and a quarter-decade beside it not worth a trial either.
+    assert list(state.next_recipes(size)) == []
+    near = Attempt(1, size, (3.0,), 1, "refuted", {200: -0.3, 400: -0.005})
+    assert list(State(SPACE, [lucky, near, *around], SEEDS).next_recipes(size)) == [(3.5,), (2.5,)]
+
+
 def test_recipes_are_compared_at_the_last_look_that_both_had() -> None:
     size = len(SPACE.sizes) - 1
     early = Attempt(0, size, (3.0,), 0, "pruned", {100: -0.4, 200: -0.3})
