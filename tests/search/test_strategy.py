@@ -192,7 +192,7 @@ def test_a_lost_trial_comes_first_and_once() -> None:
 
 def test_crashed_and_diverged_recipes_are_worse_than_any_other() -> None:
     size = len(SPACE.sizes) - 1
-    fine = Attempt(0, size, (3.0,), 0, "refuted", {400: -0.3})
+    fine = Attempt(0, size, (3.0,), 0, "refuted", {100: -0.5, 400: -0.3})
     for outcome, margins in (("failed", {}), ("diverged", {100: 0.5})):
         state = State(SPACE, [fine, Attempt(1, size, (4.0,), 0, outcome, margins)], SEEDS)
         assert state.best(size) == (3.0,)
@@ -218,7 +218,88 @@ def test_recipes_are_compared_at_the_last_look_that_both_had() -> None:
     assert State(SPACE, [early, late], SEEDS).best(size) == (3.0,)
 
 
+def recipes_tried(*tried: tuple[float, dict[int, float]]) -> list[Attempt]:
+    """Refuted attempts of the smallest size, by position of the learning rate."""
+    return [Attempt(number, 0, (at,), 0, "refuted", margins) for number, (at, margins) in enumerate(tried)]
+
+
+def test_between_two_rates_the_climb_takes_half_steps() -> None:
+    flat = {200: -0.2, 400: -0.1}
+    around = recipes_tried((3.0, flat), (4.0, flat), (3.5, {200: -0.1, 400: -0.05}))
+    assert list(State(SPACE, around, SEEDS).next_recipes(0)) == []
+
+
+def test_a_neighbour_given_up_early_makes_no_near_miss() -> None:
+    best = (3.0, {50: -0.2, 200: -0.06, 400: -0.03})
+    slow = {50: -2.1}
+    assert list(State(SPACE, recipes_tried(best, (2.0, slow), (4.0, slow)), SEEDS).next_recipes(0)) == []
+    steep = {200: -0.4}
+    assert list(State(SPACE, recipes_tried(best, (2.0, slow), (4.0, steep)), SEEDS).next_recipes(0)) == [(3.5,), (2.5,)]
+
+
+def test_a_size_with_a_trial_under_way_is_not_refuted() -> None:
+    worse = {400: -0.5}
+    ended = recipes_tried((3.0, {400: -0.2}), (2.0, worse))
+    assert State(SPACE, [*ended, Attempt(2, 0, (4.0,), 0, "running")], SEEDS).refuted == set()
+    assert State(SPACE, [*ended, Attempt(2, 0, (4.0,), 0, "refuted", worse)], SEEDS).refuted == {0}
+
+
+def test_the_bisection_begins_in_the_middle_of_the_logarithms() -> None:
+    plan = decide(SPACE, [], SEEDS)
+    assert isinstance(plan, Proposal)
+    middle = math.sqrt(SPACE.sizes[0].num_parameters * SPACE.sizes[-1].num_parameters)
+    assert SPACE.sizes[plan.size - 1].num_parameters < middle <= SPACE.sizes[plan.size].num_parameters
+
+
+def test_after_two_failures_the_largest_size_is_next() -> None:
+    attempts, _ = search(SPACE, lambda *_: -0.05)
+    assert attempts[1].size < attempts[2].size == len(SPACE.sizes) - 1
+
+
+def test_the_size_that_came_closest_is_refuted_first() -> None:
+    answer = next(index for index, size in enumerate(SPACE.sizes) if str(size) == "0L3D")
+    proven = [
+        Attempt(0, answer, (3.0,), 0, "certified", {100: 0.1}),
+        *(Attempt(seed, answer, (3.0,), seed, "certified", {100: 0.1}) for seed in (1, 2)),
+    ]
+    for closest in range(answer):  # 0L2D, 1L2D, 2L2D
+        far = [
+            Attempt(3 + size, size, (3.0,), 0, "refuted", {400: -0.1 if size == closest else -0.3})
+            for size in range(answer)
+        ]
+        plan = decide(SPACE, [*proven, *far], SEEDS)
+        assert isinstance(plan, Proposal)
+        assert (plan.size, plan.reason) == (closest, "refute")
+
+
+def test_the_recipe_that_certified_quickest_is_confirmed() -> None:
+    slow, quick = {100: -0.1, 400: 0.1}, {100: 0.05}
+    for first, second in ((slow, quick), (quick, slow)):
+        tried = [Attempt(0, 0, (3.0,), 0, "certified", first), Attempt(1, 0, (4.0,), 0, "certified", second)]
+        certified = State(SPACE, tried, SEEDS).certified(0)
+        assert certified is not None
+        assert certified.margins == quick
+
+
 # ------------------------------------------------------------------------------------- several workers
+
+
+def test_a_second_worker_hopes_that_the_first_ones_probe_succeeds() -> None:
+    first = decide(SPACE, [], SEEDS)
+    assert isinstance(first, Proposal)
+    second = decide(SPACE, [Attempt(0, first.size, first.recipe, 0, "running")], SEEDS)
+    assert isinstance(second, Proposal)
+    assert second.reason == "probe"
+    assert second.size < first.size
+
+
+def test_a_lost_trial_that_no_longer_matters_is_not_taken_up() -> None:
+    lost = Attempt(0, 5, (3.0,), 0, "lost")
+    smaller = Attempt(1, 2, (3.0,), 0, "certified", {100: 0.1})
+    plan = decide(SPACE, [lost, smaller], SEEDS)
+    assert isinstance(plan, Proposal)
+    assert (plan.size, plan.reason) != (5, "again")
+    assert plan.size <= 2
 
 
 def together(space: Space, world: World, workers: int, order: random.Random) -> list[Attempt]:
