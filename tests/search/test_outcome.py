@@ -50,6 +50,26 @@ def _attempts(shared: Any) -> list[Attempt]:
     return [attempt for trial in shared.study.get_trials() if (attempt := as_attempt(trial)) is not None]
 
 
+def test_a_trial_that_was_taken_up_again_is_counted_once_and_a_crash_saves_nothing() -> None:
+    base = tiny_config(*BUDGET)
+    shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, 2), {}, timeout=60.0)
+
+    def found() -> Found:
+        return Found(SPACE, base, [trial for trial in shared.study.get_trials() if as_attempt(trial)], [])
+
+    lost, plan = shared.ask() or pytest.fail("there is a first trial")
+    lost.report(0.3, 50)
+    shared.release(lost)
+    assert (found().num_trials(), found().tokens()) == (1, 50 * 8 * 16)
+    again, same = shared.ask() or pytest.fail("it is taken up again")
+    assert (same.size, same.recipe, same.reason) == (plan.size, plan.recipe, "again")
+    shared.tell(again, made_up("refuted", step=100), 1, None)
+    assert (found().num_trials(), found().tokens()) == (1, 100 * 8 * 16)
+    crashed, _ = shared.ask() or pytest.fail("there is more to do")
+    shared.tell(crashed, made_up("failed", step=0, margin=None), 1, None)
+    assert found().as_json("running")["tokens_saved"] == {"certified_early": 0, "given_up_early": 0}
+
+
 @pytest.fixture(scope="module")
 def found() -> Found:
     return searched(smallest=2)
