@@ -16,7 +16,7 @@ from pathlib import Path
 
 import optuna
 
-from marble_sweep.search.study import open_storage
+from marble_sweep.search.study import open_storage, result_of
 
 SMALL = (
     *("data=markov", "data.vocab_size=64", "data.num_tokens=20000", "model.num_layers=0,1"),
@@ -34,8 +34,9 @@ def overheads(sweep_dir: Path) -> list[float]:
         assert trial.datetime_start is not None
         assert following.datetime_start is not None
         whole = (following.datetime_start - trial.datetime_start).total_seconds()
-        if "seconds" in trial.user_attrs and trial.number > 0:  # the first one waits for the fork server's imports
-            found.append(whole - trial.user_attrs["seconds"])
+        run_seconds = result_of(trial).get("seconds")
+        if run_seconds is not None and trial.number > 0:  # the first one waits for the fork server's imports
+            found.append(whole - run_seconds)
     return found
 
 

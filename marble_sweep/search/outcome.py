@@ -13,7 +13,7 @@ from marble_sweep.certify import errors_needed, look_steps
 from marble_sweep.config import Config
 from marble_sweep.search.space import Space
 from marble_sweep.search.strategy import Attempt, State, next_probe
-from marble_sweep.search.study import BEAT, as_attempt
+from marble_sweep.search.study import BEAT, as_attempt, result_of
 from marble_sweep.words import counted, duration
 
 THRESHOLDS = {
@@ -67,7 +67,7 @@ class Found:
         spent = 0
         for trial, attempt in zip(self.trials, self.attempts, strict=True):
             if attempt.number not in taken_up:
-                spent += trial.user_attrs.get("tokens", attempt.last_step * self.tokens_a_step)
+                spent += result_of(trial).get("tokens", attempt.last_step * self.tokens_a_step)
         return spent
 
     def seconds(self) -> float:
@@ -125,7 +125,7 @@ class Found:
             "n_params": self.space.sizes[size].num_parameters,
             "seed": self.base.seed,
             "trial": attempt.number,
-            **{key: trial.user_attrs.get(key) for key in keys},
+            **{key: result_of(trial).get(key) for key in keys},
             "confirmed": state.confirmed(size),
             "confirming_seeds": seeds,
             "command": self.command(params),
@@ -180,19 +180,19 @@ class Found:
         return rows
 
     def _best(self, state: State, size: int) -> dict[str, Any]:
-        """The user attributes of the trial that shows what a size can do: the one that certified it, or came closest.
+        """The result of the trial that shows what a size can do: the one that certified it, or came closest.
 
         A recipe that failed on a fresh seed counts with that failure.
         """
         if (attempt := state.certified(size)) is not None:
-            return self._trial(attempt.number).user_attrs
+            return result_of(self._trial(attempt.number))
         recipes = state.by_size.get(size, {})
         seeds = [state.confirmations.get((size, recipe), {}) for recipe in recipes]
         numbers = [
             min([own, *others.values()], key=lambda each: each.margin).number
             for own, others in zip(recipes.values(), seeds, strict=True)
         ]
-        found = [self._trial(number).user_attrs for number in numbers]
+        found = [result_of(self._trial(number)) for number in numbers]
         return max((each for each in found if "margin" in each), key=lambda each: each["margin"], default={})
 
     def as_json(self, ended: str) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class Found:
         budget = self.base.trainer.total_steps * self.tokens_a_step
         saved = {"certified_early": 0, "given_up_early": 0}
         for trial, attempt in zip(self.trials, self.attempts, strict=True):
-            left = budget - trial.user_attrs.get("tokens", budget)
+            left = budget - result_of(trial).get("tokens", budget)
             if attempt.outcome == "certified":
                 saved["certified_early"] += left
             elif attempt.outcome in PRUNED:
@@ -269,7 +269,7 @@ class Found:
 
     def seconds_left(self, state: State, top: int | None) -> float | None:
         """An estimate of the time to the proof; None while the bisection goes on, whose end nobody knows."""
-        ended = [trial.user_attrs for trial in self.trials if trial.user_attrs.get("steps_per_minute")]
+        ended = [result for trial in self.trials if (result := result_of(trial)).get("steps_per_minute")]
         if top is None or not ended or next_probe(state, top) is not None:
             return None
         training = [60 * each["step"] / each["steps_per_minute"] for each in ended]

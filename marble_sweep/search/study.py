@@ -39,6 +39,7 @@ PLAN = "plan"  # the user attribute that says a trial is decided on
 BEAT = "beat"  # seconds that the trial's worker has been at it: counts up while the worker lives
 WORKER = "worker"  # the machine's name and the process's number
 OUTCOME = "outcome"
+RESULT = "result"  # how the trial's run ended, as one attribute: each one that a journal writes waits for the disk
 WITHDRAWN = "withdrawn"  # asked for when there was nothing left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
 NEVER = 1e6  # nats per token that a diverged loss lacks: Optuna's constraints are finite
@@ -224,6 +225,12 @@ class Result:
     reason: str | None  # of a crash
 
 
+def result_of(trial: FrozenTrial) -> dict[str, Any]:
+    """The fields of the trial's Result that were known; none of a trial that runs or was lost."""
+    found: dict[str, Any] = trial.user_attrs.get(RESULT, {})
+    return found
+
+
 @dataclass(frozen=True)
 class Shared:
     """A study that other workers may share."""
@@ -252,9 +259,8 @@ class Shared:
     def tell(self, trial: Trial, result: Result, num_parameters: int, slowest: float | None) -> None:
         """Record how a trial ended: constraints first, then its state. Nothing where another worker ended it."""
         with contextlib.suppress(UpdateFinishedTrialError):
-            for name, value in asdict(result).items():
-                if value is not None:
-                    trial.set_user_attr(name, value)
+            trial.set_user_attr(RESULT, {name: each for name, each in asdict(result).items() if each is not None})
+            trial.set_user_attr(OUTCOME, result.outcome)
             if result.outcome != "failed":
                 reported = self.study.trials[trial.number].intermediate_values
                 lacking = reported[max(reported)] if reported and result.outcome != "diverged" else NEVER

@@ -104,7 +104,7 @@ def test_json(found: Found) -> None:
     assert summary["sizes_below"].keys() <= {"refuted", "implied"}
     assert sum(summary["sizes_below"].values()) == 2
     assert summary["trials"] == len(found.trials) == sum(summary["outcomes"].values())
-    assert summary["tokens"] == sum(trial.user_attrs["tokens"] for trial in found.trials)
+    assert summary["tokens"] == sum(trial.user_attrs["result"]["tokens"] for trial in found.trials)
     certified = summary["outcomes"]["certified"]
     assert summary["tokens_saved"] == {"certified_early": certified * 29 * 8 * 16, "given_up_early": 0}
     statuses = {row["size"]: row["status"] for row in summary["frontier"]}

@@ -78,7 +78,7 @@ def test_an_interrupted_search_goes_on(number: signal.Signals, tmp_path: Path) -
 
     first, lost, again = trials(sweep_dir)
     assert [each.state for each in (first, lost, again)] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
-    assert [Path(each.user_attrs["directory"]).name for each in (first, again)] == ["0", "1"]
+    assert [Path(each.user_attrs["result"]["directory"]).name for each in (first, again)] == ["0", "1"]
     assert lost.user_attrs["plan"]["size"] == again.user_attrs["plan"]["size"]
     assert [sorted(each.intermediate_values) for each in (first, again)] == [LOOKS, LOOKS]
     assert [path.name for path in run_directories(sweep_dir)] == ["0", "1"]
@@ -132,7 +132,7 @@ def test_crashes_end_a_search(tmp_path: Path) -> None:
     (trial,) = trials(tmp_path / "search")
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["outcome"] == "failed"
-    assert "trainer.batch_size = 100000: must be <= " in trial.user_attrs["reason"]
+    assert "trainer.batch_size = 100000: must be <= " in trial.user_attrs["result"]["reason"]
     assert summary(tmp_path / "search")["ended"] == "max_failures"
     assert "sweep.max_failures trials crashed after 1 trial" in result.stderr
 
@@ -145,7 +145,7 @@ def test_what_is_too_slow_is_ruled_out(tmp_path: Path) -> None:
     for trial in found:
         assert trial.state == TrialState.PRUNED
         assert trial.user_attrs["outcome"] == "too_slow"
-        assert trial.user_attrs["step"] == 28  # the first look
+        assert trial.user_attrs["result"]["step"] == 28  # the first look
         assert trial.constraints[SPEED] > 1e11
     assert summary(tmp_path / "search")["answer"] is None
 

@@ -244,9 +244,9 @@ def test_a_journal_and_one_directory(tmp_path: Path) -> None:
     assert len(set(map(answer, told))) == 1
     assert "0L3D" in answer(told[0])
     # The run whose worker was killed was gone on with, where it was, to its end.
-    assert Path(again.user_attrs["directory"]) == tmp_path / "search" / str(killed.number)
+    assert Path(again.user_attrs["result"]["directory"]) == tmp_path / "search" / str(killed.number)
     ends = {"refuted": "finished", "pruned": "pruned"}
-    assert read_metadata(Path(again.user_attrs["directory"]))["status"] == ends[again.user_attrs["outcome"]]
+    assert read_metadata(Path(again.user_attrs["result"]["directory"]))["status"] == ends[again.user_attrs["outcome"]]
 
 
 def test_a_journal_and_a_directory_each(tmp_path: Path) -> None:
