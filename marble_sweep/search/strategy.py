@@ -5,7 +5,8 @@ and that depends on the recipe, above all on the learning rate. So:
 
 1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that served last.
    Once one certifies, nothing that is no smaller is trained any more.
-2. *Confirm.* The smallest certified size trains again on fresh seeds. A recipe that fails one is rejected.
+2. *Confirm.* The smallest certified size trains again on fresh seeds. A recipe that fails one is rejected; a crash
+   says nothing of it, so a confirmation that crashed is repeated, once.
 3. *Refute.* Every smaller size climbs: from the best recipe known, its recipe moves to the better neighbour until
    the best one has only worse neighbours, by so much that not even a parabola through them reaches the threshold.
    A size is then *refuted*. One that is narrower than a refuted size of the same depth is *implied*: it is taken
@@ -72,8 +73,15 @@ class State:
     def __init__(self, space: Space, attempts: Sequence[Attempt], confirm_seeds: int) -> None:
         self.space = space
         self.confirm_seeds = confirm_seeds
-        self.attempts = [each for each in attempts if each.outcome != "lost"]
-        self.lost = [each for each in attempts if each.outcome == "lost"]
+        self.attempts: list[Attempt] = []
+        self.lost: list[Attempt] = []  # whose worker died, and the first crash of each confirmation
+        crashed = set()
+        for each in attempts:
+            what = each.size, each.recipe, each.seed
+            first_crash = each.seed != 0 and each.outcome == "failed" and what not in crashed
+            if first_crash:
+                crashed.add(what)
+            (self.lost if first_crash or each.outcome == "lost" else self.attempts).append(each)
         self.by_size: dict[int, dict[Recipe, Attempt]] = {}
         self.confirmations: dict[tuple[int, Recipe], dict[int, Attempt]] = {}
         for each in self.attempts:
@@ -247,7 +255,7 @@ def decide(space: Space, attempts: Sequence[Attempt], confirm_seeds: int) -> Pro
 
 
 def _again(state: State, lost: Attempt, answer: int | None) -> Proposal | None:
-    """A trial whose worker died, unless it was taken up already or no longer matters."""
+    """A trial that was lost, unless it was taken up already or no longer matters."""
     trials = state.by_size.get(lost.size, {}) if lost.seed == 0 else {}
     repeated = lost.recipe in trials or lost.seed in state.confirmations.get((lost.size, lost.recipe), {})
     matters = lost.size in state.open_below(answer) if lost.seed == 0 else lost.size == answer

@@ -190,6 +190,21 @@ def test_a_lost_trial_comes_first_and_once() -> None:
     assert after == decide(SPACE, attempts[:7], SEEDS)
 
 
+def test_a_crashed_confirmation_is_repeated_once() -> None:
+    size = SPACE.sizes.index(next(each for each in SPACE.sizes if str(each) == "0L4D"))
+    attempts, _ = search(SPACE, hill(3.99))
+    first = next(each for each in attempts if each.seed == 1)
+    assert first.size == size
+    crash = Attempt(len(attempts), size, first.recipe, 1, "failed")
+    rest = [each for each in attempts if each is not first]
+    plan = decide(SPACE, [*rest, crash], SEEDS)
+    assert plan == Proposal(size, first.recipe, 1, "again")
+    state = State(SPACE, [*rest, crash, first], SEEDS)
+    assert state.confirmed(size)
+    state = State(SPACE, [*rest, crash, crash], SEEDS)
+    assert state.certified(size) is None
+
+
 def test_crashed_and_diverged_recipes_are_worse_than_any_other() -> None:
     size = len(SPACE.sizes) - 1
     fine = Attempt(0, size, (3.0,), 0, "refuted", {100: -0.5, 400: -0.3})
