@@ -8,4 +8,4 @@ __version__ = "0.1.0"
 # else besides, a small model then trains ten times slower; a short spin costs nothing where it does not
 # (docs/LOG.md). Read when torch is loaded, so set here.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

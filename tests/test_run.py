@@ -204,7 +204,7 @@ def test_killed_at_a_random_step_and_resumed_equals_unbroken(
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL, output
         assert json.loads((tmp_path / "killed" / "metadata.json").read_text())["status"] == "running"
     else:
         assert process.returncode == 130, output

@@ -17,10 +17,10 @@ def summarise(hidden: Tensor) -> HiddenSummary:
     vectors = hidden.detach().flatten(0, 1).float()  # (B*T, D)
     mean = vectors.mean(dim=0)
     norms = torch.linalg.vector_norm(vectors, dim=1)
-    cosines = (vectors @ mean) / (norms * torch.linalg.vector_norm(mean))
-    return HiddenSummary(mean, norms.mean(), 1 - cosines.mean())
+    spread = 1 - cosines(vectors, mean).mean()
+    return HiddenSummary(mean, norms.mean(), spread)
 
 
-def cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of the angle between two vectors (D,); NaN where one of them is zero."""
-    return first @ second / (torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second))
+def cosines(vectors: Tensor, other: Tensor) -> Tensor:
+    """Cosine of the angle between each of (N, D) vectors and another one (D,); NaN where either is zero; (N,)."""
+    return vectors @ other / (torch.linalg.vector_norm(vectors, dim=1) * torch.linalg.vector_norm(other))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from marble_sweep.metrics.hidden import cosine, summarise
-from marble_sweep.metrics.lattice import regimes, token_motion
+from marble_sweep.metrics.hidden import cosines, summarise
+from marble_sweep.metrics.lattice import moving, regimes, token_motion
 
 # What a step's vector holds, in this order. docs/run_directory.md gives each one's unit and source.
 MEASURED = (
@@ -33,55 +33,47 @@ MEASURED = (
 )
 
 
-def global_norm(tensors: list[Tensor]) -> Tensor:
-    """The L2 norm of all entries of all tensors, a float32 scalar.
-
-    By a sum of squares, which torch adds up pairwise; its vector_norm adds one by one on the CPU and is
-    off by 1e-3 at some million entries.
-    """
-    return torch.cat([tensor.flatten() for tensor in tensors]).float().square().sum().sqrt()
-
-
 class StepMetrics:
     """Remembers the h_means it compares with; `measure` never waits for the device."""
 
     def __init__(self, dead_mask: Tensor, hidden_dim: int, lag: int) -> None:
         device = dead_mask.device
-        # Means over no tokens at all are NaN, as torch has them.
-        self.dead, self.live = dead_mask.nonzero().flatten(), (~dead_mask).nonzero().flatten()
+        # The dead tokens first, then the live ones.
+        self.tokens = torch.cat([dead_mask.nonzero().flatten(), (~dead_mask).nonzero().flatten()])
+        self.num_dead = int(dead_mask.sum())
         self.hidden_dim = hidden_dim
         self.history = torch.full((lag, hidden_dim), torch.nan, device=device)  # h_mean of the last `lag` steps
         self.step = 0
 
     @torch.no_grad()
     def measure(
-        self, loss: Tensor, hidden: Tensor, gradients: list[Tensor], before: Tensor, after: Tensor, updates_lost: Tensor
+        self, loss: Tensor, hidden: Tensor, gradient: Tensor, before: Tensor, after: Tensor, updates_lost: Tensor
     ) -> Tensor:
         """One step's values, in MEASURED's order: (len(MEASURED),) float32 on the device.
 
-        hidden (B, T, D) and loss are the forward pass's, `before` and `after` (V, D) the embedding
-        around the update. Weights held in float32 are seen through their nearest bfloat16.
+        hidden (B, T, D) and loss are the forward pass's, gradient is all weights', flat; `before` and `after`
+        (V, D) are the embedding around the update. Weights held in float32 are seen through their nearest bfloat16.
         """
         summary = summarise(hidden)
         lag = len(self.history)
-        previous, lagged = self.history[(self.step - 1) % lag], self.history[self.step % lag]
-        after_bf16 = after.bfloat16()
-        motion = token_motion(before.bfloat16(), after_bf16)
+        compared = self.history[(self.step - 1) % lag], self.history[self.step % lag]
+        autocorrelations = cosines(torch.stack(compared), summary.mean)
+        rows = [each.index_select(0, self.tokens).bfloat16() for each in (before, after)]
+        motion = token_motion(*(each[: self.num_dead] for each in rows))
         regime = regimes(motion, self.hidden_dim)
-        moving = motion.l1 > 0
-        per_token = torch.stack(
-            [moving, motion.l1, regime.early, regime.midlife, regime.late, regime.frozen]
-        )  # (6, V) float32
-        of_dead = per_token.index_select(1, self.dead)
+        # (6, number of dead tokens) float32; means over no tokens at all are NaN, as torch has them.
+        of_dead = torch.stack([motion.l1 > 0, motion.l1, regime.early, regime.midlife, regime.late, regime.frozen])
         dead_means = of_dead.mean(dim=1)
-        live_moving = moving.index_select(0, self.live).float().mean()
-        dead_linf_max = motion.linf[self.dead].amax() if len(self.dead) else torch.full_like(live_moving, torch.nan)
+        dead_linf_max = motion.linf.amax() if self.num_dead else torch.full_like(loss, torch.nan)
+        live_moving = moving(*(each[self.num_dead :] for each in rows)).float().mean()
+        gradient = gradient.float()
+        grad_norm = (gradient @ gradient).sqrt()
         values = torch.cat(
             [
                 loss.detach().view(1),
-                (after_bf16.float() @ summary.mean).topk(3).indices.float(),
-                torch.stack([cosine(summary.mean, previous), dead_means[0], global_norm(gradients), summary.norm]),
-                torch.stack([summary.spread, cosine(summary.mean, lagged), live_moving, dead_means[1], dead_linf_max]),
+                (after.bfloat16().float() @ summary.mean).topk(3).indices.float(),
+                torch.stack([autocorrelations[0], dead_means[0], grad_norm, summary.norm, summary.spread]),
+                torch.stack([autocorrelations[1], live_moving, dead_means[1], dead_linf_max]),
                 dead_means[2:],
                 updates_lost.view(1),
             ]

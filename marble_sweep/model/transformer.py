@@ -9,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from marble_sweep.model.linear import Linear, widens
+
 EMBEDDING_STD = 0.02
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot-product attention of each position to itself and what precedes it; all (B, H, T, D/H)."""
+    if widens(queries):
+        with torch.autocast("cpu", enabled=False):
+            attended = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float(), is_causal=True)
+        return attended.to(queries.dtype)
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
         # The CPU flash kernel's bfloat16 backward is several times slower than the plain formula.
         num_tokens, head_dim = queries.shape[-2:]
@@ -32,11 +38,11 @@ class Block(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attention_norm = nn.LayerNorm(hidden_dim)
-        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
-        self.projection = nn.Linear(hidden_dim, hidden_dim)
+        self.qkv = Linear(hidden_dim, 3 * hidden_dim)
+        self.projection = Linear(hidden_dim, hidden_dim)
         self.mlp_norm = nn.LayerNorm(hidden_dim)
-        self.mlp_up = nn.Linear(hidden_dim, mlp_dim)
-        self.mlp_down = nn.Linear(mlp_dim, hidden_dim)
+        self.mlp_up = Linear(hidden_dim, mlp_dim)
+        self.mlp_down = Linear(mlp_dim, hidden_dim)
         self._initialise(generator)
 
     def _initialise(self, generator: torch.Generator) -> None:

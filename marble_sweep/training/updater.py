@@ -1,6 +1,6 @@
 """One optimizer step under a precision policy, and what rounding took from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,77 +11,83 @@ from marble_sweep.training.precision import Policy, round_stochastic
 
 
 def build_optimizers(
-    config: OptimizerConfig, parameters: Iterable[tuple[str, Tensor]], *, reference: bool
+    config: OptimizerConfig, weights: Tensor, parts: Mapping[str, Tensor], *, reference: bool
 ) -> list[torch.optim.Optimizer]:
-    """torch's own optimizers for these parameters: one, or for Muon two.
+    """torch's own optimizers: one for all weights as a flat tensor, or, for Muon, two for its named parts.
 
     `reference` asks for torch's plain loop over parameters, whose arithmetic is the parameters' own
     dtype throughout (the fused kernels widen bfloat16 inside).
     """
-    named = dict(parameters)
-    everything = list(named.values())
     kernel: dict[str, Any] = {"foreach": False, "fused": False} if reference else {"fused": True}
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if isinstance(config, SGDConfig):
         common |= {"momentum": config.momentum, "nesterov": config.nesterov}
-        return [torch.optim.SGD(everything, **common, **kernel)]
+        return [torch.optim.SGD([weights], **common, **kernel)]
     assert isinstance(config, AdamWConfig)
     betas: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps}
-    if isinstance(config, MuonConfig):
-        # Muon orthogonalises matrices that map hidden to hidden; embeddings and vectors are not that.
-        matrices = [tensor for name, tensor in named.items() if name.startswith("blocks.") and tensor.ndim == 2]
-        others = [tensor for tensor in everything if all(tensor is not matrix for matrix in matrices)]
-        adamw = torch.optim.AdamW(others, **common, **betas, **kernel)
-        if not matrices:
-            return [adamw]
+    # Muon orthogonalises matrices that map hidden to hidden; embeddings and vectors are not that.
+    matrices = [part for name, part in parts.items() if name.startswith("blocks.") and part.ndim == 2]
+    if isinstance(config, MuonConfig) and matrices:
+        others = [part for part in parts.values() if all(part is not matrix for matrix in matrices)]
         muon = torch.optim.Muon(matrices, **common, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
-        return [muon, adamw]
-    optimizer = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return [optimizer(everything, **common, **betas, **kernel)]
+        return [muon, torch.optim.AdamW(others, **common, **betas, **kernel)]
+    optimizer = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return [optimizer([weights], **common, **betas, **kernel)]
 
 
 class Updater:
-    """Holds the optimizers and, where the policy rounds, the float32 copies that they work on.
+    """Holds the optimizers and, where the policy rounds, the float32 copy of the weights that they work on.
 
-    Between steps such a copy equals its weight: nothing finer than the lattice survives a step.
+    Between steps the copy equals the weights: nothing finer than the lattice survives a step. All weights lie
+    in one flat tensor, of which the model's parameters become views, so that a step takes a few operations
+    on it instead of as many on each parameter.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig, policy: Policy, seed: int) -> None:
         self.policy = policy
-        self.weights: list[Tensor] = list(model.parameters())
-        names = [name for name, _ in model.named_parameters()]
-        self.masters = [weight.detach().float() for weight in self.weights] if policy.rounds else self.weights
+        self.parameters = dict(model.named_parameters())
+        self.weights = torch.cat([parameter.detach().flatten() for parameter in self.parameters.values()])
+        for name, part in self._parts(self.weights).items():
+            self.parameters[name].data = part
+        self.all_before = self.weights.clone()  # before the last step
+        self.before = self._parts(self.all_before)
+        self.masters = self.weights.float() if policy.rounds else self.weights
+        self.gradient = torch.zeros_like(self.masters)  # of the last step
+        self.masters.grad = self.gradient
+        parts, gradients = self._parts(self.masters), self._parts(self.gradient)
+        for name, part in parts.items():
+            part.grad = gradients[name]
         reference = policy.states == torch.bfloat16
-        self.optimizers = build_optimizers(config, zip(names, self.masters, strict=True), reference=reference)
-        self.rounding = torch.Generator(self.weights[0].device).manual_seed(seed)
+        self.optimizers = build_optimizers(config, self.masters, parts, reference=reference)
+        handed = {id(each) for optimizer in self.optimizers for each in optimizer.param_groups[0]["params"]}
+        self.handed = [each for each in (self.masters, *parts.values()) if id(each) in handed]
+        self.rounding = torch.Generator(self.weights.device).manual_seed(seed)
         self.decays = config.weight_decay > 0
-        # The weights before the last step: one flat tensor, and each weight's view of it.
-        self.all_before = torch.cat([weight.detach().flatten() for weight in self.weights])
-        sizes = [weight.numel() for weight in self.weights]
-        self.before = [
-            part.view_as(weight) for part, weight in zip(self.all_before.split(sizes), self.weights, strict=True)
-        ]
         self.lr = 0.0
+
+    def _parts(self, flat: Tensor) -> dict[str, Tensor]:
+        """Each parameter's view of a flat tensor, by its name."""
+        pieces = flat.split([parameter.numel() for parameter in self.parameters.values()])
+        return {
+            name: piece.view(parameter.shape)
+            for (name, parameter), piece in zip(self.parameters.items(), pieces, strict=True)
+        }
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Apply the gradients that backward left, with learning rate lr."""
         self.lr = lr
-        torch._foreach_copy_(self.before, self.weights)
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            assert weight.grad is not None
-            master.grad = weight.grad.to(master.dtype)
+        self.all_before.copy_(self.weights)
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        self.gradient.copy_(torch.cat([each.flatten() for each in gradients]))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
         if self.policy.rounds:
-            if self.policy.stochastic:
-                for weight, master in zip(self.weights, self.masters, strict=True):
-                    weight.copy_(round_stochastic(master, self.rounding))
-            else:
-                torch._foreach_copy_(self.weights, self.masters)  # rounds to nearest, ties to even
-            torch._foreach_copy_(self.masters, self.weights)
+            rounded = round_stochastic(self.masters, self.rounding) if self.policy.stochastic else self.masters
+            self.weights.copy_(rounded)  # rounds to nearest, ties to even
+            self.masters.copy_(self.weights)
 
     @torch.no_grad()
     def updates_lost(self) -> Tensor:
@@ -91,22 +97,25 @@ class Updater:
         where it keeps none), or the decay of a non-zero weight. Scalar float32; NaN if none was meant.
         """
         if self.lr == 0:
-            return torch.full((), torch.nan, device=self.all_before.device)
-        states = {id(master): state for each in self.optimizers for master, state in each.state.items()}
-        directions = []
-        for master in self.masters:
-            state = states.get(id(master), {})
-            direction = state.get("exp_avg", state.get("momentum_buffer"))
-            if direction is None:
-                direction = master.grad
-            assert direction is not None
-            directions.append(direction.flatten())
+            return torch.full((), torch.nan, device=self.weights.device)
         # On the CPU a conversion to bool takes a third of the time of a comparison with zero.
-        meant = torch.cat(directions).bool()
+        directions = [self._direction(each).flatten().bool() for each in self.handed]
+        meant = torch.cat(directions) if len(directions) > 1 else directions[0]
         if self.decays:
             meant |= self.all_before.bool()
-        changed = torch.cat([weight.flatten() for weight in self.weights]).sub_(self.all_before).bool()
-        return torch.count_nonzero(meant & ~changed).float() / torch.count_nonzero(meant).float()
+        num_meant = torch.count_nonzero(meant)
+        num_made = torch.count_nonzero(meant.logical_and_((self.weights - self.all_before).bool()))
+        return (num_meant - num_made).float() / num_meant.float()
+
+    def _direction(self, tensor: Tensor) -> Tensor:
+        """Where the last step pushed what was handed to an optimizer; the same shape."""
+        for optimizer in self.optimizers:
+            state = optimizer.state.get(tensor, {})
+            for name in ("exp_avg", "momentum_buffer"):
+                if state.get(name) is not None:
+                    return state[name]
+        assert tensor.grad is not None
+        return tensor.grad
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimizers' states and the rounding generator's, as flat named tensors."""
@@ -129,4 +138,4 @@ class Updater:
                     state.setdefault(int(index), {})[name] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if self.policy.rounds:
-            torch._foreach_copy_(self.masters, [weight.detach() for weight in self.weights])
+            self.masters.copy_(self.weights)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from marble_sweep.metrics.hidden import cosine, summarise
+from marble_sweep.metrics.hidden import cosines, summarise
 
 
 def plain_summary(hidden: torch.Tensor) -> tuple[np.ndarray, float, float]:
@@ -61,10 +61,8 @@ def test_summary_holds_no_graph():
     assert not any(part.requires_grad for part in summarise(torch.ones(1, 2, 3, requires_grad=True)))
 
 
-def test_cosine():
+def test_cosines():
     first, second = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
-    assert cosine(first, second).item() == pytest.approx(24 / 25)
-    assert cosine(first, -2 * first).item() == pytest.approx(-1)
-    assert cosine(first, torch.tensor([-4.0, 3.0])).item() == pytest.approx(0)
-    assert cosine(first, torch.zeros(2)).isnan()
-    assert cosine(first, torch.full((2,), torch.nan)).isnan()
+    others = torch.stack([second, -2 * first, torch.tensor([-4.0, 3.0]), torch.zeros(2), torch.full((2,), torch.nan)])
+    assert cosines(others, first).tolist() == pytest.approx([24 / 25, -1, 0, math.nan, math.nan], nan_ok=True)
+    assert cosines(others, torch.zeros(2)).isnan().all()

@@ -14,6 +14,7 @@ from marble_sweep.metrics.lattice import (
     Regimes,
     black_holes,
     lattice_displacement,
+    moving,
     regimes,
     token_motion,
     ulp_bf16,
@@ -135,6 +136,22 @@ def test_token_motion_equals_numpy_in_float64():
     np.testing.assert_allclose(motion.l2.numpy(), np.sqrt((cells**2).sum(1)), rtol=1e-5)
     np.testing.assert_allclose(motion.linf.numpy(), np.abs(cells).max(1), rtol=1e-6)
     assert all(norm.dtype == torch.float32 for norm in motion)
+
+
+@given(st.data(), st.sampled_from([1, 2, 7, 64]))
+def test_moving_is_an_l1_above_zero(data, hidden_dim):
+    row = st.lists(FINITE_BITS, min_size=hidden_dim, max_size=hidden_dim)
+    before, other = (np.array(data.draw(st.lists(row, min_size=3, max_size=3)), dtype=np.uint16) for _ in range(2))
+    stays = np.array(data.draw(st.lists(st.booleans(), min_size=hidden_dim, max_size=hidden_dim)))
+    after = np.stack([before[0], np.where(stays, before[1], other[1]), other[2]])
+    expected = (float64(before) != float64(after)).any(axis=1)
+    assert moving(tensor(before), tensor(after)).tolist() == expected.tolist()
+
+
+def test_the_smallest_motion_there_is_counts_and_a_change_of_zeros_sign_does_not():
+    before = tensor([[0x0000, 0x8000], [0x0000, 0x8000], [0x7F7F, 0x0001]])
+    after = tensor([[0x0001, 0x8000], [0x8000, 0x0000], [0xFF7F, 0x0001]])
+    assert moving(before, after).tolist() == [True, False, True]
 
 
 # --------------------------------------------------------------------------- regimes

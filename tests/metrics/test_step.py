@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from marble_sweep.metrics.step import MEASURED, StepMetrics, global_norm
+from marble_sweep.metrics.step import MEASURED, StepMetrics
 
 V, D, B, T = 40, 12, 3, 5
 DEAD = np.arange(V) % 3 == 0
@@ -50,10 +50,7 @@ def random_step(seed: int, weights_dtype: torch.dtype = torch.bfloat16) -> dict:
     return {
         "loss": torch.rand((), generator=generator) * 9,
         "hidden": torch.randn(B, T, D, generator=generator).to(weights_dtype) + 0.5,
-        "gradients": [
-            torch.randn(V, D, generator=generator).to(weights_dtype),
-            torch.randn(D, generator=generator).to(weights_dtype),
-        ],
+        "gradient": torch.randn(V * D + D, generator=generator).to(weights_dtype),
         "before": before.to(weights_dtype),
         "after": after.to(weights_dtype),
         "updates_lost": torch.rand((), generator=generator),
@@ -74,7 +71,7 @@ def recompute(step: dict, means: list[np.ndarray], lag: int) -> dict[str, float]
     l1, l2, linf = cells.sum(axis=1), np.sqrt((cells**2).sum(axis=1)), cells.max(axis=1)
     top = notebook_top3(after, mean)
     means.append(mean)
-    entries = np.concatenate([gradient.float().numpy().ravel() for gradient in step["gradients"]]).astype(np.float64)
+    entries = step["gradient"].float().numpy().astype(np.float64)
     return {
         "loss": step["loss"].item(),
         "top1": top[0],
@@ -202,9 +199,8 @@ def test_state_round_trip_continues_as_if_unbroken():
         assert torch.equal(second.measure(**step), unbroken.measure(**step))
 
 
-def test_global_norm_is_finer_than_bfloat16():
-    tensors = [torch.full((10_000,), 0.1).bfloat16(), torch.full((50, 50), -0.1).bfloat16(), torch.tensor(2.0)]
-    exact = math.sqrt(sum(float(value) ** 2 for tensor in tensors for value in tensor.flatten().tolist()))
-    norm = global_norm(tensors)
-    assert norm.item() == pytest.approx(exact, rel=1e-4)
-    assert norm.dtype == torch.float32
+def test_grad_norm_is_finer_than_bfloat16_and_exact_for_millions_of_weights():
+    entries = torch.linspace(-0.3, 0.1, 3_000_000).bfloat16()
+    exact = math.sqrt((entries.double() ** 2).sum())
+    values = measured(metrics(), random_step(0) | {"gradient": entries})
+    assert values["grad_norm"] == pytest.approx(exact, rel=2e-5)

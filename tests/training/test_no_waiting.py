@@ -38,7 +38,7 @@ def trainer(_meta_as_a_device, request, tmp_path):
     windows = torch.zeros(32, config.trainer.seq_len, dtype=torch.int32, device=META)
     batches = Batches(windows, config.trainer.batch_size, config.seed)
     trainer = Trainer(config, model, batches, None, torch.arange(V) % 3 == 0, tmp_path, Progress(10, show=False))
-    for name in ("dead", "live", "history"):  # looked for once, before the first step
+    for name in ("tokens", "history"):  # looked for once, before the first step
         setattr(trainer.metrics, name, getattr(trainer.metrics, name).to(META))
     yield trainer
     trainer.step_rows.close()

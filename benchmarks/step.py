@@ -1,0 +1,408 @@
+"""How quick is a training step? marble_sweep beside the notebook's plain loop and transformers' GPT-2.
+
+    pip install --constraint constraints.txt --editable '.[bench]'
+    python benchmarks/step.py [--settings 4L128D@128x128 ...] [--rounds 5] [--seconds 8] [--device cpu] [--json FILE]
+
+A contender runs in a process of its own, `--seconds` long after a warm-up, and contenders take turns: a round is one
+process of each, the next round begins with another one. Figures are medians over rounds, ratios the medians of the
+rounds' ratios to the notebook's loop. Every contender trains on the same windows of a Zipf distribution.
+
+- notebook: benchmarks/notebook_loop.py, bfloat16, with the notebook's metrics at every step
+- gpt2 bf16, gpt2 fp32: GPT-2 of the same shape in transformers' own Trainer, without metrics
+- the precision policies: marble_sweep with all its metrics at every step; `bf16 bare` without any
+
+Peak memory is the process's (on a GPU, what torch allocated there). `first step` counts from the start of the process.
+Then one more process per setting says where the time of a bf16 step goes.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+    from marble_sweep.training.trainer import Trainer
+
+VOCAB_SIZE, NUM_LIVE = 10_000, 6_300  # the rest are dead tokens, as in the notebook's corpus
+POLICIES = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
+PEERS = ("notebook", "gpt2 bf16", "gpt2 fp32")
+CONTENDERS = (*PEERS, *POLICIES, "bf16 bare")
+IN_FLOAT32 = ("gpt2 fp32", "fp32")
+WARM_UP_STEPS, LEAST_STEPS = 2, 3
+PARTS = "parts"  # the process that times each part of a step
+
+
+class Setting(NamedTuple):
+    """A model and the tokens of a step."""
+
+    num_layers: int
+    hidden_dim: int
+    batch_size: int
+    seq_len: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Setting":
+        """Read e.g. 4L128D@128x128: layers, width @ windows x tokens."""
+        model, _, batch = text.partition("@")
+        num_layers, _, hidden_dim = model.removesuffix("D").partition("L")
+        batch_size, _, seq_len = batch.partition("x")
+        return cls(int(num_layers), int(hidden_dim), int(batch_size), int(seq_len))
+
+    def flops(self) -> float:
+        """Of a step's matrix products, forward and backward: 3 x 2 a weight and token, and attention's."""
+        weights = 12 * self.hidden_dim**2 * self.num_layers + VOCAB_SIZE * self.hidden_dim
+        attention = 2 * self.num_layers * self.seq_len * self.hidden_dim  # multiplications a token, the mask's too
+        return 6 * (weights + attention) * self.batch_size * self.seq_len
+
+
+# ------------------------------------------------------------------------------ inside a contender's process
+
+
+class Clock:
+    """Called after each step; False once enough were timed."""
+
+    def __init__(self, device: str, seconds: float) -> None:
+        self.device, self.enough = device, seconds
+        self.step = 0
+        self.first = 0.0
+
+    def __call__(self) -> bool:
+        self.step += 1
+        if self.step == 1:
+            synchronize(self.device)
+            self.first = time.time()
+        if self.step == WARM_UP_STEPS:
+            synchronize(self.device)
+            self.started = time.perf_counter()
+        steps = self.step - WARM_UP_STEPS
+        if steps < LEAST_STEPS or time.perf_counter() - self.started < self.enough:
+            return True
+        synchronize(self.device)
+        self.seconds_per_step = (time.perf_counter() - self.started) / steps
+        return False
+
+
+def synchronize(device: str) -> None:
+    import torch
+
+    if device != "cpu":
+        getattr(torch, device).synchronize()
+
+
+def zipf_windows(setting: Setting) -> "torch.Tensor":
+    """(num_windows, T) int64, some batches of them."""
+    import torch
+
+    weights = 1 / torch.arange(1, NUM_LIVE + 1, dtype=torch.float64)
+    shape = 8 * setting.batch_size, setting.seq_len
+    drawn = torch.multinomial(weights, shape[0] * shape[1], True, generator=torch.Generator().manual_seed(0))
+    return drawn.view(shape)
+
+
+def train_notebook(setting: Setting, device: str, on_step: Callable[[], bool]) -> None:
+    import torch
+    from notebook_loop import TinyLM, train
+
+    torch.manual_seed(42)
+    heads = compose(setting, device).model.heads
+    model = TinyLM(VOCAB_SIZE, setting.hidden_dim, setting.num_layers, heads, setting.seq_len)
+    dead_mask = torch.arange(VOCAB_SIZE) >= NUM_LIVE
+    train(model, zipf_windows(setting), setting.batch_size, dead_mask, device, on_step)
+
+
+def train_gpt2(setting: Setting, device: str, on_step: Callable[[], bool], *, bf16: bool) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = not on_step()
+
+    heads = compose(setting, device).model.heads
+    shape = {"n_positions": setting.seq_len, "n_embd": setting.hidden_dim, "n_layer": setting.num_layers}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB_SIZE, n_head=heads, **shape, **no_dropout))
+    rows = [{"input_ids": row, "labels": row} for row in zipf_windows(setting)]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            per_device_train_batch_size=setting.batch_size,
+            max_steps=1_000_000,
+            bf16=bf16,
+            use_cpu=device == "cpu",
+            dataloader_drop_last=True,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        Trainer(model, arguments, train_dataset=rows, callbacks=[Stop()]).train()
+
+
+def compose(setting: Setting, device: str, precision: str = "bf16") -> Any:
+    """The config of a run of ours."""
+    from hydra import compose, initialize_config_dir
+
+    from marble_sweep import cli
+    from marble_sweep import config as schema
+
+    overrides = [
+        f"model.num_layers={setting.num_layers}",
+        f"model.hidden_dim={setting.hidden_dim}",
+        f"trainer.batch_size={setting.batch_size}",
+        f"trainer.seq_len={setting.seq_len}",
+        f"precision={precision}",
+        f"device={device}",
+    ]
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        return schema.resolve(compose("config", overrides))
+
+
+@contextlib.contextmanager
+def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Trainer"]:
+    """Everything of a run but the corpus and the evaluation, in a directory that goes afterwards."""
+    import torch
+
+    from marble_sweep.data.batches import Batches
+    from marble_sweep.run import build_model
+    from marble_sweep.training.device import choose_device
+    from marble_sweep.training.precision import POLICIES
+    from marble_sweep.training.progress import Progress
+    from marble_sweep.training.trainer import Trainer
+
+    config = compose(setting, device, precision)
+    policy = POLICIES[precision]
+    place = choose_device(config.device, policy)
+    model = build_model(config, VOCAB_SIZE).to(place, policy.weights)
+    batches = Batches(zipf_windows(setting).int().to(place), setting.batch_size, config.seed)
+    dead_mask = torch.arange(VOCAB_SIZE, device=place) >= NUM_LIVE
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, model, batches, None, dead_mask, Path(folder), Progress(1, show=False))
+        yield trainer
+        trainer.step_rows.close()
+        trainer.eval_rows.close()
+
+
+def train_ours(setting: Setting, device: str, on_step: Callable[[], bool], precision: str, *, bare: bool) -> None:
+    with made_trainer(setting, device, precision) as trainer:
+        if bare:
+            leave_metrics_out(trainer)
+        going = True
+        while going:
+            trainer.take_step()
+            if trainer.step % 20 == 0:  # as the loop does each second
+                trainer.flush()
+            going = on_step()
+
+
+def leave_metrics_out(trainer: "Trainer") -> None:
+    """Nothing is measured any more; only the copy of the weights before an update is still made."""
+    import torch
+
+    nothing: Any = torch.zeros(len(trainer.step_rows.columns), device=trainer.updater.weights.device)
+    replaced: Any = trainer
+    replaced.updater.updates_lost = lambda: nothing
+    replaced.metrics.measure = lambda *_: nothing
+
+
+def time_parts(setting: Setting, device: str, seconds: float) -> dict[str, float]:
+    """Seconds of each part of a bf16 step, medians over its steps; on a GPU each part is waited for."""
+    import torch
+
+    from marble_sweep.training import trainer as module
+
+    spent: dict[str, list[float]] = defaultdict(list)
+
+    def timed(name: str, function: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            synchronize(device)
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            synchronize(device)
+            spent[name].append(time.perf_counter() - started)
+            return result
+
+        return wrapper
+
+    with made_trainer(setting, device, "bf16") as made:
+        trainer: Any = made
+        trainer.batches.next = timed("batch", trainer.batches.next)
+        trainer.model.forward = timed("forward", trainer.model.forward)
+        module.linear_cross_entropy = timed("head, both ways", module.linear_cross_entropy)
+        torch.Tensor.backward = timed("backward", torch.Tensor.backward)
+        trainer.updater.step = timed("update", trainer.updater.step)
+        trainer.updater.updates_lost = timed("metrics: updates_lost", trainer.updater.updates_lost)
+        trainer.metrics.measure = timed("metrics: the others", trainer.metrics.measure)
+        take_step = timed("step", trainer.take_step)
+        clock = Clock(device, seconds)
+        going = True
+        while going:
+            take_step()
+            going = clock()
+    medians = {name: statistics.median(each[WARM_UP_STEPS:]) for name, each in spent.items()}
+    whole = medians.pop("step")
+    return medians | {"the rest": whole - sum(medians.values()), "step": whole}
+
+
+def matmul_peak(device: str, dtype_name: str) -> float:
+    """FLOP/s of the quickest of five large square products."""
+    import torch
+
+    size = 2048 if device == "cpu" else 8192
+    left, right = torch.randn(2, size, size, dtype=getattr(torch, dtype_name), device=device)
+    best = float("inf")
+    for _ in range(5):
+        synchronize(device)
+        started = time.perf_counter()
+        left @ right
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def work(contender: str, setting: Setting, device: str, seconds: float, began: float) -> dict[str, Any]:
+    """What the process of one contender found."""
+    if contender not in PEERS:
+        import marble_sweep  # noqa: F401 (as on its command line before torch: it says how OpenMP's threads wait)
+    importing = time.perf_counter()
+    import torch
+
+    imported = time.perf_counter() - importing
+    if contender == PARTS:
+        return time_parts(setting, device, seconds)
+    clock = Clock(device, seconds)
+    if contender == "notebook":
+        train_notebook(setting, device, clock)
+    elif contender.startswith("gpt2"):
+        train_gpt2(setting, device, clock, bf16=contender == "gpt2 bf16")
+    else:
+        train_ours(setting, device, clock, contender.removesuffix(" bare"), bare=contender.endswith("bare"))
+    if device == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = matmul_peak(device, "float32" if contender in IN_FLOAT32 else "bfloat16")
+    return {
+        "seconds_per_step": clock.seconds_per_step,
+        "steps": clock.step - WARM_UP_STEPS,
+        "memory": memory,
+        "first_step": clock.first - began,
+        "import_torch": imported,
+        "peak": peak,
+    }
+
+
+# ------------------------------------------------------------------------------ around the processes
+
+
+def launch(contender: str, setting: str, device: str, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--settings", setting, "--device", device, "--seconds", str(seconds)]
+    worker = ["--worker", contender, "--began", str(time.time())]
+    done = subprocess.run([*command, *worker], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{contender} at {setting} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contenders}
+    for number in range(arguments.rounds):
+        start = number % len(rounds)
+        for name in [*arguments.contenders[start:], *arguments.contenders[:start]]:
+            rounds[name].append(launch(name, setting, arguments.device, arguments.seconds))
+            rate = 60 / rounds[name][-1]["seconds_per_step"]
+            print(f"{setting}  round {number + 1}  {name:<16}{rate:10.1f} steps/min", file=sys.stderr)
+    parts = launch(PARTS, setting, arguments.device, arguments.seconds)
+    return {"rounds": rounds, "parts": parts}
+
+
+def table(setting: str, found: dict[str, Any]) -> str:
+    """The rounds of one setting in Markdown."""
+    shape, rounds = Setting.parse(setting), found["rounds"]
+    titles = ("contender", "steps/min", "times notebook", "tokens/s", "share of matmul peak", "peak memory, MiB")
+    lines = [
+        f"| {' | '.join((*titles, 'of notebook', 'first step, s', 'beyond importing torch'))} |",
+        f"|---{'|---:' * 8}|",
+    ]
+    notebook = rounds.get("notebook")
+    for name, each in rounds.items():
+
+        def median(key: str, rows: list[dict[str, Any]] = each) -> float:
+            return statistics.median(row[key] for row in rows)
+
+        seconds = median("seconds_per_step")
+        times = memory = "–"
+        if notebook:
+            pairs = list(zip(each, notebook, strict=True))
+            times = f"{statistics.median(its['seconds_per_step'] / row['seconds_per_step'] for row, its in pairs):.2f}"
+            memory = f"{statistics.median(row['memory'] / its['memory'] for row, its in pairs):.2f}"
+        beyond = statistics.median(row["first_step"] - row["import_torch"] for row in each)
+        cells = (
+            name,
+            f"{60 / seconds:,.1f}",
+            times,
+            f"{shape.batch_size * shape.seq_len / seconds:,.0f}",
+            f"{shape.flops() / seconds / median('peak'):.1%}",
+            f"{median('memory') / 2**20:,.0f}",
+            memory,
+            f"{median('first_step'):.1f}",
+            f"{beyond:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    parts = dict(found["parts"])
+    whole = parts.pop("step")
+    shares = ", ".join(f"{name} {1000 * each:.2f} ms ({each / whole:.1%})" for name, each in parts.items())
+    return "\n".join([f"### {setting}", "", *lines, "", f"A bf16 step of {1000 * whole:.1f} ms: {shares}."])
+
+
+def machine(device: str) -> str:
+    import torch
+
+    threads = f"{torch.get_num_threads()} CPU threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return f"{device} ({name}), {threads}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        setting = Setting.parse(arguments.settings[0])
+        found = work(arguments.worker, setting, arguments.device, arguments.seconds, arguments.began)
+        print(json.dumps(found))
+        return
+    launch_bound = ["4L128D@8x128"] if arguments.device == "cuda" else []
+    settings = arguments.settings or ["4L128D@128x128", "2L64D@16x128", "1L4D@16x128", *launch_bound]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    results = {"machine": machine(arguments.device), "settings": {}}
+    print(f"{results['machine']}; {arguments.rounds} rounds\n")
+    for setting in settings:
+        results["settings"][setting] = found = measure(setting, arguments)
+        print(f"{table(setting, found)}\n", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Linear layers and attention in bfloat16, by the CPU's own products and by float32 ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from marble_sweep.model import linear
+from marble_sweep.model.linear import Linear
+from marble_sweep.model.transformer import Transformer
+
+either_way = pytest.mark.parametrize("has_units", [True, False], ids=["own", "float32"], indirect=True)
+
+
+@pytest.fixture
+def has_units(request, monkeypatch):
+    monkeypatch.setattr(linear, "CPU_MULTIPLIES_BF16", request.param)
+
+
+def layer_and_inputs(dtype: torch.dtype, num_in: int = 48, num_out: int = 40):
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(num_in, num_out).to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    inputs = torch.randn(6, 50, num_in, generator=generator).to(dtype).requires_grad_()
+    grad = torch.randn(6, 50, num_out, generator=generator).to(dtype)
+    return layer, inputs, grad
+
+
+def exact(layer: Linear, inputs: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
+    """Output and gradients in float64, written out."""
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    rows, grads = inputs.detach().double().flatten(0, 1), grad.double().flatten(0, 1)
+    return [rows @ weight.T + bias, grads @ weight, grads.T @ rows, grads.sum(0)]
+
+
+def measured(layer: Linear, inputs: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
+    output = layer(inputs)
+    output.backward(grad.to(output.dtype))
+    return [output.detach().flatten(0, 1), inputs.grad.flatten(0, 1), layer.weight.grad, layer.bias.grad]
+
+
+@pytest.mark.parametrize("has_units", [False], indirect=True)
+def test_float32_products_are_the_exact_ones_rounded_once(has_units):
+    case = layer_and_inputs(torch.bfloat16)
+    for ours, truth in zip(measured(*case), exact(*case), strict=True):
+        assert ours.dtype == torch.bfloat16
+        # Half a unit in the last place, and what float32 sums lose where they nearly cancel.
+        torch.testing.assert_close(ours.double(), truth, rtol=1.01 * 2.0**-8, atol=1e-5)
+
+
+@either_way
+def test_products_are_within_bfloat16s_rounding_of_float64(has_units):
+    case = layer_and_inputs(torch.bfloat16)
+    for ours, truth in zip(measured(*case), exact(*case), strict=True):
+        assert ((ours.double() - truth).norm() / truth.norm()).item() < 2.0**-8
+
+
+@either_way
+def test_autocast_multiplies_in_bfloat16_and_leaves_gradients_in_float32(has_units):
+    layer, inputs, grad = layer_and_inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(inputs)
+        output.backward(grad.bfloat16())
+    assert output.dtype == torch.bfloat16
+    assert {inputs.grad.dtype, layer.weight.grad.dtype, layer.bias.grad.dtype} == {torch.float32}
+    rounded = F.linear(inputs.detach().bfloat16().double(), *(each.bfloat16().double() for each in layer.parameters()))
+    torch.testing.assert_close(output.detach().double(), rounded, rtol=2.0**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("has_units", [False], indirect=True)
+def test_float32_is_left_as_it_is(has_units):
+    layer, inputs, _ = layer_and_inputs(torch.float32)
+    assert torch.equal(layer(inputs), F.linear(inputs, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("has_units", [False], indirect=True)
+def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units, monkeypatch):
+    """Those are what such a CPU takes a hundred times as long for."""
+    multiplied = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.name().split(".")[0]
+            if any(word in name for word in ("mm", "attention", "linear", "dot")):
+                multiplied.extend((name, each.dtype) for each in args if isinstance(each, torch.Tensor))
+            return function(*args, **(kwargs or {}))
+
+    tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
+    for weights, autocasts in ((torch.bfloat16, False), (torch.float32, True)):
+        model = Transformer(50, 16, 2, 32, 2, 128, seed=0).to(weights)
+        with Watch(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocasts):
+            hidden = model(tokens)
+            hidden.sum().backward()
+    names = {name for name, _ in multiplied}
+    assert "aten::mm" in names
+    assert any("attention" in name for name in names)
+    assert torch.bfloat16 not in {dtype for _, dtype in multiplied}

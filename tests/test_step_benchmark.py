@@ -1,0 +1,81 @@
+"""The benchmark of a training step: its contenders run, and its numbers are what they say."""
+
+import pytest
+import step
+from step import POLICIES, Clock, Setting
+
+TINY = Setting(num_layers=1, hidden_dim=4, batch_size=2, seq_len=8)
+
+
+def test_a_setting_is_read_and_its_products_are_counted():
+    setting = Setting.parse("4L128D@128x128")
+    assert setting == Setting(4, 128, 128, 128)
+    tokens, weights = 128 * 128, 4 * (3 + 1 + 4 + 4) * 128**2 + 10_000 * 128
+    products = tokens * weights + 4 * 2 * 128 * 128 * tokens  # and queries x keys, probabilities x values
+    assert setting.flops() == 6 * products
+
+
+class Steps:
+    """Stops after a few, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> bool:
+        self.count += 1
+        return self.count < 3
+
+
+def test_the_notebooks_loop_takes_steps():
+    steps = Steps()
+    step.train_notebook(TINY, "cpu", steps)
+    assert steps.count == 3
+
+
+@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
+def test_gpt2_takes_steps(bf16):
+    pytest.importorskip("transformers", reason="the bench extra is not installed")
+    steps = Steps()
+    step.train_gpt2(TINY, "cpu", steps, bf16=bf16)
+    assert steps.count == 3
+
+
+@pytest.mark.parametrize("precision", POLICIES)
+@pytest.mark.parametrize("bare", [False, True], ids=["all metrics", "bare"])
+def test_ours_takes_steps(precision, bare):
+    steps = Steps()
+    step.train_ours(TINY, "cpu", steps, precision, bare=bare)
+    assert steps.count == 3
+
+
+def test_a_clock_leaves_the_warm_up_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(step.time, "perf_counter", lambda: now[0])
+    clock = Clock("cpu", seconds=10.0)
+    durations, going = [50.0, 20.0, *[3.0] * 100], True
+    while going:
+        now[0] += durations[clock.step]
+        going = clock()
+    assert clock.step == step.WARM_UP_STEPS + 4  # three steps of 3 s are not yet 10 s
+    assert clock.seconds_per_step == 3.0
+
+
+def test_ratios_are_medians_over_rounds():
+    def row(seconds: float, memory: int) -> dict:
+        return {
+            "seconds_per_step": seconds,
+            "memory": memory << 20,
+            "first_step": 3.0,
+            "import_torch": 1.0,
+            "peak": 1e12,
+        }
+
+    rounds = {
+        "notebook": [row(4.0, 900), row(8.0, 900), row(6.0, 900)],
+        "bf16": [row(1.0, 300), row(1.0, 300), row(2.0, 300)],
+    }
+    text = step.table("4L128D@128x128", {"rounds": rounds, "parts": {"head": 0.9, "the rest": 0.1, "step": 1.0}})
+    (line,) = [line for line in text.splitlines() if line.startswith("| bf16 |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["bf16", "60.0", "4.00", "16,384", "21.6%", "300", "0.33", "3.0", "2.0"]
+    assert "head 900.00 ms (90.0%)" in text
