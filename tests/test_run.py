@@ -200,7 +200,7 @@ def test_killed_at_a_random_step_and_resumed_equals_unbroken(
     number: signal.Signals, unbroken: Path, tmp_path: Path
 ) -> None:
     process = start(tmp_path / "killed", *LONG)
-    wait_for_step(tmp_path / "killed", random.randrange(100, 800), process)
+    wait_for_step(tmp_path / "killed", random.randrange(100, 500), process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
