@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 # Tiles (AMX); a torch that cannot tell is taken to have none.
 CPU_MULTIPLIES_BF16 = hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities().get("amx_bf16", False)
+WIDE_ROWS = 2048
 
 
 def widens(operand: Tensor) -> bool:
@@ -21,22 +22,38 @@ def widens(operand: Tensor) -> bool:
     return operand.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
 
 
+def narrowed(saved: Tensor) -> Tensor:
+    """What backward keeps of a widened operand of attention (B, H, T, D/H): its bfloat16, half the memory."""
+    return saved.bfloat16() if saved.ndim == 4 else saved
+
+
 class _WideLinear(torch.autograd.Function):
-    """Keeps the bfloat16 operands for backward, not their float32 copies, which are twice as large."""
+    """Some rows at a time, and bfloat16 is what backward keeps: float32 copies of everything would be large."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, weight)
+        wide_weight, wide_bias = weight.float(), bias.float()
+        outputs = inputs.new_empty(len(inputs), len(weight))
         with torch.autocast("cpu", enabled=False):
-            return torch.mm(inputs.float(), weight.float().T).add_(bias).bfloat16()
+            for rows, out in zip(inputs.split(WIDE_ROWS), outputs.split(WIDE_ROWS), strict=True):
+                out.copy_(torch.addmm(wide_bias, rows.float(), wide_weight.T))
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs, weight = ctx.saved_tensors
-        grad = grad_outputs[0].float()
+        (grad,) = grad_outputs
+        wide_weight = weight.float()
+        grad_inputs, grad_weight = torch.empty_like(inputs), torch.zeros_like(wide_weight)
         with torch.autocast("cpu", enabled=False):
-            grad_inputs, grad_weight = grad @ weight.float(), grad.T @ inputs.float()
-        return grad_inputs.bfloat16(), grad_weight.bfloat16(), grad.sum(0).bfloat16()
+            for rows, its_grad, out in zip(
+                *(each.split(WIDE_ROWS) for each in (inputs, grad, grad_inputs)), strict=True
+            ):
+                wide_grad = its_grad.float()
+                out.copy_(wide_grad @ wide_weight)
+                grad_weight.addmm_(wide_grad.T, rows.float())
+        return grad_inputs, grad_weight.bfloat16(), grad.sum(0)
 
 
 class Linear(nn.Linear):

@@ -8,8 +8,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from marble_sweep.model.linear import Linear, widens
+from marble_sweep.model.linear import Linear, narrowed, widens
 
 EMBEDDING_STD = 0.02
 
@@ -17,7 +18,7 @@ EMBEDDING_STD = 0.02
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot-product attention of each position to itself and what precedes it; all (B, H, T, D/H)."""
     if widens(queries):
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), saved_tensors_hooks(narrowed, Tensor.float):
             attended = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float(), is_causal=True)
         return attended.to(queries.dtype)
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:

@@ -41,7 +41,9 @@ def measured(layer: Linear, inputs: torch.Tensor, grad: torch.Tensor) -> list[to
 
 
 @pytest.mark.parametrize("has_units", [False], indirect=True)
-def test_float32_products_are_the_exact_ones_rounded_once(has_units):
+@pytest.mark.parametrize("rows", [7, 100, 300, 1000])
+def test_float32_products_are_the_exact_ones_rounded_once(rows, has_units, monkeypatch):
+    monkeypatch.setattr(linear, "WIDE_ROWS", rows)  # of 300
     case = layer_and_inputs(torch.bfloat16)
     for ours, truth in zip(measured(*case), exact(*case), strict=True):
         assert ours.dtype == torch.bfloat16
