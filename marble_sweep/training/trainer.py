@@ -35,6 +35,7 @@ STEP_COLUMNS = (
     *MEASURED[MEASURED.index("grad_norm") :],
     "tokens_per_second",
 )
+ESTIMATE_TOKENS = 4096  # that a CPU tries before the first step, to say how long the run will take
 FLUSH_SECONDS = 1.0  # how long a measured row may wait on the device before it is written
 
 
@@ -224,9 +225,14 @@ class Trainer:
         return 60 * self.step / self.train_seconds
 
     def seconds_per_step(self) -> float:
-        """The time of one forward and backward pass, the second of two that touch no state; seconds."""
-        shape = (self.config.trainer.batch_size, self.config.trainer.seq_len)
-        tokens = torch.zeros(shape, dtype=torch.int64, device=self.updater.weights.device)
+        """The time of one forward and backward pass, the second of two that touch no state; seconds.
+
+        On a CPU, whose time is that of the arithmetic, of a part of the batch.
+        """
+        windows, seq_len = self.config.trainer.batch_size, self.config.trainer.seq_len
+        device = self.updater.weights.device
+        timed = min(windows, max(1, ESTIMATE_TOKENS // seq_len)) if device.type == "cpu" else windows
+        tokens = torch.zeros((timed, seq_len), dtype=torch.int64, device=device)
         for _ in range(2):  # the first warms up
             started = time.perf_counter()
             loss, _ = self.loss(tokens)
@@ -234,4 +240,4 @@ class Trainer:
             loss.item()
         elapsed = time.perf_counter() - started
         self.model.zero_grad(set_to_none=True)
-        return elapsed
+        return elapsed * windows / timed
