@@ -9,7 +9,7 @@ rounds' ratios to the notebook's loop. Every contender trains on the same window
 
 - notebook: benchmarks/notebook_loop.py, bfloat16, with the notebook's metrics at every step
 - gpt2 bf16, gpt2 fp32: GPT-2 of the same shape in transformers' own Trainer, without metrics
-- the precision policies: marble_sweep with all its metrics at every step; `bf16 bare` without any
+- the precision policies: marble_sweep's own loop, all its metrics at every step, rows written; `bf16 bare`: no metrics
 
 Peak memory is the process's (on a GPU, what torch allocated there). `first step` counts from the start of the process.
 Then one more process per setting says where the time of a bf16 step goes.
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from marble_sweep.training.trainer import Trainer
 
 VOCAB_SIZE, NUM_LIVE = 10_000, 6_300  # the rest are dead tokens, as in the notebook's corpus
+# Written out: importing marble_sweep before torch would set how the peers' threads wait.
 POLICIES = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
 PEERS = ("notebook", "gpt2 bf16", "gpt2 fp32")
 CONTENDERS = (*PEERS, *POLICIES, "bf16 bare")
@@ -60,6 +61,11 @@ class Setting(NamedTuple):
         num_layers, _, hidden_dim = model.removesuffix("D").partition("L")
         batch_size, _, seq_len = batch.partition("x")
         return cls(int(num_layers), int(hidden_dim), int(batch_size), int(seq_len))
+
+    def heads(self) -> int:
+        from marble_sweep.config import ModelConfig
+
+        return ModelConfig(hidden_dim=self.hidden_dim).heads
 
     def flops(self) -> float:
         """Of a step's matrix products, forward and backward: 3 x 2 a weight and token, and attention's."""
@@ -117,8 +123,7 @@ def train_notebook(setting: Setting, device: str, on_step: Callable[[], bool]) -
     from notebook_loop import TinyLM, train
 
     torch.manual_seed(42)
-    heads = compose(setting, device).model.heads
-    model = TinyLM(VOCAB_SIZE, setting.hidden_dim, setting.num_layers, heads, setting.seq_len)
+    model = TinyLM(VOCAB_SIZE, setting.hidden_dim, setting.num_layers, setting.heads(), setting.seq_len)
     dead_mask = torch.arange(VOCAB_SIZE) >= NUM_LIVE
     train(model, zipf_windows(setting), setting.batch_size, dead_mask, device, on_step)
 
@@ -130,10 +135,9 @@ def train_gpt2(setting: Setting, device: str, on_step: Callable[[], bool], *, bf
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_training_stop = not on_step()
 
-    heads = compose(setting, device).model.heads
     shape = {"n_positions": setting.seq_len, "n_embd": setting.hidden_dim, "n_layer": setting.num_layers}
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB_SIZE, n_head=heads, **shape, **no_dropout))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB_SIZE, n_head=setting.heads(), **shape, **no_dropout))
     rows = [{"input_ids": row, "labels": row} for row in zipf_windows(setting)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -163,6 +167,7 @@ def compose(setting: Setting, device: str, precision: str = "bf16") -> Any:
         f"model.hidden_dim={setting.hidden_dim}",
         f"trainer.batch_size={setting.batch_size}",
         f"trainer.seq_len={setting.seq_len}",
+        "trainer.total_steps=1000000",
         f"precision={precision}",
         f"device={device}",
     ]
@@ -189,7 +194,8 @@ def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Tra
     batches = Batches(zipf_windows(setting).int().to(place), setting.batch_size, config.seed)
     dead_mask = torch.arange(VOCAB_SIZE, device=place) >= NUM_LIVE
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, model, batches, None, dead_mask, Path(folder), Progress(1, show=False))
+        progress = Progress(config.trainer.total_steps, show=False)
+        trainer = Trainer(config, model, batches, None, dead_mask, Path(folder), progress)
         yield trainer
         trainer.step_rows.close()
         trainer.eval_rows.close()
@@ -199,19 +205,25 @@ def train_ours(setting: Setting, device: str, on_step: Callable[[], bool], preci
     with made_trainer(setting, device, precision) as trainer:
         if bare:
             leave_metrics_out(trainer)
-        going = True
-        while going:
-            trainer.take_step()
-            if trainer.step % 20 == 0:  # as the loop does each second
-                trainer.flush()
-            going = on_step()
+        seen, stopped = 0, False
+
+        def should_stop() -> bool:
+            """Asked once or twice a step."""
+            nonlocal seen, stopped
+            if trainer.step > seen:
+                seen, stopped = trainer.step, not on_step()
+            return stopped
+
+        trainer.train(should_stop)
 
 
 def leave_metrics_out(trainer: "Trainer") -> None:
     """Nothing is measured any more; only the copy of the weights before an update is still made."""
     import torch
 
-    nothing: Any = torch.zeros(len(trainer.step_rows.columns), device=trainer.updater.weights.device)
+    from marble_sweep.metrics.step import MEASURED
+
+    nothing = torch.zeros(len(MEASURED), device=trainer.updater.weights.device)
     replaced: Any = trainer
     replaced.updater.updates_lost = lambda: nothing
     replaced.metrics.measure = lambda *_: nothing

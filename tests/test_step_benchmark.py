@@ -4,6 +4,9 @@ import pytest
 import step
 from step import POLICIES, Clock, Setting
 
+from marble_sweep.metrics.recorder import Recorder
+from marble_sweep.training import precision
+
 TINY = Setting(num_layers=1, hidden_dim=4, batch_size=2, seq_len=8)
 
 
@@ -26,6 +29,10 @@ class Steps:
         return self.count < 3
 
 
+def test_every_precision_policy_is_a_contender():
+    assert tuple(precision.POLICIES) == POLICIES
+
+
 def test_the_notebooks_loop_takes_steps():
     steps = Steps()
     step.train_notebook(TINY, "cpu", steps)
@@ -40,12 +47,17 @@ def test_gpt2_takes_steps(bf16):
     assert steps.count == 3
 
 
-@pytest.mark.parametrize("precision", POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("bare", [False, True], ids=["all metrics", "bare"])
-def test_ours_takes_steps(precision, bare):
+def test_ours_takes_steps_and_writes_its_rows(policy, bare, monkeypatch):
+    written = []
+    write = Recorder.write
+    monkeypatch.setattr(Recorder, "write", lambda self, rows: (written.extend(rows), write(self, rows)))
     steps = Steps()
-    step.train_ours(TINY, "cpu", steps, precision, bare=bare)
+    step.train_ours(TINY, "cpu", steps, policy, bare=bare)
+    assert [row["step"] for row in written] == [1, 2, 3]
     assert steps.count == 3
+    assert all((row["loss"] == 0) == bare for row in written)
 
 
 def test_a_clock_leaves_the_warm_up_out(monkeypatch):

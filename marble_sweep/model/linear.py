@@ -1,7 +1,7 @@
 """nn.Linear for bfloat16 on CPUs that cannot multiply it.
 
 Few CPUs have units for bfloat16 products that beat their float32 ones; where torch must do without, it multiplies
-bfloat16 a hundred times more slowly than float32 (docs/performance.md). There the operands are widened, which is exact,
+bfloat16 a hundred times more slowly than float32 (docs/LOG.md). There the operands are widened, which is exact,
 multiplied in float32, and the result is rounded once: what the units do as well.
 """
 
@@ -20,11 +20,6 @@ def widens(operand: Tensor) -> bool:
     if operand.device.type != "cpu" or CPU_MULTIPLIES_BF16:
         return False
     return operand.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-
-
-def narrowed(saved: Tensor) -> Tensor:
-    """What backward keeps of a widened operand of attention (B, H, T, D/H): its bfloat16, half the memory."""
-    return saved.bfloat16() if saved.ndim == 4 else saved
 
 
 class _WideLinear(torch.autograd.Function):

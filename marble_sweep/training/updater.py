@@ -78,8 +78,11 @@ class Updater:
         """Apply the gradients that backward left, with learning rate lr."""
         self.lr = lr
         self.all_before.copy_(self.weights)
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        self.gradient.copy_(torch.cat([each.flatten() for each in gradients]))
+        gradients = []
+        for parameter in self.parameters.values():
+            assert parameter.grad is not None
+            gradients.append(parameter.grad.flatten())
+        torch.cat(gradients, out=self.gradient)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from marble_sweep.model import linear
+from marble_sweep.model import linear, transformer
 from marble_sweep.model.linear import Linear
 from marble_sweep.model.transformer import Transformer
 
@@ -77,7 +77,7 @@ def test_float32_is_left_as_it_is(has_units):
 
 
 @pytest.mark.parametrize("has_units", [False], indirect=True)
-def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units, monkeypatch):
+def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units):
     """Those are what such a CPU takes a hundred times as long for."""
     multiplied = []
 
@@ -98,3 +98,25 @@ def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units, monkeypat
     assert "aten::mm" in names
     assert any("attention" in name for name in names)
     assert torch.bfloat16 not in {dtype for _, dtype in multiplied}
+
+
+@pytest.mark.parametrize("has_units", [False], indirect=True)
+def test_backward_keeps_no_float32_copy_of_an_operand(has_units, monkeypatch):
+    kept = []
+    narrow, save = transformer.narrowed, torch.autograd.function.FunctionCtx.save_for_backward
+
+    def seen(saved: torch.Tensor) -> torch.Tensor:
+        kept.append(narrow(saved))
+        return kept[-1]
+
+    def saving(context, *tensors):
+        kept.extend(tensors)
+        save(context, *tensors)
+
+    monkeypatch.setattr(transformer, "narrowed", seen)
+    monkeypatch.setattr(torch.autograd.function.FunctionCtx, "save_for_backward", saving)
+    model = Transformer(50, 16, 1, 32, 2, 128, seed=0).bfloat16()
+    model(torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0)))
+    operands = [each for each in kept if each.ndim in (2, 4)]
+    assert len(operands) == 4 * 2 + 4  # inputs and weight of four layers; queries, keys, values and output
+    assert {each.dtype for each in operands} == {torch.bfloat16}

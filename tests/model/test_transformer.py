@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from notebook_loop import TinyLM
-from torch import nn
+from notebook_loop import TinyLM, next_token_loss
 
 from marble_sweep.config import AdamWConfig
 from marble_sweep.model import linear
@@ -238,13 +237,10 @@ def test_20_steps_give_the_losses_of_the_notebooks_loop(size):
     batches = (vocab_size**draws).long() - 1
 
     optimizer = torch.optim.AdamW(twin.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
-    loss_fn = nn.CrossEntropyLoss()
     expected = []
     for input_ids in batches:
         logits, _ = twin(input_ids)
-        shift_logits = logits[:, :-1, :].contiguous()
-        shift_labels = input_ids[:, 1:].contiguous()
-        loss = loss_fn(shift_logits.view(-1, vocab_size), shift_labels.view(-1))
+        loss = next_token_loss(logits, input_ids)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
