@@ -1,7 +1,8 @@
 """The notebook's model and training loop, written plainly: what marble_sweep is measured against.
 
 Everything is as the notebook has it: torch's own encoder layers, all parameters in bfloat16 under autocast, all
-logits at once, torch's AdamW, and its metrics at every step.
+logits at once, torch's AdamW, and its metrics at every step. So are its variables: what lives on in them until the next
+step is part of what a step costs there (a third, docs/LOG.md).
 """
 
 from collections.abc import Callable
@@ -48,13 +49,6 @@ class TinyLM(nn.Module):
         return hidden @ self.embedding.weight.T, hidden
 
 
-def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """The notebook's mean cross-entropy of logits (B, T, V) against the tokens that follow; a scalar."""
-    shift_logits = logits[:, :-1, :].contiguous()
-    shift_labels = input_ids[:, 1:].contiguous()
-    return nn.functional.cross_entropy(shift_logits.view(-1, logits.shape[-1]), shift_labels.view(-1))
-
-
 def fraction_moving(before: Tensor, after: Tensor, mask: Tensor) -> float:
     """The fraction of the mask's tokens whose row moved on the bfloat16 lattice; before, after (V, D) bfloat16."""
     before, after = before[mask], after[mask]
@@ -74,6 +68,8 @@ def train(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY
     )
     loader = torch.utils.data.DataLoader(list(windows), batch_size=batch_size, shuffle=True, drop_last=True)
+    loss_fn = nn.CrossEntropyLoss()
+    vocab_size = model.embedding.num_embeddings
     h_mean_before, W_before = None, None  # noqa: N806 (the notebook's name)
     log = []
     while True:
@@ -81,7 +77,9 @@ def train(
             input_ids = batch.to(device)
             with torch.autocast(device_type=device if device != "mps" else "cpu", dtype=torch.bfloat16):
                 logits, hidden = model(input_ids)
-                loss = next_token_loss(logits, input_ids)
+                shift_logits = logits[:, :-1, :].contiguous()
+                shift_labels = input_ids[:, 1:].contiguous()
+                loss = loss_fn(shift_logits.view(-1, vocab_size), shift_labels.view(-1))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
