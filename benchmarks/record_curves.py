@@ -20,9 +20,9 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from marble_sweep import cli
 from marble_sweep import config as schema
-from marble_sweep.files import replacing
+from marble_sweep.hydra_app import main as cli
+from marble_sweep.runs.files import atomic_write
 
 KEYS = ("num_layers", "hidden_dim", "lr", "seed")
 VALUES = ("step", "val_loss", "unigram_margin", "unigram_margin_se", "context_gain", "seconds")
@@ -91,7 +91,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
     writer = csv.DictWriter(text, [*KEYS, *VALUES], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 

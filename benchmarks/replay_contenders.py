@@ -14,10 +14,10 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from marble_sweep.certify import errors_needed, is_hopeless, look_steps, shortfall
 from marble_sweep.config import CertifyConfig
-from marble_sweep.search import space as spaces
-from marble_sweep.search.strategy import Attempt, Proposal, Settled, State, Wait, decide
+from marble_sweep.early_stopping import errors_needed, is_hopeless, look_steps, shortfall
+from marble_sweep.searches import space as spaces
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
 
 OVERRIDES = (
     "model.num_layers=range(0,5)",
@@ -277,23 +277,23 @@ def play(contender: Contender, recording: Recording, space: spaces.Space, seed: 
 
 # ------------------------------------------------------------------------------------------- this project's search
 
-Decide = Callable[[spaces.Space, Sequence[Attempt], int], Proposal | Wait | Settled]
+Decide = Callable[[spaces.Space, Sequence[TrialRecord], int], Proposal | Wait | Settled]
 
 
 def ours(replay: Replay, next_trial: Decide = decide, rule: Rule = current_rule) -> None:
-    """marble_sweep.search.strategy with one worker: early stops, and CONFIRM_SEEDS fresh seeds."""
-    attempts: list[Attempt] = []
-    while isinstance(proposal := next_trial(replay.space, attempts, CONFIRM_SEEDS), Proposal):
+    """marble_sweep.searches.strategy with one worker: early stops, and CONFIRM_SEEDS fresh seeds."""
+    records: list[TrialRecord] = []
+    while isinstance(proposal := next_trial(replay.space, records, CONFIRM_SEEDS), Proposal):
         params = replay.space.params(proposal.size, proposal.recipe)
         curve = replay.curve(int(params[LAYERS]), int(params[WIDTH]), float(params[RATE]), proposal.seed)
-        failed = [each.raw for each in attempts if isinstance(each, Trial) and each.failed_at(proposal.size)]
+        failed = [each.raw for each in records if isinstance(each, Trial) and each.failed_at(proposal.size)]
         outcome, looks, steps = stopped(curve, rule, failed)
         replay.spend(steps, proposal.reason)
         replay.num_trials += 1
         above = dict(zip(curve.steps[:looks], curve.above, strict=False))
         raw = dict(zip(curve.steps[:looks], curve.margins, strict=False))
-        attempts.append(Trial(len(attempts), proposal.size, proposal.recipe, proposal.seed, outcome, above, raw=raw))
-        state = State(replay.space, attempts, CONFIRM_SEEDS)
+        records.append(Trial(len(records), proposal.size, proposal.recipe, proposal.seed, outcome, above, raw=raw))
+        state = SearchState(replay.space, records, CONFIRM_SEEDS)
         answer = state.smallest()
         sizes = [size for size in state.by_size if state.confirmed(size)]
         for trace, size in ((replay.answers, answer), (replay.confirmed, min(sizes, default=None))):
@@ -303,8 +303,8 @@ def ours(replay: Replay, next_trial: Decide = decide, rule: Rule = current_rule)
 
 
 @dataclass(frozen=True)
-class Trial(Attempt):
-    """An attempt that also keeps its margins to the unigram loss, for rules that look at those."""
+class Trial(TrialRecord):
+    """An record that also keeps its margins to the unigram loss, for rules that look at those."""
 
     raw: dict[int, float] = field(default_factory=dict)
 
@@ -312,15 +312,15 @@ class Trial(Attempt):
         return self.size == size and self.seed == 0 and self.outcome != "certified"
 
 
-def climb_up(space: spaces.Space, attempts: Sequence[Attempt], confirm_seeds: int) -> Proposal | Wait | Settled:
+def climb_up(space: spaces.Space, records: Sequence[TrialRecord], confirm_seeds: int) -> Proposal | Wait | Settled:
     """A variant without probes: climb over the recipes of each size in turn, smallest first, until one is confirmed."""
-    state = State(space, attempts, confirm_seeds)
+    state = SearchState(space, records, confirm_seeds)
     for size in range(len(space.sizes)):
         if size in state.refuted:
             continue
-        if (attempt := state.certified(size)) is not None:
-            missing = state.missing_seeds(attempt, running=False)
-            return Proposal(size, attempt.recipe, missing[0], "confirm") if missing else Settled()
+        if (record := state.certified(size)) is not None:
+            missing = state.missing_seeds(record, running=False)
+            return Proposal(size, record.recipe, missing[0], "confirm") if missing else Settled()
         for recipe in state.next_recipes(size):
             return Proposal(size, recipe, 0, "refute")
     return Settled()

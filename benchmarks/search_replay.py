@@ -56,9 +56,9 @@ from replay_contenders import (
     stopped,
 )
 
-from marble_sweep.certify import FASTEST_FALL
-from marble_sweep.search import space as spaces
-from marble_sweep.search.strategy import State
+from marble_sweep.early_stopping import FASTEST_FALL
+from marble_sweep.searches import space as spaces
+from marble_sweep.searches.strategy import SearchState
 
 
 @dataclass(frozen=True)
@@ -244,16 +244,16 @@ RULES: dict[str, Rule] = {
 def climb(recording: Recording, space: spaces.Space, size: spaces.Size, seed: int, start: int, rule: Rule) -> bool:
     """Whether the climb over recipes, begun at a position, certifies a size on a seed."""
     alone = spaces.Space(space.dimensions, (size,))
-    recipe, attempts = (float(start),), list[Trial]()
+    recipe, records = (float(start),), list[Trial]()
     while True:
         params = alone.params(0, recipe)
         curve = recording.cell(*layers_and_width(size), float(params[RATE]))[seed]
-        outcome, looks, _ = stopped(curve, rule, [each.raw for each in attempts])
+        outcome, looks, _ = stopped(curve, rule, [each.raw for each in records])
         if outcome == "certified":
             return True
         above, raw = (dict(zip(curve.steps[:looks], kind, strict=False)) for kind in (curve.above, curve.margins))
-        attempts.append(Trial(len(attempts), 0, recipe, 0, outcome, above, raw=raw))
-        following = next(State(alone, attempts, 0).next_recipes(0), None)
+        records.append(Trial(len(records), 0, recipe, 0, outcome, above, raw=raw))
+        following = next(SearchState(alone, records, 0).next_recipes(0), None)
         if following is None:
             return False
         recipe = following

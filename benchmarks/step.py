@@ -159,8 +159,8 @@ def compose(setting: Setting, device: str, precision: str = "bf16") -> Any:
     """The config of a run of ours."""
     from hydra import compose, initialize_config_dir
 
-    from marble_sweep import cli
     from marble_sweep import config as schema
+    from marble_sweep.hydra_app import main as cli
 
     overrides = [
         f"model.num_layers={setting.num_layers}",
@@ -190,7 +190,7 @@ def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Tra
     config = compose(setting, device, precision)
     policy = POLICIES[precision]
     place = choose_device(config.device, policy)
-    model = build_model(config, VOCAB_SIZE).to(place, policy.weights)
+    model = build_model(config, VOCAB_SIZE).to(place, policy.param_dtype)
     batches = Batches(zipf_windows(setting).int().to(place), setting.batch_size, config.seed)
     dead_mask = torch.arange(VOCAB_SIZE, device=place) >= NUM_LIVE
     with tempfile.TemporaryDirectory() as folder:

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from marble_sweep.report.find import find_runs, newest
 from marble_sweep.report.rows import group_rows, matches, parse_filter, repeats, require_column, sort_rows
-from marble_sweep.report.rundir import Run
 from marble_sweep.report.search import read_search
 from marble_sweep.report.summary import Comparison, Row, compare_runs
 from marble_sweep.report.table import FORMATS, default_columns, legend, render
+from marble_sweep.runs.discovery import find_runs, newest
+from marble_sweep.runs.run import Run
 
 EXIT_ERROR = 2
 REPEATS, NONE = "repeats", "none"

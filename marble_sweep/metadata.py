@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from marble_sweep.code import code_sha256
 from marble_sweep.config import AdamWConfig, Config
 from marble_sweep.data.baselines import Baselines
 from marble_sweep.data.batches import Batches
 from marble_sweep.data.corpus import Corpus
+from marble_sweep.humanize import counted, duration
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.runs.provenance import code_sha256
 from marble_sweep.training.trainer import autocorrelation_lag
-from marble_sweep.words import counted, duration
 
 PACKAGES = ("marble_sweep", "torch", "numpy", "tokenizers", "safetensors", "hydra-core", "omegaconf", "pandas")
 

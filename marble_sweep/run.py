@@ -17,11 +17,11 @@ from marble_sweep.config import Config, dump, require
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus
-from marble_sweep.files import hold, write_json, write_text
 from marble_sweep.metadata import describe, header
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
-from marble_sweep.tensors import write_tensors
+from marble_sweep.runs.files import lock_directory, write_json, write_text
+from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.precision import POLICIES
@@ -47,7 +47,7 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
         device = choose_device(config.device, policy)
         corpus = load_corpus(config.data)
         held_out, baselines = measure_held_out(config, corpus)
-        model = build_model(config, len(corpus.dead_mask)).to(device, policy.weights)
+        model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
         seq_len, batch_size = config.trainer.seq_len, config.trainer.batch_size
         batches = Batches(windows(corpus.train_tokens, seq_len).to(device), batch_size, config.seed)
         evaluator = None
@@ -90,7 +90,7 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
 
     Raises ValueError where another run is in it, alive or not.
     """
-    lock = hold(directory, "hydra.run.dir")
+    lock = lock_directory(directory, "hydra.run.dir")
     path = directory / "config.yaml"
     try:
         if not resume:

@@ -28,7 +28,7 @@ def load_run(directory: Path) -> tuple[Transformer, Tokenizer]:
     config = schema.load(directory / "config.yaml")
     weights = load_file(directory / "model.safetensors")
     model = build_model(config, vocab_size=len(weights["embedding.weight"]))
-    model.to(POLICIES[config.precision.name].weights).load_state_dict(weights)
+    model.to(POLICIES[config.precision.name].param_dtype).load_state_dict(weights)
     return model.eval(), Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 

@@ -2,8 +2,8 @@
 
 from hydra import compose, initialize_config_dir
 
-from marble_sweep import cli
 from marble_sweep import config as schema
+from marble_sweep.hydra_app import main as cli
 
 # A corpus and a model small enough that 40 steps take a second, yet the model learns the chain.
 TINY = (

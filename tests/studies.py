@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.storages import BaseStorage
 
-from marble_sweep.search.space import Space, Value, build, parse
-from marble_sweep.search.strategy import Attempt, Proposal, Settled, Wait, decide
-from marble_sweep.search.study import Decide, Result, Shared, open_study
+from marble_sweep.searches.space import Space, Value, build, parse
+from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.study import Decide, Result, SharedStudy, open_study
 
 CONFIRM_SEEDS = 2
 SWEEPS = ("model.num_layers=0,1", "model.hidden_dim=range(2,6)", "optimizer.lr=tag(log,interval(1e-3,1))")
@@ -23,11 +23,11 @@ def num_parameters(size: dict[str, Value]) -> int:
     return 80 * width + int(size["model.num_layers"]) * 12 * width**2
 
 
-def decide_freely(attempts: Sequence[Attempt]) -> Proposal | Wait | Settled:
-    return decide(small_space(), attempts, CONFIRM_SEEDS)
+def decide_freely(records: Sequence[TrialRecord]) -> Proposal | Wait | Settled:
+    return decide(small_space(), records, CONFIRM_SEEDS)
 
 
-def join(storage: BaseStorage, decide: Decide = decide_freely, *, timeout: float = 60.0) -> Shared:
+def join(storage: BaseStorage, decide: Decide = decide_freely, *, timeout: float = 60.0) -> SharedStudy:
     return open_study(storage, "study", small_space(), decide, {"threshold": "unigram"}, timeout)
 
 

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_sweep import config as schema
-from marble_sweep.cli import CONF, option_groups, run_directory
 from marble_sweep.config import (
     PRECISIONS,
     SCHEMAS,
@@ -37,6 +36,7 @@ from marble_sweep.config import (
     load,
     resolve,
 )
+from marble_sweep.hydra_app.main import CONF, option_groups, run_directory
 
 MANDATORY = {
     "text": ["data.path=corpus.txt"],

@@ -224,7 +224,7 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
-        "from marble_sweep.cli import main; main()"
+        "from marble_sweep.hydra_app.main import main; main()"
     )
     command = [sys.executable, "-c", code, *TINY, f"hydra.run.dir={tmp_path / 'full'}"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -10,7 +10,7 @@ import replay_contenders as contenders
 import search_replay as replays
 from helpers import compose_config
 
-from marble_sweep.search.strategy import Attempt, Proposal, Settled
+from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord
 
 STEP = contenders.TOKENS_PER_STEP
 FULL = contenders.TOTAL_STEPS * STEP
@@ -215,14 +215,14 @@ def test_ours_plays_what_a_strategy_proposes(recording, space):
     asked = [(1, (3.0,), 0), (0, (3.0,), 0), (1, (3.0,), 1)]  # sizes 1L2D, 0L2D, then a fresh seed of the first
     seen = []
 
-    def propose(_space, attempts, _confirm_seeds):
-        seen[:] = attempts
-        return Proposal(*asked[len(attempts)], "probe") if len(attempts) < len(asked) else Settled()
+    def propose(_space, records, _confirm_seeds):
+        seen[:] = records
+        return Proposal(*asked[len(records)], "probe") if len(records) < len(asked) else Settled()
 
     replay = contenders.Replay(recording, space, seeds_by_first(recording, space, 1)[0], CAP)
     contenders.ours(replay, next_trial=propose)
     assert [each.outcome for each in seen] == ["refuted", "certified", "refuted"]
-    assert all(isinstance(each, Attempt) for each in seen)
+    assert all(isinstance(each, TrialRecord) for each in seen)
     assert replay.tokens == 3 * FULL
     assert replay.answers == [(2 * FULL, size(0, 2))]
 

@@ -4,7 +4,7 @@ import pytest
 import step
 from step import POLICIES, Clock, Setting
 
-from marble_sweep.metrics.recorder import Recorder
+from marble_sweep.runs.csv_log import Recorder
 from marble_sweep.training import precision
 
 TINY = Setting(num_layers=1, hidden_dim=4, batch_size=2, seq_len=8)

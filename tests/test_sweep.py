@@ -14,8 +14,8 @@ import pytest
 from helpers import TINY, tiny_config
 
 from marble_sweep.run import run
-from marble_sweep.sweep import child
-from marble_sweep.sweep.record import read_metadata, run_directories
+from marble_sweep.runs.status import read_metadata, run_directories
+from marble_sweep.sweeps import child
 
 GRID = "model.num_layers=0,1,2"
 

@@ -37,7 +37,7 @@ class SmallestSweeper(BasicSweeper):
         assert self.launcher is not None
         if OmegaConf.select(self.config, "certify.threshold") is None:
             return super().sweep(arguments)
-        from marble_sweep.search.search import Search
+        from marble_sweep.searches.worker import Search
 
         words = [*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments]
         code = Search(self.config, words, self.hydra_context, self.task_function, self.launcher).run()

@@ -15,7 +15,7 @@ CPU_MULTIPLIES_BF16 = hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_c
 WIDE_ROWS = 2048
 
 
-def widens(operand: Tensor) -> bool:
+def needs_float32_matmul(operand: Tensor) -> bool:
     """Whether products of this bfloat16 (or autocast) operand are better done in float32."""
     if operand.device.type != "cpu" or CPU_MULTIPLIES_BF16:
         return False
@@ -55,7 +55,7 @@ class Linear(nn.Linear):
     """inputs (..., in_features) -> (..., out_features), with a bias."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not widens(inputs):
+        if not needs_float32_matmul(inputs):
             return super().forward(inputs)
         operands = (each.bfloat16() for each in (inputs.flatten(0, -2), self.weight, self.bias))
         return _WideLinear.apply(*operands).unflatten(0, inputs.shape[:-1])

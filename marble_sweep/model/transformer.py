@@ -10,20 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from marble_sweep.model.linear import Linear, widens
+from marble_sweep.model.linear import Linear, needs_float32_matmul
 
 EMBEDDING_STD = 0.02
 
 
-def narrowed(saved: Tensor) -> Tensor:
+def save_as_bf16(saved: Tensor) -> Tensor:
     """What backward keeps of widened attention: its operands and output as bfloat16, half the memory."""
     return saved.bfloat16() if saved.ndim == 4 else saved
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot-product attention of each position to itself and what precedes it; all (B, H, T, D/H)."""
-    if widens(queries):
-        with torch.autocast("cpu", enabled=False), saved_tensors_hooks(narrowed, Tensor.float):
+    if needs_float32_matmul(queries):
+        with torch.autocast("cpu", enabled=False), saved_tensors_hooks(save_as_bf16, Tensor.float):
             attended = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float(), is_causal=True)
         return attended.to(queries.dtype)
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from marble_sweep.files import replacing
+from marble_sweep.runs.files import atomic_write
 
 DPI = 130
 STYLES = {  # status: label, colour, marker
@@ -32,7 +32,7 @@ def frontier_image(summary: dict[str, Any]) -> str:
 def draw_frontier(summary: dict[str, Any], path: Path) -> None:
     """Draw what search.json holds as a PNG. Raises OSError where it cannot be written."""
     figure = frontier_figure(summary)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
 
 

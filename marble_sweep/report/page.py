@@ -10,14 +10,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
-from marble_sweep.files import write_text
 from marble_sweep.report.curves import read_csv, shorten
 from marble_sweep.report.headline import UNITS, WORDS, headline, labels
 from marble_sweep.report.rows import group_rows, repeats, sort_rows
-from marble_sweep.report.rundir import Run
 from marble_sweep.report.search import read_search
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.report.table import cell, default_columns, with_short_paths
+from marble_sweep.runs.files import write_text
+from marble_sweep.runs.run import Run
 
 CURVES = {  # column of metrics.csv: what the page calls it
     "loss": "Training loss (nats per token)",

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from marble_sweep.files import replacing
 from marble_sweep.report.curves import read_csv
-from marble_sweep.report.rundir import Run
+from marble_sweep.runs.files import atomic_write
+from marble_sweep.runs.run import Run
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -45,7 +45,7 @@ def draw_plots(directory: Path) -> None:
         ("lattice", lattice_figure(run, steps)),
         ("hidden", hidden_figure(run, steps)),
     ):
-        with replacing(folder / f"{name}.png") as temporary:
+        with atomic_write(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from marble_sweep.report.rundir import Run
+from marble_sweep.runs.run import Run
 
 
 def read_search(runs: Sequence[Run]) -> dict[str, Any] | None:

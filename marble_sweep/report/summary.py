@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_sweep.report.rundir import Run
+from marble_sweep.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from marble_sweep.config import DeviceConfig, require
-from marble_sweep.training.precision import Policy
+from marble_sweep.training.precision import PrecisionPolicy
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 NEVER_TRIM = 2**31 - 1
@@ -30,7 +30,7 @@ def available_devices() -> list[str]:
     return [name for name, is_here in here.items() if is_here]
 
 
-def choose_device(config: DeviceConfig, policy: Policy) -> torch.device:
+def choose_device(config: DeviceConfig, policy: PrecisionPolicy) -> torch.device:
     """The torch device that config asks for, its thread count and the CPU's memory handling set.
 
     Raises ValueError where the device is not there or cannot run the precision policy.
@@ -38,7 +38,7 @@ def choose_device(config: DeviceConfig, policy: Policy) -> torch.device:
     here = available_devices()
     kind = here[0] if config.type == "auto" else config.type
     require(kind in here, "device.type", kind, f"auto or one that is there: {', '.join(here)}")
-    if policy.compute != policy.weights:
+    if policy.compute_dtype != policy.param_dtype:
         autocasts = torch.amp.is_autocast_available(kind)
         require(autocasts, "precision", "mixed", f"another policy on {kind}, which has no autocast")
     if config.num_threads is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from marble_sweep.data.baselines import Baselines
 from marble_sweep.model.loss import score
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.training.precision import Policy
+from marble_sweep.training.precision import PrecisionPolicy
 
 EVAL_COLUMNS = (
     "step",
@@ -43,7 +43,7 @@ class Evaluator:
     windows: Tensor  # on the device
     baselines: Baselines
     token_bytes: Tensor  # (V,)
-    policy: Policy
+    policy: PrecisionPolicy
     batch_size: int
 
     def __post_init__(self) -> None:
@@ -60,11 +60,11 @@ class Evaluator:
         # Row i: the targets of window i, then those of the window that window i lends its context to.
         targets = torch.stack([inputs[:, 1:], inputs.roll(-self.shift, 0)[:, 1:]], dim=-1).long()
         losses, swapped, top = [], [], []
-        weight = model.embedding.weight.to(self.policy.compute)
+        weight = model.embedding.weight.to(self.policy.compute_dtype)
         for start in range(0, len(inputs), self.batch_size):
             rows = slice(start, start + self.batch_size)
             with self.policy.autocast(inputs.device):
-                hidden = model(inputs[rows].long())[:, :-1].to(self.policy.compute)
+                hidden = model(inputs[rows].long())[:, :-1].to(self.policy.compute_dtype)
             num_windows, num_targets, hidden_dim = hidden.shape
             row_losses, row_top = score(hidden.reshape(-1, hidden_dim), weight, targets[rows].flatten(0, 1))
             per_window = row_losses.view(num_windows, num_targets, 2).cpu().double().mean(dim=1)

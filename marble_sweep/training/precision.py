@@ -8,28 +8,28 @@ from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
-class Policy:
-    weights: torch.dtype  # what is stored between steps
-    states: torch.dtype  # optimizer states, and the arithmetic of the update
-    compute: torch.dtype  # operands of the matrix products, forward and backward
+class PrecisionPolicy:
+    param_dtype: torch.dtype  # what is stored between steps
+    optimizer_dtype: torch.dtype  # optimizer states, and the arithmetic of the update
+    compute_dtype: torch.dtype  # operands of the matrix products, forward and backward
     stochastic: bool = False  # how an update is rounded to the weights' dtype
 
     @property
     def rounds(self) -> bool:
         """Whether the update is done in a wider dtype and its result rounded to the weights'."""
-        return self.weights != self.states
+        return self.param_dtype != self.optimizer_dtype
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """The context of every forward pass; does nothing where weights already have the compute dtype."""
-        return torch.autocast(device.type, dtype=self.compute, enabled=self.compute != self.weights)
+        return torch.autocast(device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != self.param_dtype)
 
 
 POLICIES = {
-    "bf16": Policy(torch.bfloat16, torch.float32, torch.bfloat16),
-    "bf16_pure": Policy(torch.bfloat16, torch.bfloat16, torch.bfloat16),
-    "bf16_stochastic": Policy(torch.bfloat16, torch.float32, torch.bfloat16, stochastic=True),
-    "mixed": Policy(torch.float32, torch.float32, torch.bfloat16),
-    "fp32": Policy(torch.float32, torch.float32, torch.float32),
+    "bf16": PrecisionPolicy(torch.bfloat16, torch.float32, torch.bfloat16),
+    "bf16_pure": PrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "bf16_stochastic": PrecisionPolicy(torch.bfloat16, torch.float32, torch.bfloat16, stochastic=True),
+    "mixed": PrecisionPolicy(torch.float32, torch.float32, torch.bfloat16),
+    "fp32": PrecisionPolicy(torch.float32, torch.float32, torch.float32),
 }
 
 

@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from marble_sweep.words import duration
+from marble_sweep.humanize import duration
 
 LOG_SECONDS = 15.0  # between plain lines, where there is no terminal
 

@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marble_sweep.certify import Referee, evaluation_steps
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
+from marble_sweep.early_stopping import EarlyStopping, evaluation_steps
 from marble_sweep.metrics.lattice import black_holes
-from marble_sweep.metrics.recorder import Recorder
 from marble_sweep.metrics.step import MEASURED, Pending, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.tensors import write_tensors
-from marble_sweep.training.checkpoints import Checkpoints, Stateful, load_state, save_state
+from marble_sweep.runs.checkpoints import EmbeddingSnapshots, Stateful, load_state, save_state
+from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator
+from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.schedule import lr_scale
-from marble_sweep.training.updater import Updater
 
 # The notebook's eight first, then what it could not see.
 STEP_COLUMNS = (
@@ -66,13 +66,13 @@ class Trainer:
         self.progress = progress
         self.directory = directory
         self.policy = POLICIES[config.precision.name]
-        self.updater = Updater(model, config.optimizer, self.policy, config.seed)
+        self.updater = FlatOptimizer(model, config.optimizer, self.policy, config.seed)
         self.metrics = StepMetrics(dead_mask, config.model.hidden_dim, autocorrelation_lag(config))
-        self.checkpoints = Checkpoints(directory / "checkpoints.safetensors", dead_mask)
+        self.checkpoints = EmbeddingSnapshots(directory / "checkpoints.safetensors", dead_mask)
         self.step = 0
         self.train_seconds = 0.0
         self.last_loss: float | None = None
-        self.referee = Referee(config)
+        self.early_stopping = EarlyStopping(config)
         self.evaluation_steps = evaluation_steps(config) if evaluator else frozenset()
         self.pending = Pending()
         self.parts: dict[str, Stateful] = {"model": model, "updater": self.updater, "batches": batches}
@@ -80,8 +80,8 @@ class Trainer:
         if resume:
             info = load_state(self.state_path, self.parts)
             self.step, self.train_seconds = info["step"], info["train_seconds"]
-            self.last_loss, self.referee.rows = info["last_loss"], info["evals"]
-            self.referee.ruling = info["ruling"]
+            self.last_loss, self.early_stopping.rows = info["last_loss"], info["evals"]
+            self.early_stopping.ruling = info["ruling"]
             self.checkpoints.resume(self.step)
         self.step_rows = Recorder(directory / "metrics.csv", STEP_COLUMNS, self.step)
         self.eval_rows = Recorder(directory / "evals.csv", EVAL_COLUMNS, self.step)
@@ -93,7 +93,7 @@ class Trainer:
     def train(self, should_stop: Callable[[], bool]) -> str:
         """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`.
 
-        Or to the first look at which the referee rules: `certified`, `pruned` or `too_slow`.
+        Or to the first look at which the early_stopping rules: `certified`, `pruned` or `too_slow`.
         """
         try:
             return self._train(should_stop)
@@ -110,9 +110,9 @@ class Trainer:
             self.save_state()
         self.progress.start(self.step)
         last_flush = last_save = time.monotonic()
-        if self.referee.ruling == "too_slow":
-            self.referee.ruling = None  # of an earlier start, perhaps on a busier machine
-        while self.step < settings.total_steps and self.referee.ruling is None:
+        if self.early_stopping.ruling == "too_slow":
+            self.early_stopping.ruling = None  # of an earlier start, perhaps on a busier machine
+        while self.step < settings.total_steps and self.early_stopping.ruling is None:
             started = time.perf_counter()
             self.take_step()
             elapsed = time.perf_counter() - started
@@ -133,15 +133,15 @@ class Trainer:
                 row = self.evaluator.evaluate(self.model, self.step)
                 self.eval_rows.write([row])
                 self.progress.evaluated(row)
-                self.referee.look(row, self.steps_per_minute())
+                self.early_stopping.look(row, self.steps_per_minute())
             if checkpoints:
                 self.checkpoints.take(self.step, self.model.embedding.weight, self.metrics.latest_mean)
-            if saves or self.referee.ruling:
+            if saves or self.early_stopping.ruling:
                 last_save = now
                 self.save_state()
-                if should_stop() and not is_last and not self.referee.ruling:
+                if should_stop() and not is_last and not self.early_stopping.ruling:
                     return "interrupted"
-        return self.referee.ruling or "finished"
+        return self.early_stopping.ruling or "finished"
 
     def take_step(self) -> None:
         """One step, in the notebook's order: forward, backward, update, measure. Never waits for the device."""
@@ -163,8 +163,8 @@ class Trainer:
         """Mean next-token loss of tokens (B, T) int64 in nats, and the hidden states (B, T, D)."""
         with self.policy.autocast(tokens.device):
             hidden = self.model(tokens)
-        contexts = hidden[:, :-1].flatten(0, 1).to(self.policy.compute)
-        weight = self.model.embedding.weight.to(self.policy.compute)
+        contexts = hidden[:, :-1].flatten(0, 1).to(self.policy.compute_dtype)
+        weight = self.model.embedding.weight.to(self.policy.compute_dtype)
         return linear_cross_entropy(contexts, weight, tokens[:, 1:].flatten()), hidden
 
     def fetch(self) -> list[dict[str, float]]:
@@ -195,8 +195,8 @@ class Trainer:
             "step": self.step,
             "train_seconds": self.train_seconds,
             "last_loss": self.last_loss,
-            "evals": self.referee.rows,
-            "ruling": self.referee.ruling,
+            "evals": self.early_stopping.rows,
+            "ruling": self.early_stopping.ruling,
         }
         save_state(self.state_path, self.parts, info)
         write_tensors(self.directory / "model.safetensors", dict(self.model.state_dict()))
@@ -214,9 +214,9 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "steps_per_minute": self.steps_per_minute() if self.step else None,
             "last_evaluation": {
-                name: value if math.isfinite(value) else None for name, value in self.referee.rows[-1].items()
+                name: value if math.isfinite(value) else None for name, value in self.early_stopping.rows[-1].items()
             }
-            if self.referee.rows
+            if self.early_stopping.rows
             else {},
         }
 

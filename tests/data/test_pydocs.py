@@ -27,7 +27,7 @@ SOURCES = {
         def h(): "Function doc."; "no doc"
         text = "nothing to keep here"
         __doc__ = """More module doc."""
-        _shared_docs["mean"] = """Shared doc."""
+        _shared_docs["mean"] = """SharedStudy doc."""
         add_newdoc("json", "mean", """Compiled doc.""")
         add_newdoc("json", "ndarray", ("shape", """Attribute doc."""))
     ''',
@@ -72,7 +72,7 @@ def test_what_is_a_docstring_and_what_is_not(library: Path) -> None:
         "Coroutine doc.",
         "Function doc.",
         "More module doc.",
-        "Shared doc.",
+        "SharedStudy doc.",
         "Compiled doc.",
         "Attribute doc.",
     ]

@@ -103,7 +103,7 @@ def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units):
 @pytest.mark.parametrize("has_units", [False], indirect=True)
 def test_backward_keeps_no_float32_copy_of_an_operand(has_units, monkeypatch):
     kept = []
-    narrow, save = transformer.narrowed, torch.autograd.function.FunctionCtx.save_for_backward
+    narrow, save = transformer.save_as_bf16, torch.autograd.function.FunctionCtx.save_for_backward
 
     def seen(saved: torch.Tensor) -> torch.Tensor:
         kept.append(narrow(saved))

@@ -11,8 +11,8 @@ from marble_sweep.config import AdamWConfig
 from marble_sweep.model import linear
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer, causal_attention
+from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
-from marble_sweep.training.updater import Updater
 
 SIZES = [  # vocab, seq_len, layers, width, heads
     (50, 8, 0, 16, 1),
@@ -246,7 +246,7 @@ def test_20_steps_give_the_losses_of_the_notebooks_loop(size):
         optimizer.step()
         expected.append(loss.item())
 
-    updater = Updater(model, AdamWConfig(lr=lr, weight_decay=weight_decay), POLICIES["fp32"], seed=0)
+    updater = FlatOptimizer(model, AdamWConfig(lr=lr, weight_decay=weight_decay), POLICIES["fp32"], seed=0)
     losses = []
     for tokens in batches:
         with POLICIES["fp32"].autocast(tokens.device):

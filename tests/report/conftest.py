@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from marble_sweep.config import AdamWConfig, Config, ConstantConfig, PydocsConfig, VerdictConfig
-from marble_sweep.metrics.recorder import Recorder
+from marble_sweep.runs.csv_log import Recorder
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.training.trainer import STEP_COLUMNS
 

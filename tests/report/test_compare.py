@@ -14,8 +14,8 @@ import pytest
 
 from marble_sweep.compare import main
 from marble_sweep.report.rows import matches, parse_filter
-from marble_sweep.report.rundir import Run
 from marble_sweep.report.summary import compare_runs, summarise
+from marble_sweep.runs.run import Run
 
 MakeRun = Callable[..., Path]
 PROMISED = {
@@ -97,7 +97,7 @@ def test_a_group_tells_what_became_of_its_runs(make_run: MakeRun, tmp_path: Path
     (row,) = rows(tmp_path)
     assert (row["status"], row["n"], row["seed"]) == ("2 finished, 1 failed", 3, None)
     assert "seed more than once" not in compare(tmp_path)
-    make_run(tmp_path / "again", "seed=1", steps=40)
+    make_run(tmp_path / "retry", "seed=1", steps=40)
     assert "seed more than once" in compare(tmp_path)
 
 

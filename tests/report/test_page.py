@@ -20,8 +20,8 @@ from marble_sweep.report.curves import shorten
 from marble_sweep.report.headline import headline, labels
 from marble_sweep.report.page import pack, write_page
 from marble_sweep.report.rows import group_rows, repeats
-from marble_sweep.report.rundir import Run
 from marble_sweep.report.summary import Comparison, compare_runs
+from marble_sweep.runs.run import Run
 
 MakeRun = Callable[..., Path]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -50,7 +50,7 @@ def sentences(comparison: Comparison) -> list[str]:
 def test_the_headline_names_the_best_and_the_smallest(make_run: MakeRun, tmp_path: Path) -> None:
     big = [make_run(tmp_path / f"big{seed}", "model.num_layers=4", f"seed={seed}", loss=4.0) for seed in (1, 2)]
     small = make_run(tmp_path / "small", "model.num_layers=1", loss=5.0)
-    lost = make_run(tmp_path / "lost", "model.num_layers=0", loss=6.5, status="diverged")
+    lost = make_run(tmp_path / "stale", "model.num_layers=0", loss=6.5, status="diverged")
     best, smallest, what = sentences(compared(*big, small, lost))
     assert re.fullmatch(r"Best: 4L128D, held-out loss 4\.0\d\d ± 0\.00\d nats per token\.", best)
     assert smallest.startswith("Smallest that beats unigram (2 of 3 do): 1L128D, 1,492,992 parameters, by 1.1")

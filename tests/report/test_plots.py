@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from marble_sweep.report.curves import read_csv
 from marble_sweep.report.plots import draw_plots, loss_figure, spread_out
-from marble_sweep.report.rundir import Run
+from marble_sweep.runs.run import Run
 
 MakeRun = Callable[..., Path]
 CASES = {

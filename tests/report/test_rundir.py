@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from marble_sweep.report.curves import read_csv
-from marble_sweep.report.find import find_runs, newest
-from marble_sweep.report.rundir import Run, StepFile
+from marble_sweep.runs.discovery import find_runs, newest
+from marble_sweep.runs.run import Run, StepFile
 
 MakeRun = Callable[..., Path]
 

@@ -100,7 +100,7 @@ def test_no_random_number_is_drawn() -> None:
 def test_bfloat16_stays_close_to_float64(precision: str) -> None:
     model, held_out, baselines, token_bytes = example()
     policy = POLICIES[precision]
-    model.to(policy.weights)
+    model.to(policy.param_dtype)
     row = Evaluator(held_out, baselines, token_bytes, policy, 4).evaluate(model, step=1)
     exact = -log_probs_of(model.float(), held_out).gather(-1, held_out[:, 1:, None].long()).mean().item()
     assert row["val_loss"] == pytest.approx(exact, abs=0.03)

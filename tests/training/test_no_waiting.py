@@ -8,8 +8,8 @@ from helpers import tiny_config
 
 from marble_sweep.data.batches import Batches
 from marble_sweep.run import build_model
-from marble_sweep.training import updater
-from marble_sweep.training.precision import POLICIES, Policy
+from marble_sweep.training import optimizer as updater
+from marble_sweep.training.precision import POLICIES, PrecisionPolicy
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.trainer import Trainer
 
@@ -26,7 +26,7 @@ def _meta_as_a_device(monkeypatch):
         def __new__(cls, device: torch.device | str = "cpu") -> "Generator":
             return super().__new__(cls, "cpu")
 
-    monkeypatch.setattr(Policy, "autocast", lambda self, device: contextlib.nullcontext())
+    monkeypatch.setattr(PrecisionPolicy, "autocast", lambda self, device: contextlib.nullcontext())
     monkeypatch.setattr(updater, "build_optimizers", lambda *args, reference: build(*args, reference=True))
     monkeypatch.setattr(torch, "Generator", Generator)
 
@@ -34,7 +34,7 @@ def _meta_as_a_device(monkeypatch):
 @pytest.fixture
 def trainer(_meta_as_a_device, request, tmp_path):
     config = tiny_config(f"precision={request.param}")
-    model = build_model(config, V).to(META, POLICIES[request.param].weights)
+    model = build_model(config, V).to(META, POLICIES[request.param].param_dtype)
     windows = torch.zeros(32, config.trainer.seq_len, dtype=torch.int32, device=META)
     batches = Batches(windows, config.trainer.batch_size, config.seed)
     trainer = Trainer(config, model, batches, None, torch.arange(V) % 3 == 0, tmp_path, Progress(10, show=False))

@@ -70,7 +70,7 @@ def test_values_on_the_lattice_stay():
     lattice = bits.to(torch.uint16).view(torch.bfloat16)
     finite = lattice[lattice.isfinite()]
     rounded = round_stochastic(finite.float(), generator())
-    assert torch.equal(rounded.view(torch.int16), finite.view(torch.int16)), "bit for bit, signs of zero too"
+    assert torch.equal(rounded.view(torch.int16), finite.view(torch.int16)), "bit for bit, heartbeats of zero too"
 
 
 def test_what_is_no_number_stays_so():
@@ -108,7 +108,7 @@ def test_every_policy_of_the_config_is_there():
 )
 def test_products_are_computed_where_the_policy_says(name, stored, product):
     policy = POLICIES[name]
-    weight = torch.ones(4, 4, dtype=policy.weights)
+    weight = torch.ones(4, 4, dtype=policy.param_dtype)
     with policy.autocast(weight.device):
         assert (weight @ weight).dtype == product
     assert weight.dtype == stored

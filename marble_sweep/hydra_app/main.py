@@ -1,0 +1,102 @@
+"""The command line: Hydra composes the config and finds the directory, the work is done elsewhere."""
+
+import math
+import os
+from datetime import datetime
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from marble_sweep import config as schema
+from marble_sweep.hydra_app import callbacks
+from marble_sweep.hydra_app.errors import EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.runs.status import read_metadata
+from marble_sweep.sweeps.jobs import train_job
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# In a checkout conf/ lies beside the package; a wheel carries it inside.
+CONF = next(path for path in (PACKAGE.parent / "conf", PACKAGE / "conf") if path.is_dir())
+
+
+def run_directory(resume: str | None) -> str:
+    """A new directory under outputs/, or the one to resume in."""
+    return resume or f"outputs/{now()}"
+
+
+def now() -> str:
+    """To the microsecond: what starts in the same second shares no directory."""
+    return f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
+
+
+def option_groups() -> str:
+    """The options of every group in conf/, a line a group, for --help."""
+    groups = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+    return "\n".join(f"{each.name}: {', '.join(sorted(path.stem for path in each.glob('*.yaml')))}" for each in groups)
+
+
+# At import, because a launcher's worker process imports this module for `job` and nothing else.
+schema.register_schemas()
+OmegaConf.register_new_resolver("run_dir", run_directory, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("sweep_time", now, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
+
+
+def job(config: DictConfig) -> float | str | None:
+    """One run in the directory that Hydra made for it, or one job of a sweep.
+
+    A job returns its objective, for sweepers that want a number, or else its run directory.
+    """
+    context = HydraConfig.get()
+    if not OmegaConf.is_missing(context.job, "num"):
+        at_once = context.launcher.get("n_jobs", 1)  # joblib's
+        settings = schema.resolve(config)
+        run_dir = train_job(settings, Path(context.sweep.dir), context.job.num, threads_of_one(at_once))
+        if settings.objective is not None:
+            return objective(settings.objective, run_dir)
+        return None if run_dir is None else str(run_dir)
+    with exiting_on_errors():
+        from marble_sweep.run import run
+
+        directory = Path(context.runtime.output_dir)
+        resumed = config.resume is not None
+        settings = schema.load(directory / "config.yaml") if resumed else schema.resolve(config)
+        status = run(settings, directory, resume=resumed)
+    if status == "interrupted":
+        raise SystemExit(EXIT_INTERRUPTED)
+    return None
+
+
+def objective(name: str, directory: Path | None) -> float:
+    """The number that a sweeper asked for; NaN where the job has none, as one that failed."""
+    metadata = {} if directory is None else read_metadata(directory)
+    if metadata.get("status") in (None, "failed"):
+        return math.nan
+    last = metadata["last_evaluation"]
+    found = {
+        "n_params": metadata["n_params"],
+        "val_loss": last.get("val_loss"),
+        "val_margin": last.get("unigram_margin"),
+    }
+    return math.nan if found[name] is None else float(found[name])
+
+
+def threads_of_one(jobs_at_once: int) -> int | None:
+    """The CPU threads of each of several jobs that share this machine; None leaves a lone job all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if jobs_at_once == 1:
+        return None
+    return max(1, cores // jobs_at_once) if jobs_at_once > 0 else 1  # joblib counts down from all cores below 0
+
+
+def main() -> None:
+    """Run the command line. Exits with 0 when a run finished (or diverged: that is an outcome too)."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
+    try:
+        with exiting_on_errors():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    except KeyboardInterrupt:
+        if callbacks.current is not None:
+            callbacks.current.conclude()
+        raise SystemExit(EXIT_INTERRUPTED) from None

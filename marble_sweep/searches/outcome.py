@@ -1,0 +1,326 @@
+"""What a search has found: search.json, the answer in words, and the bracket for whoever watches."""
+
+import functools
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from marble_sweep.config import Config
+from marble_sweep.early_stopping import errors_needed, look_steps
+from marble_sweep.humanize import counted, duration
+from marble_sweep.searches.space import Space
+from marble_sweep.searches.strategy import SearchState, TrialRecord, next_probe
+from marble_sweep.searches.study import HEARTBEAT, as_record, result_of
+
+THRESHOLDS = {
+    "unigram": "the fitted unigram loss",
+    "oracle": "the oracle unigram loss",
+    "bigram": "the bigram loss",
+}
+ENDINGS = {
+    "settled": "The question is settled",
+    "n_trials": "search.n_trials is used up",
+    "max_tokens": "search.max_tokens are used up",
+    "max_minutes": "search.max_minutes are used up",
+    "max_failures": "sweep.max_failures trials crashed",
+    "interrupted": "It was interrupted",
+    "running": "It is going on",
+}
+RECIPES_TO_REFUTE = 3  # what a size takes as a rule: the best recipe and its two neighbours
+PRUNED = ("pruned", "diverged", "too_slow")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search's trials, and what follows from them."""
+
+    space: Space
+    base: Config  # of any trial: the budget, the threshold
+    trials: Sequence[FrozenTrial]  # withdrawn ones left out
+    fixed: Sequence[str]  # the overrides that all trials share
+
+    @functools.cached_property
+    def records(self) -> list[TrialRecord]:
+        return [record for trial in self.trials if (record := as_record(trial)) is not None]
+
+    @functools.cached_property
+    def state(self) -> SearchState:
+        return SearchState(self.space, self.records, self.base.search.confirm_seeds)
+
+    @property
+    def tokens_a_step(self) -> int:
+        return self.base.trainer.batch_size * self.base.trainer.seq_len
+
+    # ------------------------------------------------------------------ what was spent
+
+    def num_trials(self) -> int:
+        """Trials begun, those that were lost and taken up again counted once."""
+        return len(self.records) - len(self._taken_up())
+
+    def tokens(self) -> int:
+        """Tokens trained on; of a trial that runs or was lost, up to its last look."""
+        taken_up = self._taken_up()
+        spent = 0
+        for trial, record in zip(self.trials, self.records, strict=True):
+            if record.number not in taken_up:
+                spent += result_of(trial).get("tokens", record.last_step * self.tokens_a_step)
+        return spent
+
+    def seconds(self) -> float:
+        """The time of all ended trials together, from being asked for to being told; of lost ones to the last beat."""
+        seconds = 0.0
+        for trial, record in zip(self.trials, self.records, strict=True):
+            if record.outcome == "stale":
+                seconds += trial.user_attrs.get(HEARTBEAT, 0.0)
+            elif trial.duration is not None:
+                seconds += trial.duration.total_seconds()
+        return seconds
+
+    def _taken_up(self) -> set[int]:
+        """Lost trials whose configuration another trial has continued."""
+        kept = {(each.size, each.recipe, each.seed) for each in self.records if each.outcome != "stale"}
+        return {
+            each.number
+            for each in self.records
+            if each.outcome == "stale" and (each.size, each.recipe, each.seed) in kept
+        }
+
+    def ended_by(self, *, settled: bool) -> str | None:
+        """What ends the search now; None while it may go on."""
+        search, failures = self.base.search, self.base.sweep.max_failures
+        crashed = sum(each.outcome == "failed" for each in self.records)
+        if settled:
+            return "settled"
+        if failures is not None and crashed >= failures:
+            return "max_failures"
+        if self.num_trials() >= search.n_trials:
+            return "n_trials"
+        if search.max_tokens is not None and self.tokens() >= search.max_tokens:
+            return "max_tokens"
+        if search.max_minutes is not None and self.seconds() >= 60 * search.max_minutes:
+            return "max_minutes"
+        return None
+
+    # ------------------------------------------------------------------ what was found
+
+    def answer(self) -> dict[str, Any] | None:
+        """The smallest certified size: its parameters, loss, margin and confirmations; None where nothing certified."""
+        state = self.state
+        size = state.smallest()
+        record = None if size is None else state.certified(size)
+        if size is None or record is None:
+            return None
+        trial = self._trial(record.number)
+        params = self.space.params(size, record.recipe)
+        confirmations = state.confirmations.get((size, record.recipe), {})
+        seeds = [self.base.seed + seed for seed, each in sorted(confirmations.items()) if each.outcome == "certified"]
+        keys = ("val_loss", "margin", "margin_se", "step", "steps_per_minute", "directory")
+        return {
+            "size": str(self.space.sizes[size]),
+            "params": params,
+            "n_params": self.space.sizes[size].num_parameters,
+            "seed": self.base.seed,
+            "trial": record.number,
+            **{key: result_of(trial).get(key) for key in keys},
+            "confirmed": state.confirmed(size),
+            "confirming_seeds": seeds,
+            "command": self.command(params),
+        }
+
+    def command(self, params: Mapping[str, Any]) -> str:
+        """Trains such a model for the whole budget."""
+        kept = [word for word in self.fixed if not word.startswith(("certify.stop=", "search.", "sweep."))]
+        words = [*kept, *(f"{key}={value}" for key, value in params.items())]
+        return f"python -m marble_sweep {' '.join(map(shlex.quote, words))}"
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return next(trial for trial in self.trials if trial.number == number)
+
+    @functools.cached_property
+    def statuses(self) -> dict[int, str]:
+        """By index of every size: certified, refuted, crashed, implied, open (tried in vain so far) or untried."""
+        state = self.state
+        found = {}
+        for size in range(len(self.space.sizes)):
+            if state.certified(size):
+                found[size] = "certified"
+            elif size in state.refuted:
+                crashed = all(each.outcome == "failed" for each in state.by_size[size].values())
+                found[size] = "crashed" if crashed else "refuted"
+            elif state.implied(size):
+                found[size] = "implied"
+            else:
+                found[size] = "open" if size in state.by_size else "untried"
+        return found
+
+    def frontier(self) -> list[dict[str, Any]]:
+        """Every size that was trained or is no larger than the answer, with the best margin it came to."""
+        statuses, state = self.statuses, self.state
+        top = state.smallest()
+        rows = []
+        for index, size in enumerate(self.space.sizes):
+            tried = state.by_size.get(index, {})
+            if not tried and (top is None or index > top):
+                continue
+            best = self._best(state, index)
+            rows.append(
+                {
+                    "size": str(size),
+                    "n_params": size.num_parameters,
+                    "status": statuses[index],
+                    "trials": len(tried),
+                    "margin": best.get("margin"),
+                    "margin_se": best.get("margin_se"),
+                }
+            )
+        return rows
+
+    def _best(self, state: SearchState, size: int) -> dict[str, Any]:
+        """The result of the trial that shows what a size can do: the one that certified it, or came closest.
+
+        A recipe that failed on a fresh seed counts with that failure.
+        """
+        if (record := state.certified(size)) is not None:
+            return result_of(self._trial(record.number))
+        recipes = state.by_size.get(size, {})
+        seeds = [state.confirmations.get((size, recipe), {}) for recipe in recipes]
+        numbers = [
+            min([own, *others.values()], key=lambda each: each.margin).number
+            for own, others in zip(recipes.values(), seeds, strict=True)
+        ]
+        found = [result_of(self._trial(number)) for number in numbers]
+        return max((each for each in found if "margin" in each), key=lambda each: each["margin"], default={})
+
+    def as_json(self, ended: str) -> dict[str, Any]:
+        """What search.json holds. Losses and margins are in nats per token."""
+        config, answer = self.base, self.answer()
+        statuses, state = self.statuses, self.state
+        below = {size: status for size, status in statuses.items() if size in self._below(state)}
+        refuted = [size for size, status in below.items() if status == "refuted"]
+        counts = Counter(each.outcome for each in self.records)
+        looks = look_steps(config.certify.looks, config.trainer.total_steps)
+        found = {
+            "threshold": config.certify.threshold,
+            "standard_errors": config.verdict.min_standard_errors,
+            "standard_errors_each_look": errors_needed(config.verdict.min_standard_errors, len(looks)),
+            "looks": looks,
+            "budget": {
+                "total_steps": config.trainer.total_steps,
+                "batch_size": config.trainer.batch_size,
+                "seq_len": config.trainer.seq_len,
+            },
+            "ended": ended,
+            "answer": answer,
+            "largest_refuted_below": str(self.space.sizes[max(refuted)]) if refuted else None,
+            "sizes_below": dict(Counter(below.values())),
+            "sizes_in_space": len(self.space.sizes),
+            "impossible_sizes": list(self.space.impossible),
+            "trials": self.num_trials(),
+            "outcomes": dict(counts),
+            "tokens": self.tokens(),
+            "tokens_saved": self._saved(),
+            "seconds": self.seconds(),
+            "frontier": self.frontier(),
+        }
+        return found | {"words": self._words(found)}
+
+    def _below(self, state: SearchState) -> set[int]:
+        """The sizes smaller than the answer; all where there is none."""
+        top = state.smallest()
+        sizes = self.space.sizes
+        most = sizes[-1].num_parameters + 1 if top is None else sizes[top].num_parameters
+        return {index for index, size in enumerate(sizes) if size.num_parameters < most}
+
+    def _saved(self) -> dict[str, int]:
+        """Tokens of the trials' budgets that were not needed, by why."""
+        budget = self.base.trainer.total_steps * self.tokens_a_step
+        saved = {"certified_early": 0, "given_up_early": 0}
+        for trial, record in zip(self.trials, self.records, strict=True):
+            left = budget - result_of(trial).get("tokens", budget)
+            if record.outcome == "certified":
+                saved["certified_early"] += left
+            elif record.outcome in PRUNED:
+                saved["given_up_early"] += left
+        return saved
+
+    # ------------------------------------------------------------------ in words
+
+    def bracket(self) -> str:
+        """The smallest certified size, what is refuted below it, and how long the proof may still take."""
+        state, statuses, sizes = self.state, self.statuses, self.space.sizes
+        top = state.smallest()
+        below = self._below(state)
+        refuted = [size for size in below if statuses[size] == "refuted"]
+        closed = len(refuted) + sum(statuses[size] in ("implied", "crashed") for size in below)
+        if top is None:
+            parts = ["none certified"]
+        else:
+            parts = [f"{sizes[top]} {'confirmed' if state.confirmed(top) else 'certified'}"]
+        smaller = "smaller " if top is not None else ""
+        largest = f", largest {sizes[max(refuted)]}" if refuted else ""
+        parts.append(f"{closed} of {len(below)} {smaller}refuted{largest}")
+        if (left := self.seconds_left(state, top)) is not None:
+            parts.append(f"about {duration(left)} left")
+        return " | ".join(parts)
+
+    def seconds_left(self, state: SearchState, top: int | None) -> float | None:
+        """An estimate of the time to the proof; None while the bisection goes on, whose end nobody knows."""
+        ended = [result for trial in self.trials if (result := result_of(trial)).get("steps_per_minute")]
+        if top is None or not ended or next_probe(state, top) is not None:
+            return None
+        training = [60 * each["step"] / each["steps_per_minute"] for each in ended]
+        step_seconds = sum(training) / sum(each["step"] for each in ended)
+        other_seconds = sum(each["seconds"] for each in ended) - sum(training)
+        recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) for size in state.widest_below(top))
+        steps = recipes * self.base.trainer.total_steps
+        record = state.certified(top)
+        seeds = len(state.missing_seeds(record, running=False)) if record is not None else 0
+        steps += seeds * record.last_step if record is not None else 0
+        return steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)
+
+    def _words(self, found: dict[str, Any]) -> list[str]:
+        """The answer, what proves it, and what it cost, a line each."""
+        answer, config = found["answer"], self.base
+        threshold = THRESHOLDS.get(config.certify.threshold, f"a loss of {config.certify.threshold}")
+        budget = (
+            f"{config.trainer.total_steps:,} steps of {config.trainer.batch_size} x {config.trainer.seq_len} tokens"
+        )
+        lines = []
+        if answer is None:
+            lines.append(f"Nothing is certified: no size tried beats {threshold} within {budget}.")
+        else:
+            confirmed = f"confirmed on {counted(len(answer['confirming_seeds']), 'fresh seed')}"
+            lines += [
+                f"The smallest model that beats {threshold} within {budget}: {answer['size']}, "
+                f"{answer['n_params']:,} parameters.",
+                f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
+                f"{answer['val_loss']:.4f}, {answer['margin']:.4f} ± {answer['margin_se']:.4f} nats below, at step "
+                f"{answer['step']:,}; {confirmed if answer['confirmed'] else 'not confirmed: ' + confirmed} "
+                f"of {config.search.confirm_seeds}.",
+            ]
+        below = found["sizes_below"]
+        names = {
+            "refuted": "refuted by training",
+            "implied": "narrower than a refuted one of the same depth",
+            "open": "tried in vain, other recipes left",
+            "untried": "not tried",
+            "crashed": "crashed",
+        }
+        told = ", ".join(f"{below[status]} {name}" for status, name in names.items() if below.get(status))
+        which = "all sizes in the space" if answer is None else "all smaller sizes in the space"
+        lines.append(f"Of {which}: {told}." if told else "There is no smaller size in the space.")
+        if self.space.impossible:
+            lines.append(f"{len(self.space.impossible)} sizes cannot be, such as {self.space.impossible[0]}.")
+        early, hopeless = (found["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
+        lines.append(
+            f"{ENDINGS[found['ended']]} after {counted(found['trials'], 'trial')}, "
+            f"{found['tokens'] / 1e6:.1f} M tokens and {duration(found['seconds'])}; stopping as soon as a trial "
+            f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
+        )
+        if answer is not None:
+            lines.append(f"To train it: {answer['command']}")
+        return lines

@@ -1,0 +1,57 @@
+"""What a person sees of a search: a line for every trial that ends, and on a terminal a bar over the one that runs."""
+
+import sys
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from marble_sweep.humanize import duration
+from marble_sweep.searches.space import Size, Value
+from marble_sweep.searches.strategy import Proposal
+from marble_sweep.searches.study import Result
+
+
+class View:
+    """Lines and a bar on standard error."""
+
+    def __init__(self, total_steps: int) -> None:
+        """`total_steps` are a trial's budget."""
+        self.bar = tqdm(
+            total=total_steps,
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} steps",
+            leave=False,
+        )
+
+    def line(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
+    def begin(self, trial: str, bracket: str) -> None:
+        """Show the trial that starts, and how far the search is."""
+        self.bar.reset()
+        self.bar.set_description_str(f"{bracket} | {trial}")
+
+    def step(self, step: int) -> None:
+        """Show the step that the trial has reached."""
+        self.bar.update(step - self.bar.n)
+
+    def end(self, trial: str, result: Result, bracket: str) -> None:
+        """A line for the trial that ended, with where the search stands."""
+        outcome = f"crashed: {result.reason}" if result.outcome == "failed" else result.outcome
+        parts = [f"{trial:<32}", f"{outcome:<9} at step {result.step:>3}"]
+        if result.margin is not None and result.margin_se is not None:
+            parts.append(f"margin {result.margin:+.4f} ± {result.margin_se:.4f}")
+        parts.append(f"{duration(result.seconds):>4}")
+        self.line("  ".join([*parts, f"[{bracket}]"]))
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def describe_trial(number: int, plan: Proposal, size: Size, params: Mapping[str, Value]) -> str:
+    """A trial in a few words: number, why it is made, size, and what the size does not tell."""
+    others = {key: value for key, value in params.items() if key not in dict(size.params)}
+    if plan.seed == 0:
+        del others["seed"]
+    recipe = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in others.items())
+    return f"{number:>3}  {plan.reason:<7}  {size}  {recipe}"

@@ -1,0 +1,178 @@
+"""The search itself: ask the strategy, train, tell, until the question is settled or the budget is spent."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from optuna.trial import Trial
+
+from marble_sweep import config as schema
+from marble_sweep.hydra_app.callbacks import rerun_command
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from marble_sweep.report.frontier import draw_frontier
+from marble_sweep.report.page import write_page
+from marble_sweep.report.summary import compare_runs
+from marble_sweep.report.table import render
+from marble_sweep.runs.files import lock_directory, write_json, write_text
+from marble_sweep.runs.run import Run, flat
+from marble_sweep.runs.status import find_run, mark_start, run_directories
+from marble_sweep.searches.launch import Composer, Runner, TrialWatch
+from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.space import Space, Value, build, parse
+from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.study import as_record, open_storage, open_study
+from marble_sweep.searches.view import View, describe_trial
+
+WAIT_SECONDS = 0.5  # between two looks at what other workers do
+JOURNAL = "study.log"
+FRONTIER = "frontier.png"
+
+
+class Search:
+    """One worker's part in a search; `run` returns the exit code."""
+
+    def __init__(
+        self, master: DictConfig, words: list[str], context: HydraContext, task: TaskFunction, launcher: Launcher
+    ) -> None:
+        """Check everything that can be checked before the first trial.
+
+        `words` are the sweeper's overrides and the command line's. Raises ValueError for what cannot be searched.
+        """
+        dimensions, fixed = parse(words, OverridesParser.create(context.config_loader))
+        searched = {each.key for each in dimensions}
+        for key in ("seed", "objective", "resume"):
+            schema.require(key not in searched, key, "a sweep", "one value; a search repeats by search.confirm_seeds")
+        self.fixed = list(fixed.values())
+        self.composer = Composer(context.config_loader, master, self.fixed)
+        first: dict[str, Value] = {each.key: each.values[0] for each in dimensions}
+        for each in dimensions:
+            for value in each.values:
+                if not each.decides_size:
+                    self.composer.resolve(first | {each.key: value})
+        self.space: Space = build(dimensions, lambda size: self.composer.resolve(first | size).num_parameters)
+        self.base = self.composer.resolve(first | dict(self.space.sizes[0].params))
+        schema.require(self.base.certify.stop, "certify.stop", False, "true in a search")
+        schema.require(self.base.objective is None, "objective", self.base.objective, "null in a search")
+        self.runner = Runner(self.composer, launcher, context, task)
+        self.directory = Path(master.hydra.sweep.dir)
+        self.rerun = rerun_command(master, self.directory)
+
+    def run(self) -> int:
+        """Search until there is an answer, or the budget is spent, or the user has had enough."""
+        alone = self.base.search.storage is None
+        # Workers of a shared study may share the directory too: each trial has a number of its own.
+        lock = lock_directory(self.directory, "hydra.sweep.dir") if alone else None
+        try:
+            return self._run(alone=alone)
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _run(self, *, alone: bool) -> int:
+        search = self.base.search
+        self.directory.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(search.storage or str((self.directory / JOURNAL).resolve()))
+        self.shared = open_study(
+            storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout
+        )
+        mark_start(self.directory)
+        self.view = View(self.base.trainer.total_steps)
+        self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}")
+        self.shared.fail_stale_trials(alone=alone)
+        ended = "interrupted"
+        try:
+            ended = self._loop()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.view.close()
+            self._conclude(ended)
+        if ended == "interrupted":
+            print(f"To go on:\n  {self.rerun}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        return EXIT_FAILED if ended == "max_failures" else 0
+
+    def _settings(self) -> dict[str, Any]:
+        """What a study must agree on with whoever joins it, beside the space: all that a run computes from."""
+        config = dict(flat(yaml.safe_load(schema.dump(self.base)), ""))
+        searched = [each.key for each in self.space.dimensions]
+        apart = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
+        kept = {key: value for key, value in config.items() if key not in (*searched, *apart)}
+        return kept | {"search.confirm_seeds": self.base.search.confirm_seeds}
+
+    def found(self) -> SearchResult:
+        """What the study holds by now."""
+        trials = [trial for trial in self.shared.study.get_trials(deepcopy=False) if as_record(trial) is not None]
+        return SearchResult(self.space, self.base, trials, self.fixed)
+
+    def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
+        """The strategy's decision, within the budget of trials."""
+        decision = decide(self.space, records, self.base.search.confirm_seeds)
+        return Settled() if isinstance(decision, Proposal) and self._ended_by(self.found(), decision) else decision
+
+    @staticmethod
+    def _ended_by(found: SearchResult, decision: Proposal | Wait | Settled) -> str | None:
+        """What ends the search; None while it may go on."""
+        reason = found.ended_by(settled=isinstance(decision, Settled))
+        again = isinstance(decision, Proposal) and decision.reason == "retry"
+        return None if reason == "n_trials" and again else reason  # what is taken up again was counted before
+
+    def _loop(self) -> str:
+        """Trial after trial; returns what ended the search, once no other worker's trial can change its answer."""
+        while True:
+            self.shared.fail_stale_trials()
+            found = self.found()
+            decision = decide(self.space, found.records, self.base.search.confirm_seeds)
+            reason = self._ended_by(found, decision)
+            others = any(each.outcome == "running" for each in found.records)
+            if reason is not None and not others:
+                return reason
+            if reason is not None or isinstance(decision, Wait):
+                time.sleep(WAIT_SECONDS)
+            elif (asked := self.shared.ask()) is not None:
+                self._train(*asked)
+
+    def _train(self, trial: Trial, plan: Proposal) -> None:
+        """One trial, from its plan to its place in the study."""
+        params = self.space.params(plan.size, plan.recipe)
+        params = params | {"seed": self.base.seed + plan.seed}
+        config = self.composer.resolve(params)
+        size = self.space.sizes[plan.size]
+        words = describe_trial(trial.number, plan, size, params)
+        self.view.begin(words, self.found().bracket())
+        directory = self.directory / str(trial.number)
+        if plan.reason == "retry":
+            directory = find_run(config, self.directory) or directory
+        watch = TrialWatch(trial, config, directory, config.search.worker_timeout, self.view.step)
+        try:
+            with watch:
+                run_dir = self.runner.run(trial.number, params)
+        except BaseException:
+            self.shared.release(trial)
+            raise
+        result = watch.result(run_dir)
+        self.shared.tell(trial, result, size.num_parameters, config.search.min_steps_per_minute)
+        found = self.found()
+        self.view.end(words, result, found.bracket())
+        write_json(self.directory / "search.json", found.as_json("running"))
+
+    def _conclude(self, ended: str) -> None:
+        """Write what was found, and say it."""
+        found = self.found()
+        summary = found.as_json(ended)
+        write_json(self.directory / "search.json", summary)
+        self.shared.study.set_user_attr("answer", summary["answer"])
+        draw_frontier(summary, self.directory / FRONTIER)
+        runs = [Run.read(path) for path in run_directories(self.directory)]
+        if runs:
+            comparison = compare_runs(runs)
+            write_text(self.directory / "summary.csv", render(comparison.rows, list(comparison.rows[0]), "csv"))
+            write_page(comparison, self.directory / "compare.html")
+        self.view.line("\n" + "\n".join(summary["words"]))
+        self.view.line(f"Everything is in {self.directory}")

@@ -1,0 +1,96 @@
+"""The process that trains one job: finds its directory, decides what is left to do, and does it."""
+
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from filelock import FileLock
+
+from marble_sweep.config import Config, dump
+from marble_sweep.runs.files import write_exclusive
+from marble_sweep.runs.provenance import code_sha256
+from marble_sweep.runs.status import DONE, read_metadata, record_failure, run_directories
+
+log = logging.getLogger(__name__)
+
+
+def main(config: Config, sweep_dir: Path, number: int, threads: int | None, parent: Connection) -> None:
+    """Train job `number` of the sweep, or continue it, or find that it is done."""
+    from marble_sweep.run import run
+
+    # Ctrl-C at a terminal reaches every process of the group: only the parent's word counts here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console])
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    directory, done = place(config, sweep_dir, number)
+    with contextlib.suppress(BrokenPipeError):  # a parent that is gone: the next thread notices
+        parent.send(directory)
+    threading.Thread(target=stop_with_parent, args=(parent,), daemon=True).start()
+    if done:
+        return
+    # A run whose parent was killed still saves its state; one that another process trains ends in its own time.
+    with FileLock(directory / ".lock"):
+        if read_metadata(directory).get("status") in DONE:
+            return
+    try:
+        run(config, directory, resume=True, show=False)
+    except Exception as error:
+        # Whatever it was belongs to this job alone: the sweep goes on.
+        log.info("%s", error, exc_info=True)
+        with contextlib.suppress(OSError):
+            record_failure(directory, f"{type(error).__name__}: {error}")
+
+
+def stop_with_parent(parent: Connection) -> None:
+    """End this process as SIGTERM would, state saved, when the parent closes its end or dies."""
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
+    """The directory of this job, and whether the run in it is finished and can be reused.
+
+    A run with the very same config, made of the same data by the same code, is continued or reused,
+    whatever its number. Else the job gets the directory of its number, or, where another run lies
+    there, the first free one; its config in it keeps every other job away.
+    """
+    text = dump(config)
+    for directory in run_directories(sweep_dir):
+        if (directory / "config.yaml").read_text(encoding="utf-8") == text:
+            changed = changes(directory, config)
+            if not changed:
+                return directory, read_metadata(directory).get("status") in DONE
+            log.warning("job %d: the run in %s is not reused, its %s", number, directory, " and its ".join(changed))
+    for candidate in itertools.chain([number], itertools.count()):
+        directory = sweep_dir / str(candidate)
+        directory.mkdir(parents=True, exist_ok=True)
+        if write_exclusive(directory / "config.yaml", text):
+            break
+    return directory, False
+
+
+def changes(directory: Path, config: Config) -> list[str]:
+    """In which words the code or the data of a run differ from today's; empty where they agree."""
+    from marble_sweep.data.corpus import load_corpus
+
+    metadata = read_metadata(directory)
+    if "corpus" not in metadata:
+        return []  # it never began to train
+    pairs = {"code": (metadata["code_sha256"], code_sha256())}
+    try:
+        pairs["data"] = (metadata["corpus"]["sha256"], load_corpus(config.data).sha256)
+    except (ValueError, OSError) as error:
+        return [f"data cannot be read any more ({error})"]
+    return [f"{what} was {then[:12]}, now {now[:12]}" for what, (then, now) in pairs.items() if then != now]

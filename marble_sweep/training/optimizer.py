@@ -1,0 +1,146 @@
+"""One optimizer step under a precision policy, and what rounding took from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from marble_sweep.config import AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
+from marble_sweep.training.precision import PrecisionPolicy, round_stochastic
+
+
+def build_optimizers(
+    config: OptimizerConfig, weights: Tensor, parts: Mapping[str, Tensor], *, reference: bool
+) -> list[torch.optim.Optimizer]:
+    """torch's own optimizers: one for all weights as a flat tensor, or, for Muon, two for its named parts.
+
+    `reference` asks for torch's plain loop over parameters, whose arithmetic is the parameters' own
+    dtype throughout (the fused kernels widen bfloat16 inside).
+    """
+    kernel: dict[str, Any] = {"foreach": False, "fused": False} if reference else {"fused": True}
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if isinstance(config, SGDConfig):
+        common |= {"momentum": config.momentum, "nesterov": config.nesterov}
+        return [torch.optim.SGD([weights], **common, **kernel)]
+    assert isinstance(config, AdamWConfig)
+    betas: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps}
+    # Muon orthogonalises matrices that map hidden to hidden; embeddings and vectors are not that.
+    matrices = [part for name, part in parts.items() if name.startswith("blocks.") and part.ndim == 2]
+    if isinstance(config, MuonConfig) and matrices:
+        others = [part for part in parts.values() if all(part is not matrix for matrix in matrices)]
+        muon = torch.optim.Muon(matrices, **common, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
+        return [muon, torch.optim.AdamW(others, **common, **betas, **kernel)]
+    optimizer = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return [optimizer([weights], **common, **betas, **kernel)]
+
+
+class FlatOptimizer:
+    """Holds the optimizers and, where the policy rounds, the float32 copy of the weights that they work on.
+
+    Between steps the copy equals the weights: nothing finer than the lattice survives a step. All weights lie
+    in one flat tensor, of which the model's parameters become views, so that a step takes a few operations
+    on it instead of as many on each parameter.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, policy: PrecisionPolicy, seed: int) -> None:
+        self.policy = policy
+        self.parameters = dict(model.named_parameters())
+        self.weights = torch.cat([parameter.detach().flatten() for parameter in self.parameters.values()])
+        for name, part in self._parts(self.weights).items():
+            self.parameters[name].data = part
+        self.prev_params = self.weights.clone()  # before the last step
+        self.before = self._parts(self.prev_params)
+        self.master_params = self.weights.float() if policy.rounds else self.weights
+        self.gradient = torch.zeros_like(self.master_params)  # of the last step
+        self.master_params.grad = self.gradient
+        parts, gradients = self._parts(self.master_params), self._parts(self.gradient)
+        for name, part in parts.items():
+            part.grad = gradients[name]
+        reference = policy.optimizer_dtype == torch.bfloat16
+        self.optimizers = build_optimizers(config, self.master_params, parts, reference=reference)
+        optimized = {id(each) for optimizer in self.optimizers for each in optimizer.param_groups[0]["params"]}
+        self.optimized = [each for each in (self.master_params, *parts.values()) if id(each) in optimized]
+        self.rounding = torch.Generator(self.weights.device).manual_seed(seed)
+        self.decays = config.weight_decay > 0
+        self.lr = 0.0
+
+    def _parts(self, flat: Tensor) -> dict[str, Tensor]:
+        """Each parameter's view of a flat tensor, by its name."""
+        pieces = flat.split([parameter.numel() for parameter in self.parameters.values()])
+        return {
+            name: piece.view(parameter.shape)
+            for (name, parameter), piece in zip(self.parameters.items(), pieces, strict=True)
+        }
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Apply the gradients that backward left, with learning rate lr."""
+        self.lr = lr
+        self.prev_params.copy_(self.weights)
+        gradients = []
+        for parameter in self.parameters.values():
+            assert parameter.grad is not None
+            gradients.append(parameter.grad.flatten())
+        torch.cat(gradients, out=self.gradient)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        if self.policy.rounds:
+            rounded = (
+                round_stochastic(self.master_params, self.rounding) if self.policy.stochastic else self.master_params
+            )
+            self.weights.copy_(rounded)  # rounds to nearest, ties to even
+            self.master_params.copy_(self.weights)
+
+    @torch.no_grad()
+    def updates_lost(self) -> Tensor:
+        """Of all weights that the last step meant to change, the fraction it left as they were.
+
+        A change is meant where the optimizer's direction is not zero: its momentum (the gradient,
+        where it keeps none), or the decay of a non-zero weight. Scalar float32; NaN if none was meant.
+        """
+        if self.lr == 0:
+            return torch.full((), torch.nan, device=self.weights.device)
+        # On the CPU a conversion to bool takes a third of the time of a comparison with zero.
+        directions = [self._direction(each).flatten().bool() for each in self.optimized]
+        meant = torch.cat(directions) if len(directions) > 1 else directions[0]
+        if self.decays:
+            meant |= self.prev_params.bool()
+        num_meant = torch.count_nonzero(meant)
+        num_made = torch.count_nonzero(meant.logical_and_((self.weights - self.prev_params).bool()))
+        return (num_meant - num_made).float() / num_meant.float()
+
+    def _direction(self, tensor: Tensor) -> Tensor:
+        """Where the last step pushed what was optimized to an optimizer; the same shape."""
+        for optimizer in self.optimizers:
+            state = optimizer.state.get(tensor, {})
+            for name in ("exp_avg", "momentum_buffer"):
+                if state.get(name) is not None:
+                    return state[name]
+        assert tensor.grad is not None
+        return tensor.grad
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The optimizers' states and the rounding generator's, as flat named tensors."""
+        tensors = {"rounding": self.rounding.get_state()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                for name, value in state.items():
+                    if value is not None:
+                        tensors[f"{number}.{index}.{name}"] = torch.as_tensor(value)
+        return tensors
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` saved; the weights must be loaded before."""
+        self.rounding.set_state(state_dict["rounding"].cpu())
+        for number, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in state_dict.items():
+                if key.startswith(f"{number}."):
+                    _, index, name = key.split(".", 2)
+                    state.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if self.policy.rounds:
+            self.master_params.copy_(self.weights)

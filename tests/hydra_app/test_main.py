@@ -1,0 +1,79 @@
+"""The command line: what it refuses, in which words, and how fast it answers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import TINY
+
+
+def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "marble_sweep", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ("model.num_layer=3", "model.num_layer: no such key; the nearest known one is model.num_layers"),
+        ("optimizer.momentum=0.9", "optimizer.momentum: no such key here; it belongs to optimizer=sgd"),
+        ("model=5L", "model = 5L: must be one of 0L64D, 1L16D, 1L4D"),
+        ("model.num_layers=x", "model.num_layers: Value 'x' of type 'str' could not be converted to Integer"),
+        ("model.num_heads=3", "model.num_heads = 3: must be null or a divisor of model.hidden_dim = 128"),
+        ("+foo=1", "foo = 1: must be left out: there are only certify, data, device"),
+        ("zzzzzz=1", "zzzzzz: no such key; --help lists those there are"),
+        ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),
+        ("device=mps", "device.type = mps: must be auto or one that is there: "),
+        ("data=text", "data.path = ???: must be given"),
+        ("data=text data.path=missing.txt", "data.path = 'missing.txt': must be"),
+        ("data=markov data.num_tokens=5000", "trainer.batch_size = 128: must be <= 35"),
+        ("resume=nowhere", "resume = nowhere: must be a run directory"),
+        ("resume=nowhere seed=1", "resume = nowhere: must be alone"),
+        ("schedule.warmup_steps=5000", "schedule.warmup_steps = 5000: must be < trainer.total_steps = 5000"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(overrides: str, line: str, tmp_path: Path) -> None:
+    result = marble_sweep(*overrides.split(), cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"marble_sweep: {line}"), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_a_refused_config_leaves_no_directory(tmp_path: Path) -> None:
+    marble_sweep("optimizer.lr=0", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = marble_sweep(*TINY, "hydra.run.dir=file/run", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("marble_sweep: [Errno")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["optimizer.lr=0"]])
+def test_torch_is_not_imported_to_answer(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from marble_sweep.hydra_app.main import main\n"
+        f"sys.argv = ['marble_sweep', *{arguments!r}]\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.stderr.splitlines()[-1] == "False", result.stderr
+
+
+def test_help_names_every_group(tmp_path: Path) -> None:
+    shown = marble_sweep("--help", cwd=tmp_path).stdout
+    for group in ("data", "device", "experiment", "model", "optimizer", "precision", "schedule", "trainer"):
+        assert f"\n{group}: " in shown
+    assert "schema" not in shown
+
+
+def test_name_follows_overridden_numbers(tmp_path: Path) -> None:
+    shown = marble_sweep("--cfg", "job", "--resolve", "model=2L64D", "model.num_layers=3", cwd=tmp_path).stdout
+    assert "name: 3L64D" in shown
+    assert "experiment_name: 3L64D" in shown

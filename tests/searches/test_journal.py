@@ -1,0 +1,156 @@
+"""The journal: whatever a killed writer leaves of its last line, the study goes on, and nothing is lost."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from marble_sweep.searches.study import JournalFile, open_storage
+
+NAME = "study"
+TRIALS = 3
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A real one: trials that are asked for, watched and told, the last one still running."""
+    path = tmp_path_factory.mktemp("journal") / "study.log"
+    study = optuna.create_study(storage=open_storage(str(path)), study_name=NAME)
+    for number in range(TRIALS):
+        trial = study.ask()
+        trial.suggest_float("lr", 1e-3, 1, log=True)
+        trial.set_user_attr("plan", {"size": number, "recipe": [1.0], "reason": "ünter\n"})
+        trial.report(0.5, 10)
+        if number < TRIALS - 1:
+            study.tell(trial, float(number))
+    return path.read_bytes()
+
+
+def load(backend: JournalFileBackend) -> optuna.Study:
+    return optuna.load_study(storage=JournalStorage(backend), study_name=NAME)
+
+
+def goes_on(whole: bytes, cut: int, path: Path, backend: Callable[[Path], JournalFileBackend]) -> None:
+    """Cut a journal; a reader from before, a writer and a reader from after see the same study, all of it."""
+    kept = whole[:cut].rfind(b"\n") + 1
+    path.write_bytes(whole[:kept])
+    reader = load(backend(path))
+    reader.get_trials()
+    path.write_bytes(whole[:cut])  # now half a line is there, which the open reader has not seen
+    trials = reader.get_trials()
+    assert [each.number for each in load(backend(path)).get_trials()] == [each.number for each in trials]
+    writer = load(backend(path))
+    first, second = writer.ask(), writer.ask()
+    first.set_user_attr("mark", cut)
+    for study in (reader, writer, load(backend(path))):
+        now = study.get_trials()
+        assert now[: len(trials)] == trials
+        assert [each.number for each in now[len(trials) :]] == [first.number, second.number]
+        assert now[first.number].user_attrs == {"mark": cut}
+    assert path.read_bytes().startswith(whole[:kept])
+
+
+def last_records(whole: bytes, records: int) -> range:
+    """Every place that leaves one of the last records torn."""
+    start = len(whole)
+    for _ in range(records + 1):
+        start = whole.rfind(b"\n", 0, start)
+    return range(start + 2, len(whole))
+
+
+@pytest.fixture
+def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here does not depend on when bytes reach the disk, but takes its time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.mark.usefixtures("_no_sync")
+def test_every_torn_end_is_mended(journal: bytes, tmp_path: Path) -> None:
+    cuts = last_records(journal, 3)
+    assert len(cuts) > 200
+    for cut in cuts:
+        goes_on(journal, cut, tmp_path / "study.log", JournalFile)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_garbage_at_the_end_is_mended(
+    journal: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """As a power cut leaves it: a block of zeros, or of what was on the disk before."""
+    path = tmp_path_factory.mktemp("garbage") / "study.log"
+    tail = data.draw(st.one_of(st.binary(min_size=1), st.integers(1, 5000).map(bytes)).filter(lambda t: b"\n" not in t))
+    path.write_bytes(journal + tail)
+    writer = load(JournalFile(path))
+    assert writer.ask().number == TRIALS
+    assert path.read_bytes().startswith(journal + b"{")
+    assert len(load(JournalFile(path)).get_trials()) == TRIALS + 1
+
+
+@pytest.mark.usefixtures("_no_sync")
+def test_what_optuna_ships_does_not_mend(journal: bytes, tmp_path: Path) -> None:
+    """When this fails, JournalFile has become superfluous."""
+    survived = []
+    for cut in last_records(journal, 1):
+        with contextlib.suppress(AttributeError, ValueError):  # the new record is lost, or the study unreadable
+            goes_on(journal, cut, tmp_path / "study.log", lambda path: JournalFileBackend(str(path)))
+            survived.append(cut)
+    assert survived == []
+
+
+def test_two_writers_share_a_file(tmp_path: Path) -> None:
+    """Threads, each with a storage of its own as a process has: no record is lost or torn."""
+    path = str(tmp_path / "study.log")
+    optuna.create_study(storage=open_storage(path), study_name=NAME)
+
+    def work() -> None:
+        study = optuna.load_study(storage=open_storage(path), study_name=NAME)
+        for _ in range(15):
+            study.tell(study.ask(), 1.0)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    trials = load(JournalFile(Path(path))).get_trials()
+    assert [each.number for each in trials] == list(range(45))
+    assert {each.state for each in trials} == {TrialState.COMPLETE}
+
+
+def hold_for_ever(path: Path) -> None:
+    JournalFile(path)._lock.acquire()
+    path.with_name("held").touch()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_writer_killed_with_the_lock_holds_nobody_up(
+    relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    path = Path("folder/study.log") if relative else tmp_path / "folder" / "study.log"
+    study = optuna.create_study(storage=open_storage(str(path)), study_name=NAME)
+    process = multiprocessing.get_context("spawn").Process(target=hold_for_ever, args=(path,))
+    process.start()
+    while not path.with_name("held").exists():
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    started = time.monotonic()
+    study.ask()
+    assert time.monotonic() - started < 10  # Optuna's own locks wait for half a minute, or for ever

@@ -1,0 +1,55 @@
+"""What a job returns to a sweeper that wants a number."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from helpers import TINY
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from omegaconf import DictConfig
+
+from marble_sweep.config import OBJECTIVES
+from marble_sweep.hydra_app import main as cli
+from marble_sweep.runs.status import read_metadata
+
+
+def sweep(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[Any]:
+    """A sweep in this process; returns what its jobs hand to Hydra, and so to the sweeper."""
+    values = []
+
+    def job(config: DictConfig) -> Any:
+        values.append(cli.job(config))
+        return values[-1]
+
+    words = ["marble_sweep", "--multirun", *TINY, *overrides, f"hydra.sweep.dir={sweep_dir}"]
+    monkeypatch.setattr("sys.argv", words)
+    state = Singleton.get_state()
+    try:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            hydra.main(version_base="1.3", config_path=str(cli.CONF), config_name="config")(job)()
+    finally:
+        GlobalHydra.instance().clear()
+        Singleton.set_state(state)
+    return values
+
+
+def test_a_job_returns_its_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    returned = sweep(tmp_path / "sweep", monkeypatch, "objective=n_params", "model.num_layers=0,1")
+    assert returned == [read_metadata(tmp_path / "sweep" / each)["n_params"] for each in "01"]
+    assert returned[0] < returned[1]
+    assert all(isinstance(each, float) for each in returned)
+
+
+def test_objectives_are_of_the_last_evaluation(tmp_path: Path) -> None:
+    metadata = '{"status": "finished", "n_params": 7, "last_evaluation": {"val_loss": 3.5, "unigram_margin": 0.25}}'
+    (tmp_path / "metadata.json").write_text(metadata)
+    assert [cli.objective(name, tmp_path) for name in OBJECTIVES] == [3.5, 0.25, 7.0]
+
+
+def test_a_job_that_failed_has_no_objective(tmp_path: Path) -> None:
+    assert math.isnan(cli.objective("val_loss", None))
+    (tmp_path / "metadata.json").write_text('{"status": "failed", "reason": "boom"}')
+    assert all(math.isnan(cli.objective(name, tmp_path)) for name in OBJECTIVES)

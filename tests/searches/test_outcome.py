@@ -1,0 +1,180 @@
+"""What a search says of itself: in JSON, in words and as a plot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import tiny_config
+from optuna.storages import InMemoryStorage
+from studies import made_up, small_space
+
+from marble_sweep.report.frontier import STYLES, draw_frontier, frontier_figure
+from marble_sweep.report.search import read_search
+from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.study import as_record, open_study
+
+SPACE = small_space()
+BUDGET = ("trainer.total_steps=100", "certify.looks=3", "certify.stop=true", "search.confirm_seeds=2")
+STEPS = (50, 71, 100)
+
+
+def searched(*overrides: str, smallest: int | None, most: int = 1000) -> SearchResult:
+    """A search in which the sizes from index `smallest` on certify at step 71, and no other does."""
+    base = tiny_config(*BUDGET, *overrides)
+
+    def deciding(records: list[TrialRecord]) -> Proposal | Wait | Settled:
+        return decide(SPACE, records, base.search.confirm_seeds)
+
+    shared = open_study(InMemoryStorage(), "test", SPACE, deciding, {}, timeout=60.0)
+    number = 0
+    while isinstance(deciding(_attempts(shared)), Proposal) and number < most:
+        asked = shared.ask()
+        assert asked is not None
+        trial, plan = asked
+        good = smallest is not None and plan.size >= smallest
+        for step in STEPS[: 2 if good else 3]:
+            trial.report(-0.1 if good and step == 71 else 0.3 - 0.001 * step, step)
+        step = 71 if good else 100
+        result = made_up("certified" if good else "refuted", step=step, margin=0.14 if good else -0.05)
+        shared.tell(trial, result, SPACE.sizes[plan.size].num_parameters, None)
+        number += 1
+    trials = [trial for trial in shared.study.get_trials() if as_record(trial) is not None]
+    return SearchResult(
+        SPACE, base, trials, ["data=markov", "trainer.total_steps=100", "certify.stop=true", "search.n_trials=9"]
+    )
+
+
+def _attempts(shared: Any) -> list[TrialRecord]:
+    return [record for trial in shared.study.get_trials() if (record := as_record(trial)) is not None]
+
+
+def test_a_trial_that_was_taken_up_again_is_counted_once_and_a_crash_saves_nothing() -> None:
+    base = tiny_config(*BUDGET)
+    shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, 2), {}, timeout=60.0)
+
+    def found() -> SearchResult:
+        return SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
+
+    lost, plan = shared.ask() or pytest.fail("there is a first trial")
+    lost.report(0.3, 50)
+    shared.release(lost)
+    assert (found().num_trials(), found().tokens()) == (1, 50 * 8 * 16)
+    again, same = shared.ask() or pytest.fail("it is taken up again")
+    assert (same.size, same.recipe, same.reason) == (plan.size, plan.recipe, "retry")
+    shared.tell(again, made_up("refuted", step=100), 1, None)
+    assert (found().num_trials(), found().tokens()) == (1, 100 * 8 * 16)
+    crashed, _ = shared.ask() or pytest.fail("there is more to do")
+    shared.tell(crashed, made_up("failed", step=0, margin=None), 1, None)
+    assert found().as_json("running")["tokens_saved"] == {"certified_early": 0, "given_up_early": 0}
+
+
+@pytest.fixture(scope="module")
+def found() -> SearchResult:
+    return searched(smallest=2)
+
+
+def test_the_answer(found: SearchResult) -> None:
+    answer = found.answer()
+    assert answer is not None
+    assert answer["size"] == str(SPACE.sizes[2])
+    assert answer["n_params"] == SPACE.sizes[2].num_parameters
+    assert (answer["val_loss"], answer["margin"], answer["margin_se"], answer["step"]) == (2.86, 0.14, 0.01, 71)
+    assert answer["confirmed"] is True
+    assert answer["confirming_seeds"] == [43, 44]
+
+
+def test_the_command_trains_the_winner_for_its_whole_budget(found: SearchResult) -> None:
+    answer = found.answer()
+    assert answer is not None
+    words = answer["command"].split()
+    assert words[:3] == ["python", "-m", "marble_sweep"]
+    assert {f"{key}={value}" for key, value in answer["params"].items()} <= set(words)
+    assert "trainer.total_steps=100" in words
+    assert not any(word.startswith(("certify.stop", "search.")) for word in words)
+
+
+def test_json(found: SearchResult) -> None:
+    summary = found.as_json("settled")
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["ended"] == "settled"
+    assert summary["threshold"] == "unigram"
+    assert summary["looks"] == list(STEPS)
+    assert summary["sizes_below"].keys() <= {"refuted", "implied"}
+    assert sum(summary["sizes_below"].values()) == 2
+    assert summary["trials"] == len(found.trials) == sum(summary["outcomes"].values())
+    assert summary["tokens"] == sum(trial.user_attrs["result"]["tokens"] for trial in found.trials)
+    certified = summary["outcomes"]["certified"]
+    assert summary["tokens_saved"] == {"certified_early": certified * 29 * 8 * 16, "given_up_early": 0}
+    statuses = {row["size"]: row["status"] for row in summary["frontier"]}
+    assert statuses[str(SPACE.sizes[2])] == "certified"
+    assert set(statuses.values()) <= set(STYLES)
+
+
+def test_words(found: SearchResult) -> None:
+    text = "\n".join(found.as_json("settled")["words"])
+    size = SPACE.sizes[2]
+    assert f"beats the fitted unigram loss within 100 steps of 8 x 16 tokens: {size}, {size.num_parameters:,}" in text
+    assert "confirmed on 2 fresh seeds of 2" in text
+    assert "Of all smaller sizes in the space: " in text
+    assert "The question is settled after" in text
+
+
+def test_words_where_nothing_certifies() -> None:
+    found = searched(smallest=None)
+    summary = found.as_json("settled")
+    assert summary["answer"] is None
+    assert summary["words"][0].startswith("Nothing is certified: no size tried beats the fitted unigram loss")
+    assert not any("To train it" in line for line in summary["words"])
+    assert found.bracket().startswith("none certified")
+
+
+def test_an_answer_that_is_not_confirmed_says_so() -> None:
+    found = searched(smallest=0, most=1)
+    answer = found.answer()
+    assert answer is not None
+    assert not answer["confirmed"]
+    assert "not confirmed" in found.as_json("n_trials")["words"][1]
+
+
+def test_the_bracket(found: SearchResult) -> None:
+    assert found.bracket().startswith(f"{SPACE.sizes[2]} confirmed | 2 of 2 smaller refuted, largest ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ((), None),
+        (("search.n_trials=1",), "n_trials"),
+        (("search.max_tokens=1",), "max_tokens"),
+        (("search.max_minutes=1e-9",), "max_minutes"),
+    ],
+)
+def test_what_ends_a_search(overrides: tuple[str, ...], reason: str | None) -> None:
+    found = searched(*overrides, smallest=2, most=1)
+    assert found.ended_by(settled=False) == reason
+    assert found.ended_by(settled=True) == "settled"
+
+
+def test_the_plot_shows_every_size_once(found: SearchResult, tmp_path: Path) -> None:
+    summary = found.as_json("settled")
+    (axes,) = frontier_figure(summary).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    counts = [int(label.rpartition("(")[2].rstrip(")")) for label in labels]
+    assert sum(counts) == len(summary["frontier"])
+    size = SPACE.sizes[2]
+    assert axes.get_title(loc="left") == f"Smallest certified: {size}, {size.num_parameters:,} parameters"
+    draw_frontier(summary, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_search_json_is_found_beside_its_trials_only(tmp_path: Path) -> None:
+    from marble_sweep.runs.run import Run
+
+    runs = [Run(tmp_path / "search" / name, {}, {}, []) for name in "01"]
+    assert read_search(runs) is None
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "search.json").write_text('{"words": ["found"]}')
+    assert read_search(runs) == {"words": ["found"]}
+    assert read_search([*runs, Run(tmp_path / "other" / "0", {}, {}, [])]) is None

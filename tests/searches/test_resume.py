@@ -1,0 +1,156 @@
+"""A search of one worker, as a process: interrupted and gone on with, refused, crashing, too slow."""
+
+import csv
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from helpers import TINY
+from optuna.trial import FrozenTrial, TrialState
+
+from marble_sweep.runs.status import read_metadata, run_directories
+from marble_sweep.searches.study import SPEED, open_storage
+
+pytestmark = pytest.mark.slow  # whole searches, each in a process of its own
+
+STEPS = 800
+# Two sizes and one recipe; nothing reaches the threshold, and two looks are too few to give a run up.
+TWO_TRIALS = (
+    "hydra/sweeper=smallest",
+    *TINY,
+    "model.num_layers=0,1",
+    "model.hidden_dim=2",
+    "certify.threshold=0.1",
+    "certify.looks=2",
+    "trainer.checkpoint_interval=10000",
+    "search.n_trials=2",
+)
+LONG = (*TWO_TRIALS, f"trainer.total_steps={STEPS}", "trainer.state_interval=0.3")
+LOOKS = [566, 800]
+
+
+def command(sweep_dir: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, f"hydra.sweep.dir={sweep_dir}"]
+
+
+def search(sweep_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(sweep_dir, *overrides), capture_output=True, text=True, check=False)
+
+
+def trials(sweep_dir: Path) -> list[FrozenTrial]:
+    return optuna.load_study(storage=open_storage(str(sweep_dir / "study.log")), study_name="smallest").get_trials()
+
+
+def summary(sweep_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((sweep_dir / "search.json").read_text())
+    return found
+
+
+def steps(directory: Path) -> list[int]:
+    with (directory / "metrics.csv").open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_search_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "search"
+    process = subprocess.Popen(command(sweep_dir, *LONG), stderr=subprocess.PIPE, text=True)
+    wait_for(sweep_dir / "1" / "metrics.csv", process)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=120)
+    words = command(sweep_dir, *LONG)
+    if number == signal.SIGINT:
+        assert process.returncode == 130, told
+        assert read_metadata(sweep_dir / "1")["status"] == "interrupted"
+        assert summary(sweep_dir)["ended"] == "interrupted"
+        assert (sweep_dir / "1" / "state.safetensors").exists()
+        words = [sys.executable, *shlex.split(told.rpartition("To go on:\n")[2])[1:]]
+    # After a SIGKILL at once, while the run that lost its parent may still save its state.
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+    first, lost, again = trials(sweep_dir)
+    assert [each.state for each in (first, lost, again)] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert [Path(each.user_attrs["result"]["directory"]).name for each in (first, again)] == ["0", "1"]
+    assert lost.user_attrs["plan"]["size"] == again.user_attrs["plan"]["size"]
+    assert [sorted(each.intermediate_values) for each in (first, again)] == [LOOKS, LOOKS]
+    assert [path.name for path in run_directories(sweep_dir)] == ["0", "1"]
+    assert steps(sweep_dir / "1") == list(range(1, STEPS + 1))
+    found = summary(sweep_dir)
+    assert found["ended"] == "settled"
+    assert found["trials"] == 2
+    assert found["tokens"] == 2 * STEPS * 8 * 16
+    assert len((sweep_dir / "summary.csv").read_text().splitlines()) == 3
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sweep_dir = tmp_path_factory.mktemp("finished") / "search"
+    result = search(sweep_dir, *TWO_TRIALS)
+    assert result.returncode == 0, result.stderr
+    return sweep_dir
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.num_layers=0,2", "must have the space it began with: model.num_layers was "),
+        ("certify.threshold=0.2", "must have the config it began with: certify.threshold was 0.1, now 0.2"),
+        ("trainer.total_steps=41", "must have the config it began with: trainer.total_steps was 40, now 41"),
+        ("optimizer.weight_decay=0.5", "must have the config it began with: optimizer.weight_decay was 0.01, now 0.5"),
+        ("precision=fp32", "must have the config it began with: precision.name was bf16, now fp32"),
+    ],
+)
+def test_another_search_in_the_same_directory_is_refused(override: str, line: str, finished: Path) -> None:
+    before = trials(finished)
+    result = search(finished, *TWO_TRIALS, override)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"marble_sweep: search.study = smallest: {line}"), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert trials(finished) == before
+
+
+def test_a_settled_search_trains_nothing_more(finished: Path) -> None:
+    before = trials(finished)
+    result = search(finished, *TWO_TRIALS)
+    assert result.returncode == 0
+    assert trials(finished) == before
+    assert "The question is settled after 2 trials" in result.stderr
+
+
+def test_crashes_end_a_search(tmp_path: Path) -> None:
+    # More windows a batch than the corpus has: known only once the corpus is there.
+    result = search(tmp_path / "search", *TWO_TRIALS, "trainer.batch_size=100000", "sweep.max_failures=1")
+    assert result.returncode == 1, result.stderr
+    (trial,) = trials(tmp_path / "search")
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["outcome"] == "failed"
+    assert "trainer.batch_size = 100000: must be <= " in trial.user_attrs["result"]["reason"]
+    assert summary(tmp_path / "search")["ended"] == "max_failures"
+    assert "sweep.max_failures trials crashed after 1 trial" in result.stderr
+
+
+def test_what_is_too_slow_is_ruled_out(tmp_path: Path) -> None:
+    result = search(tmp_path / "search", *TWO_TRIALS, "search.min_steps_per_minute=1e12")
+    assert result.returncode == 0, result.stderr
+    found = trials(tmp_path / "search")
+    assert len(found) == 2
+    for trial in found:
+        assert trial.state == TrialState.PRUNED
+        assert trial.user_attrs["outcome"] == "too_slow"
+        assert trial.user_attrs["result"]["step"] == 28  # the first look
+        assert trial.constraints[SPEED] > 1e11
+    assert summary(tmp_path / "search")["answer"] is None
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until the file has rows, or the process has ended."""
+    while process.poll() is None and not (path.exists() and path.read_text().count("\n") > 1):
+        time.sleep(0.02)

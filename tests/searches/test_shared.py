@@ -1,0 +1,274 @@
+"""Four workers, each a process, on one study: one of them is killed in mid-trial, and nothing is lost or done twice."""
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from marble_sweep.runs.files import lock_directory
+from marble_sweep.runs.status import DONE, read_metadata, run_directories
+from marble_sweep.searches.study import PLAN, WORKER, open_storage, records
+
+NUM_WORKERS = 4
+PATIENCE = 120  # seconds
+STUDY = "shared"
+SIZES_TO_REFUTE = ("0L2D", "1L2D")  # smaller than the answer, 0L3D: the search cannot do without them
+SEARCH = (
+    "hydra/sweeper=smallest",
+    "data=markov",
+    "data.vocab_size=64",
+    "data.num_tokens=20000",
+    "model.num_layers=0,1",
+    "model.hidden_dim=range(2,5)",
+    "trainer.total_steps=200",
+    "trainer.batch_size=8",
+    "trainer.seq_len=16",
+    "trainer.checkpoint_interval=10",  # rows reach the disk early: the run that is to be killed has long to go
+    "certify.looks=2",
+    "search.confirm_seeds=2",
+    f"search.study={STUDY}",
+    "search.worker_timeout=5",
+)
+STATES = {
+    "certified": TrialState.COMPLETE,
+    "refuted": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "stale": TrialState.FAIL,
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+# ---------------------------------------------------------------------- PostgreSQL
+
+
+def postgresql_programs() -> Path | None:
+    """Where the newest initdb and postgres are."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL of our own, up to the database's name."""
+    programs = postgresql_programs()
+    if programs is None:
+        message = "needs PostgreSQL (Debian: apt-get install postgresql)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    # It refuses to run as root, and the user it then runs as may not look into pytest's directories.
+    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        if os.geteuid() == 0:
+            shutil.chown(folder, user, user)
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        data = f"{folder}/data"
+        initdb = [programs / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync"]
+        subprocess.run(initdb, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+        options = [f"-p{port}", "-clisten_addresses=127.0.0.1", f"-cunix_socket_directories={folder}"]
+        with (Path(folder) / "log").open("wb") as log:
+            server = subprocess.Popen([programs / "postgres", "-D", data, *options], user=user, cwd=folder, stderr=log)
+        try:
+            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            while server.poll() is None and subprocess.run(ready, check=False).returncode:
+                time.sleep(0.1)
+            assert server.poll() is None, (Path(folder) / "log").read_text()
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
+
+
+@pytest.fixture
+def database(postgresql: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a new, empty database."""
+    import psycopg
+
+    name = f"test_{abs(hash(request.node.name))}"
+    with psycopg.connect(f"postgresql://postgres@{postgresql}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return f"postgresql+psycopg://postgres@{postgresql}/{name}"
+
+
+# ------------------------------------------------------------------------- workers
+
+
+def start(storage: str, sweep_dir: Path, log: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    words = [*SEARCH, f"search.storage={storage}", *overrides, f"hydra.sweep.dir={sweep_dir}"]
+    with log.open("wb") as file:
+        return subprocess.Popen([sys.executable, "-m", "marble_sweep", "--multirun", *words], stderr=file)
+
+
+OPENED: list[BaseStorage] = []
+
+
+@pytest.fixture(autouse=True)
+def _closing() -> Iterator[None]:
+    """Close the databases that a test has looked into."""
+    yield
+    while OPENED:
+        storage = OPENED.pop()
+        if isinstance(storage, RDBStorage):
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def load(storage: str) -> optuna.Study:
+    """The study. Raises KeyError where it has not begun."""
+    OPENED.append(open_storage(storage))
+    return optuna.load_study(storage=OPENED[-1], study_name=STUDY)
+
+
+def wait_for_victim(storage: str, workers: list[subprocess.Popen[bytes]], sweep_dirs: list[Path]) -> tuple[int, int]:
+    """Stop a worker that trains a size nobody else has tried; returns its place and its trial's number.
+
+    When this returns the training process, which a stopped worker does not stop, is at work.
+    """
+    give_up = time.monotonic() + PATIENCE
+    while all(worker.poll() is None for worker in workers):
+        time.sleep(0.2)
+        with contextlib.suppress(KeyError):  # there is no study yet
+            study = load(storage)
+            break
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < give_up:
+        trials = [each for each in study.get_trials() if PLAN in each.user_attrs]
+        sizes = Counter(each.user_attrs["size"] for each in trials)
+        for trial in trials:
+            size = trial.user_attrs["size"]
+            if trial.state != TrialState.RUNNING or size not in SIZES_TO_REFUTE or sizes[size] > 1:
+                continue
+            place = next(
+                at for at, worker in enumerate(workers) if str(worker.pid) == trial.user_attrs[WORKER].split()[1]
+            )
+            run = sweep_dirs[place] / str(trial.number)
+            if not (run / "config.yaml").exists():
+                continue  # its training process may not have been started
+            pid = workers[place].pid
+            os.kill(pid, signal.SIGSTOP)
+            if study.get_trials()[trial.number].state == TrialState.RUNNING:
+                while not has_rows(run / "metrics.csv") and time.monotonic() < give_up:
+                    time.sleep(0.005)
+                return place, trial.number
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.02)
+    raise AssertionError("no worker trained a size that the search cannot do without")
+
+
+def has_rows(path: Path) -> bool:
+    return path.exists() and path.read_text().count("\n") > 1
+
+
+def work(
+    storage: str, sweep_dirs: list[Path], logs: Path, *overrides: str
+) -> tuple[list[FrozenTrial], FrozenTrial, list[str]]:
+    """Run all workers and kill one; returns the trials, the killed worker's last one, and what the others said."""
+    workers = [
+        start(storage, sweep_dir, logs / f"{place}.log", *overrides) for place, sweep_dir in enumerate(sweep_dirs)
+    ]
+    try:
+        place, number = wait_for_victim(storage, workers, sweep_dirs)
+        workers[place].kill()
+        for worker in workers:
+            worker.wait(2 * PATIENCE)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    lock_directory(sweep_dirs[place] / str(number), "the killed run, which ends by itself").release()
+    told = [(logs / f"{each}.log").read_text() for each in range(NUM_WORKERS)]
+    codes = [worker.returncode for worker in workers]
+    assert codes == [-signal.SIGKILL if each == place else 0 for each in range(NUM_WORKERS)], "\n".join(told)
+    assert "Traceback" not in "".join(told), "\n".join(told)
+    trials = load(storage).get_trials()
+    return trials, trials[number], [text for each, text in enumerate(told) if each != place]
+
+
+def check(storage: str, trials: list[FrozenTrial], killed: FrozenTrial, sweep_dirs: list[Path]) -> FrozenTrial:
+    """What holds for every way to share a study. Returns the trial that took up the killed worker's."""
+    found = records(load(storage))
+    for record in found:
+        assert trials[record.number].state == STATES[record.outcome], record
+    assert {each.state for each in trials if PLAN not in each.user_attrs} <= {TrialState.FAIL}  # withdrawn
+
+    kept = [(each.size, each.recipe, each.seed) for each in found if each.outcome != "stale"]
+    assert Counter(kept).most_common(1)[0][1] == 1
+    plan = killed.user_attrs[PLAN]
+    assert killed.state == TrialState.FAIL
+    assert "outcome" not in killed.user_attrs
+    (again,) = [each for each in found if (each.size, each.seed) == (plan["size"], 0) and each.number > killed.number][
+        :1
+    ]
+    assert list(again.recipe) == plan["recipe"]
+    assert trials[again.number].user_attrs[PLAN]["reason"] == "retry"
+    assert again.outcome in ("refuted", "pruned")
+
+    runs = [path for sweep_dir in set(sweep_dirs) for path in run_directories(sweep_dir)]
+    ended = Counter((path / "config.yaml").read_text() for path in runs if read_metadata(path)["status"] in DONE)
+    assert ended.most_common(1)[0][1] == 1
+    assert sum(ended.values()) == len(kept)
+    return trials[again.number]
+
+
+def answer(told: str) -> str:
+    """The lines that say what was found, without what it cost and where it is."""
+    lines = told.splitlines()
+    first = next(
+        place for place, line in enumerate(lines) if line.startswith(("The smallest model", "Nothing is cert"))
+    )
+    return "\n".join(lines[first : first + 3])
+
+
+def test_a_journal_and_one_directory(tmp_path: Path) -> None:
+    sweep_dirs = [tmp_path / "search"] * NUM_WORKERS
+    storage = str(tmp_path / "study.log")
+    trials, killed, told = work(storage, sweep_dirs, tmp_path)
+    again = check(storage, trials, killed, sweep_dirs)
+    assert len(set(map(answer, told))) == 1
+    assert "0L3D" in answer(told[0])
+    # The run whose worker was killed was gone on with, where it was, to its end.
+    assert Path(again.user_attrs["result"]["directory"]) == tmp_path / "search" / str(killed.number)
+    ends = {"refuted": "finished", "pruned": "pruned"}
+    assert read_metadata(Path(again.user_attrs["result"]["directory"]))["status"] == ends[again.user_attrs["outcome"]]
+
+
+def test_a_journal_and_a_directory_each(tmp_path: Path) -> None:
+    sweep_dirs = [tmp_path / f"search{place}" for place in range(NUM_WORKERS)]
+    storage = str(tmp_path / "study.log")
+    trials, killed, told = work(storage, sweep_dirs, tmp_path)
+    check(storage, trials, killed, sweep_dirs)
+    assert len(set(map(answer, told))) == 1
+
+
+def test_a_database_and_one_directory(database: str, tmp_path: Path) -> None:
+    sweep_dirs = [tmp_path / "search"] * NUM_WORKERS
+    trials, killed, told = work(database, sweep_dirs, tmp_path)
+    check(database, trials, killed, sweep_dirs)
+    assert len(set(map(answer, told))) == 1
+
+
+def test_trials_are_counted_over_all_workers(database: str, tmp_path: Path) -> None:
+    """Also one that is lost when all are begun: it is taken up again, though no further one may begin."""
+    sweep_dirs = [tmp_path / "search"] * NUM_WORKERS
+    trials, killed, told = work(database, sweep_dirs, tmp_path, "search.n_trials=6")
+    check(database, trials, killed, sweep_dirs)
+    assert len([each for each in records(load(database)) if each.outcome != "stale"]) == 6
+    assert len(set(map(answer, told))) == 1
+    assert all("search.n_trials is used up after 6 trials" in each for each in told)

@@ -1,0 +1,168 @@
+"""How a trial's end looks to Optuna: its states, constraints and plots."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import optuna
+import optuna.visualization
+import plotly.graph_objects as go
+import pytest
+from helpers import tiny_config
+from optuna.trial import FrozenTrial, TrialState
+from studies import join, made_up, small_space
+
+from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.strategy import Proposal
+from marble_sweep.searches.study import (
+    DIVERGED_VIOLATION,
+    HEARTBEAT,
+    LOSS,
+    PLAN,
+    SPEED,
+    SharedStudy,
+    open_storage,
+    open_study,
+    records,
+)
+
+SIZES = {"certified": 4, "refuted": 0, "pruned": 1, "diverged": 2, "too_slow": 3, "failed": 5}
+LACKING = {"certified": -0.2, "refuted": 0.3, "pruned": 0.9, "diverged": 0.5, "too_slow": -0.1, "failed": 0.4}
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> SharedStudy:
+    return join(open_storage(str(tmp_path / "study.log")))
+
+
+def ended(shared: SharedStudy, outcome: str, *, slowest: float | None = 1000.0) -> FrozenTrial:
+    """A trial of a size of its own that two looks saw."""
+    shared.sampler.decide = lambda tried: Proposal(SIZES[outcome], (2.0,), 0, "probe")
+    asked = shared.ask()
+    assert asked is not None
+    trial, _ = asked
+    trial.report(1.0, 14)
+    trial.report(LACKING[outcome], 20)
+    speed = 500.0 if outcome == "too_slow" else 2000.0
+    shared.tell(trial, made_up(outcome, steps_per_minute=speed), 100 + SIZES[outcome], slowest)
+    return shared.study.get_trials()[trial.number]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "constraints"),
+    [
+        ("certified", TrialState.COMPLETE, {LOSS: -0.2, SPEED: -1000}),
+        ("refuted", TrialState.COMPLETE, {LOSS: 0.3, SPEED: -1000}),
+        ("pruned", TrialState.PRUNED, {LOSS: 0.9, SPEED: -1000}),
+        ("diverged", TrialState.PRUNED, {LOSS: DIVERGED_VIOLATION, SPEED: -1000}),
+        ("too_slow", TrialState.PRUNED, {LOSS: -0.1, SPEED: 500}),
+        ("failed", TrialState.FAIL, {}),
+    ],
+)
+def test_an_outcome_in_optunas_words(
+    outcome: str, state: TrialState, constraints: dict[str, float], shared: SharedStudy
+) -> None:
+    trial = ended(shared, outcome)
+    assert trial.state == state
+    assert trial.constraints == constraints
+    assert trial.value == (100 + SIZES[outcome] if state == TrialState.COMPLETE else trial.value)
+    assert trial.user_attrs["outcome"] == outcome
+    assert [each.outcome for each in records(shared.study)] == [outcome]
+
+
+def test_constraints_come_before_the_state(shared: SharedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna ranks a pruned trial by its last value, as if it were feasible, unless it has constraints by then."""
+    seen = []
+    tell = optuna.Study.tell
+    monkeypatch.setattr(
+        optuna.Study,
+        "tell",
+        lambda study, trial, *rest, **named: (
+            seen.append(study.get_trials()[trial.number].constraints),
+            tell(study, trial, *rest, **named),
+        ),
+    )
+    for outcome in ("pruned", "diverged", "too_slow"):
+        ended(shared, outcome)
+    assert all(max(constraints.values()) > 0 for constraints in seen)
+
+
+def test_without_a_limit_speed_constrains_nothing(shared: SharedStudy) -> None:
+    assert ended(shared, "certified", slowest=None).constraints == {LOSS: -0.2}
+
+
+def test_the_best_trial_is_a_certified_one(shared: SharedStudy) -> None:
+    """Though most others have fewer parameters."""
+    for outcome in SIZES:
+        ended(shared, outcome)
+    best = shared.study.best_trial
+    assert best.user_attrs["outcome"] == "certified"
+    assert best.value == 104
+
+
+@pytest.mark.parametrize("name", ["plot_optimization_history", "plot_intermediate_values", "plot_slice"])
+def test_optunas_plots(name: str, shared: SharedStudy) -> None:
+    for outcome in SIZES:
+        ended(shared, outcome)
+    figure: go.Figure = getattr(optuna.visualization, name)(shared.study)
+    assert sum(len(trace.y) for trace in figure.data) >= 2
+
+
+def test_a_worker_that_dies_while_it_tells_leaves_a_lost_trial(shared: SharedStudy) -> None:
+    asked = shared.ask()
+    assert asked is not None
+    trial, plan = asked
+    trial.set_user_attr("outcome", "certified")  # the first thing that is told; the margin would be next
+    shared.fail_stale_trials(alone=True)
+    (record,) = records(shared.study)
+    assert record.outcome == "stale"
+    again = shared.ask()
+    assert again is not None
+    assert (again[1].size, again[1].recipe, again[1].seed, again[1].reason) == (plan.size, plan.recipe, 0, "retry")
+
+
+def test_time_without_a_worker_is_not_counted(shared: SharedStudy) -> None:
+    """A search that was killed on Monday and goes on on Tuesday has not used up a day of search.max_minutes."""
+    ended(shared, "certified")
+    asked = shared.ask()
+    assert asked is not None
+    asked[0].set_user_attr(HEARTBEAT, 3.0)
+    shared.fail_stale_trials(alone=True)
+    trials = shared.study.get_trials()
+    assert trials[1].datetime_start is not None
+    trials[1].datetime_start -= timedelta(days=1)
+    told = trials[0].duration
+    assert told is not None
+    found = SearchResult(small_space(), tiny_config(), trials, [])
+    assert found.seconds() == pytest.approx(told.total_seconds() + 3)
+
+
+def test_trials_without_a_plan_are_none(shared: SharedStudy) -> None:
+    shared.study.ask()
+    assert records(shared.study) == []
+    assert PLAN not in shared.study.get_trials()[0].user_attrs
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "threshold", "line"),
+    [
+        (
+            ("model.num_layers=0,1", "model.hidden_dim=2,3"),
+            "unigram",
+            "must have the space it began with: model.hidden_dim was ",
+        ),
+        ((), "bigram", "must have the config it began with: threshold was unigram, now bigram"),
+    ],
+)
+def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, line: str, tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "study.log"))
+    join(storage)
+    with pytest.raises(ValueError, match=f"search.study = study: {line}") as raised:
+        open_study(storage, "study", small_space(*sweeps), lambda tried: None, {"threshold": threshold}, 60)  # type: ignore[arg-type,return-value]
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["nothing://there", "sqlite:////proc/none/such.db"])
+def test_an_impossible_storage_is_one_line(address: str) -> None:
+    with pytest.raises(ValueError, match=f"search.storage = {address}: must be a journal file or the URL of") as raised:
+        open_storage(address)
+    assert "\n" not in str(raised.value)

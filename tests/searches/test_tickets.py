@@ -1,0 +1,154 @@
+"""Many workers on one study: nothing is planned twice, whoever dies or dozes off in between."""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+from studies import decide_freely, join, made_up
+
+from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait
+from marble_sweep.searches.study import OUTCOME, PLAN, open_storage, records
+
+TIMEOUT = 0.5
+ANSWER = 3  # the smallest size that certifies
+
+
+class DeathError(Exception):
+    """What befalls a worker."""
+
+
+class Worker(threading.Thread):
+    """Works on a study until it is settled, or it dies."""
+
+    def __init__(self, storage: BaseStorage, seed: int, dies: str | None, timeout: float) -> None:
+        super().__init__()
+        self.shared = join(storage, self.decide, timeout=timeout)
+        self.random = random.Random(f"{seed} {self.name}")
+        self.dies = dies  # before its plan, with it, or never
+        self.error: Exception | None = None
+
+    def decide(self, tried: list[TrialRecord]) -> Proposal | Wait | Settled:
+        decision = decide_freely(tried)
+        time.sleep(self.random.random() / 100)  # whoever decides at the same time decides the same
+        if self.dies == "before its plan":
+            raise DeathError
+        return decision
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except DeathError:
+            pass
+        except Exception as error:
+            self.error = error
+
+    def work(self) -> None:
+        while not isinstance(decide_freely(records(self.shared.study)), Settled):
+            self.shared.fail_stale_trials()
+            asked = self.shared.ask()
+            if asked is None:
+                time.sleep(TIMEOUT / 20)
+                continue
+            if self.dies == "with its plan":
+                raise DeathError
+            trial, plan = asked
+            good = plan.size >= ANSWER
+            trial.report(-0.1 if good else 1.0 - plan.size / 10, 40)
+            self.shared.tell(trial, made_up("certified" if good else "refuted"), 100, None)
+
+
+def work_together(
+    storages: Sequence[BaseStorage], deaths: Sequence[str | None], seed: int, timeout: float = TIMEOUT
+) -> None:
+    """All workers at once; what they leave must be one search, with nothing in it twice."""
+    workers = [Worker(storage, seed, dies, timeout) for storage, dies in zip(storages, deaths, strict=True)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [each.error for each in workers if each.error is not None] == []
+    check(storages[0])
+
+
+def check(storage: BaseStorage) -> None:
+    found = records(join(storage).study)
+    assert isinstance(decide_freely(found), Settled)
+    kept = {configuration(each): each for each in found if each.outcome != "stale"}
+    assert len(kept) == sum(each.outcome != "stale" for each in found)
+    assert {each.outcome for each in kept.values()} == {"certified", "refuted"}
+    for lost in found:
+        if lost.outcome == "stale" and configuration(lost) in kept:
+            assert kept[configuration(lost)].number > lost.number
+
+
+def configuration(record: TrialRecord) -> tuple[int, tuple[float, ...], int]:
+    """What must not be trained twice."""
+    return record.size, record.recipe, record.seed
+
+
+DEATHS = st.lists(st.sampled_from([None, None, "before its plan", "with its plan"]), min_size=2, max_size=5)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+@given(deaths=DEATHS, seed=st.integers(0, 1000))
+def test_nothing_is_planned_twice(deaths: list[str | None], seed: int) -> None:
+    storage = InMemoryStorage()
+    work_together([storage] * (len(deaths) + 1), [None, *deaths], seed)
+
+
+def test_nothing_is_planned_twice_in_a_journal(tmp_path: Path) -> None:
+    storages = [open_storage(str(tmp_path / "study.log")) for _ in range(4)]
+    work_together(storages, [None, "before its plan", None, "with its plan"], 0)
+
+
+def test_a_dead_ticket_ends_no_other() -> None:
+    """Those who wait for it live, and say so: when its time is up they decide one after the other."""
+    storage = InMemoryStorage()
+    work_together([storage] * 4, ["before its plan", None, None, None], 0, timeout=2.0)
+    trials = join(storage).study.get_trials()
+    assert sum(PLAN not in each.user_attrs and OUTCOME not in each.user_attrs for each in trials) == 1
+
+
+def test_who_was_taken_for_dead_plans_nothing() -> None:
+    storage, asleep, wake = InMemoryStorage(), threading.Event(), threading.Event()
+
+    def doze(tried: list[TrialRecord]) -> Proposal | Wait | Settled:
+        asleep.set()
+        wake.wait()
+        return decide_freely(tried)
+
+    answers = []
+    dozing, awake = join(storage, doze, timeout=TIMEOUT), join(storage, timeout=TIMEOUT)
+    thread = threading.Thread(target=lambda: answers.append(dozing.ask()))
+    thread.start()
+    asleep.wait()
+    asked = awake.ask()
+    wake.set()
+    thread.join()
+    assert asked is not None
+    assert answers == [None]
+    assert [each.state for each in awake.study.get_trials()] == [TrialState.FAIL, TrialState.RUNNING]
+    assert [PLAN in each.user_attrs for each in awake.study.get_trials()] == [False, True]
+
+
+def test_what_comes_too_late_changes_nothing() -> None:
+    """A worker that was taken for dead tells of a trial that another one has taken up."""
+    storage = InMemoryStorage()
+    late, other = join(storage), join(storage)
+    asked = late.ask()
+    assert asked is not None
+    other.fail_stale_trials(alone=True)
+    late.tell(asked[0], made_up("certified"), 100, None)
+    late.release(asked[0])
+    (trial,) = other.study.get_trials()
+    assert trial.state == TrialState.FAIL
+    assert [each.outcome for each in records(other.study)] == ["stale"]
+    again = other.ask()
+    assert again is not None
+    assert again[1].reason == "retry"
