@@ -18,10 +18,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-from marble_sweep import config as schema
-from marble_sweep.hydra_app import main as cli
 from marble_sweep.runs.files import atomic_write
 
 KEYS = ("num_layers", "hidden_dim", "lr", "seed")
@@ -48,6 +44,7 @@ def record(curve: Curve) -> list[dict[str, str]]:
     """The rows of one curve, a look each."""
     import torch
 
+    from marble_sweep.hydra_app.compose import compose_config
     from marble_sweep.run import run
 
     logging.disable()
@@ -59,8 +56,7 @@ def record(curve: Curve) -> list[dict[str, str]]:
         f"optimizer.lr={lr}",
         f"seed={seed}",
     ]
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        config = schema.resolve(compose("config", [*BUDGET, *settings]))
+    config = compose_config([*BUDGET, *settings])
     with tempfile.TemporaryDirectory() as folder:
         run(config, Path(folder, "run"), show=False)
         with Path(folder, "run", "metrics.csv").open(newline="") as file:

@@ -157,10 +157,7 @@ def train_gpt2(setting: Setting, device: str, on_step: Callable[[], bool], *, bf
 
 def compose(setting: Setting, device: str, precision: str = "bf16") -> Any:
     """The config of a run of ours."""
-    from hydra import compose, initialize_config_dir
-
-    from marble_sweep import config as schema
-    from marble_sweep.hydra_app import main as cli
+    from marble_sweep.hydra_app.compose import compose_config
 
     overrides = [
         f"model.num_layers={setting.num_layers}",
@@ -171,8 +168,7 @@ def compose(setting: Setting, device: str, precision: str = "bf16") -> Any:
         f"precision={precision}",
         f"device={device}",
     ]
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return schema.resolve(compose("config", overrides))
+    return compose_config(overrides)
 
 
 @contextlib.contextmanager
@@ -287,7 +283,10 @@ def matmul_peak(device: str, dtype_name: str) -> float:
 def work(contender: str, setting: Setting, device: str, seconds: float, began: float) -> dict[str, Any]:
     """What the process of one contender found."""
     if contender not in PEERS:
-        import marble_sweep  # noqa: F401 (as on its command line before torch: it says how OpenMP's threads wait)
+        from marble_sweep.process import keep_freed_memory, shorten_openmp_spin  # as its command line does
+
+        shorten_openmp_spin()
+        keep_freed_memory()
     importing = time.perf_counter()
     import torch
 

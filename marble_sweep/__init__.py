@@ -1,11 +1,44 @@
-"""Train tiny language models in sweeps and watch their weights move on the bfloat16 lattice."""
+"""Train tiny language models in sweeps and watch their weights move on the bfloat16 lattice.
 
-import os
+    import marble_sweep as ms
+
+    run = ms.train(["experiment=quick"])
+
+`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.sweep` and `ms.search` are the public functions.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marble_sweep.api import Search, Sweep, compose, load_run, load_runs, search, sweep, train
+    from marble_sweep.config import Config, ModelConfig
+    from marble_sweep.loaded_run import Run
 
 __version__ = "0.1.0"
 
-# OpenMP's threads spin for milliseconds while they wait for each other. On a machine that does anything
-# else besides, a small model then trains twenty times slower; a shorter spin costs little where it does not
-# (docs/LOG.md). Read when torch is loaded, so set here.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+__all__ = [
+    "Config",
+    "ModelConfig",
+    "Run",
+    "Search",
+    "Sweep",
+    "compose",
+    "load_run",
+    "load_runs",
+    "search",
+    "sweep",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API, and torch with it, only when it is asked for: the command line starts without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from marble_sweep import api, config
+
+    return getattr(api if hasattr(api, name) else config, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -18,6 +18,8 @@ OBJECTIVES = ("val_loss", "val_margin", "n_params")
 MAX_LOOKS = 20  # more would look at the same step twice in any run of a thousand steps
 PRECISIONS = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MODEL_NAME = "${.num_layers}L${.hidden_dim}D"
+EXPERIMENT_NAME = "${model.name}"
 MIN_HEAD_DIM = 32
 NUM_BYTES = 256  # a byte-level vocabulary starts with one token a byte
 
@@ -43,13 +45,15 @@ def require_in_unit_interval(name: str, value: float, *, closed: bool = False) -
 class ModelConfig:
     """A decoder-only transformer. Its name follows its numbers: 4 layers of width 128 are 4L128D."""
 
-    name: str = "${.num_layers}L${.hidden_dim}D"
+    name: str = MODEL_NAME
     num_layers: int = 4  # 0 leaves embeddings and the final LayerNorm: a bigram-like model
     hidden_dim: int = 128  # D
     num_heads: int | None = None  # null: the largest divisor of D that leaves >= 32 dimensions a head
     mlp_ratio: float = 4.0  # MLP width / D
 
     def __post_init__(self) -> None:
+        if self.name == MODEL_NAME:  # built without OmegaConf, which would have resolved it
+            self.name = f"{self.num_layers}L{self.hidden_dim}D"
         require(self.num_layers >= 0, "model.num_layers", self.num_layers, ">= 0")
         require(self.hidden_dim >= 1, "model.hidden_dim", self.hidden_dim, ">= 1")
         require_positive("model.mlp_ratio", self.mlp_ratio)
@@ -266,6 +270,14 @@ class NotebookConfig(DataConfig):
 
 
 @dataclass
+class TokensConfig(DataConfig):
+    """Ids made elsewhere: `tokens` (num_tokens,), whole numbers, in a safetensors file."""
+
+    name: str = "tokens"
+    path: str = MISSING
+
+
+@dataclass
 class MarkovConfig(DataConfig):
     """A first-order Markov chain over the live tokens: each has `branching` successors, Zipf-weighted."""
 
@@ -404,16 +416,16 @@ class Config:
     """One run. Its identity is all of this, resolved, with the data's hash and the code's."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    optimizer: OptimizerConfig = MISSING
-    schedule: ScheduleConfig = MISSING
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+    schedule: ScheduleConfig = field(default_factory=ConstantConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
-    data: DataConfig = MISSING
+    data: DataConfig = field(default_factory=PydocsConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     certify: CertifyConfig = field(default_factory=CertifyConfig)
     seed: int = 42
-    experiment_name: str = "${model.name}"
+    experiment_name: str = EXPERIMENT_NAME
     notes: str = ""  # kept in metadata.json
     resume: str | None = None  # a run directory to continue; its own config is used
     objective: str | None = None  # what a job of a sweep returns to its sweeper; null: nothing
@@ -421,6 +433,8 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        if self.experiment_name == EXPERIMENT_NAME:
+            self.experiment_name = self.model.name
         allowed = f"null or one of {', '.join(OBJECTIVES)}"
         require(self.objective is None or self.objective in OBJECTIVES, "objective", self.objective, allowed)
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
@@ -449,6 +463,7 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "pydocs": PydocsConfig,
         "text": TextConfig,
         "notebook": NotebookConfig,
+        "tokens": TokensConfig,
         "markov": MarkovConfig,
         "iid": IIDConfig,
     },
@@ -458,10 +473,15 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
 def register_schemas() -> None:
     """Put the schemas where the files in conf/ find them: `schema` and `schema/<group>/<option>`."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    schema = OmegaConf.structured(Config)
+    for group in SCHEMAS:
+        schema[group] = MISSING  # a group's file says which of its schemas it is
+    # What was derived for the defaults must follow the numbers that a command line gives.
+    schema.model.name, schema.experiment_name = MODEL_NAME, EXPERIMENT_NAME
+    store.store(name="schema", node=schema)
     for group, options in SCHEMAS.items():
-        for name, schema in options.items():
-            store.store(group=f"schema/{group}", name=name, node=schema)
+        for name, option in options.items():
+            store.store(group=f"schema/{group}", name=name, node=option)
 
 
 def resolve(config: DictConfig) -> Config:

@@ -22,7 +22,7 @@ from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.tensors import write_tensors
-from marble_sweep.training.device import choose_device
+from marble_sweep.training.device import choose_device, cpu_threads
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
@@ -41,7 +41,7 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
     for a config that the data or the machine cannot serve and for a directory that holds another run,
     OSError where it cannot be written. `show` asks for a progress bar.
     """
-    with claimed(directory, config, resume=resume), logging_to(directory / "run.log"):
+    with claimed(directory, config, resume=resume), logging_to(directory / "run.log"), cpu_threads(config.device):
         started = time.monotonic()
         policy = POLICIES[config.precision.name]
         device = choose_device(config.device, policy)
@@ -109,9 +109,12 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Keep what is logged in a file too."""
+    """Keep what the package logs in a file too."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    logging.getLogger().addHandler(handler)
+    logger = logging.getLogger("marble_sweep")
+    level = logger.level
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))  # a notebook's root logger lets no INFO pass
+    logger.addHandler(handler)
     try:
         yield
     except Exception as error:
@@ -119,7 +122,8 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (error,), sys.exc_info()))
         raise
     finally:
-        logging.getLogger().removeHandler(handler)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
         handler.close()
 
 

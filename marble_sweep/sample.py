@@ -17,19 +17,26 @@ from marble_sweep.run import build_model
 from marble_sweep.training.precision import POLICIES
 
 
-def load_run(directory: Path) -> tuple[Transformer, Tokenizer]:
-    """A run's model, on the CPU in the dtype it was trained in, and its tokenizer.
+def load_model(directory: Path) -> Transformer:
+    """A run's model, on the CPU in the dtype it was trained in.
 
     Raises ValueError where the directory holds no trained model.
     """
-    for name in ("config.yaml", "model.safetensors", "tokenizer.json"):
+    for name in ("config.yaml", "model.safetensors"):
         found = (directory / name).is_file()
         schema.require(found, "RUN_DIR", directory, f"a run directory with a {name}")
     config = schema.load(directory / "config.yaml")
     weights = load_file(directory / "model.safetensors")
     model = build_model(config, vocab_size=len(weights["embedding.weight"]))
     model.to(POLICIES[config.precision.name].param_dtype).load_state_dict(weights)
-    return model.eval(), Tokenizer.from_file(str(directory / "tokenizer.json"))
+    return model.eval()
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """A run's tokenizer. Raises ValueError where the directory holds none."""
+    path = directory / "tokenizer.json"
+    schema.require(path.is_file(), "RUN_DIR", directory, "a run directory with a tokenizer.json")
+    return Tokenizer.from_file(str(path))
 
 
 @torch.no_grad()
@@ -54,6 +61,17 @@ def generate(model: Transformer, tokens: list[int], num_tokens: int, temperature
         yield token
 
 
+def generate_text(
+    model: Transformer, tokenizer: Tokenizer, prompt: str, num_tokens: int, temperature: float, seed: int
+) -> str:
+    """The prompt and `num_tokens` more tokens as text. Raises ValueError for an empty prompt or a temperature < 0."""
+    tokens = tokenizer.encode(prompt).ids
+    schema.require(len(tokens) > 0, "prompt", repr(prompt), "text of at least one token")
+    schema.require(temperature >= 0, "temperature", temperature, ">= 0")
+    text: str = tokenizer.decode([*tokens, *generate(model, tokens, num_tokens, temperature, seed)])
+    return text
+
+
 def top_table(log_probs: Tensor, unigram: Tensor, tokenizer: Tokenizer, k: int) -> str:
     """The K most probable next tokens with their probabilities, the model's beside the unigram's."""
     columns = []
@@ -76,18 +94,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     try:
-        model, tokenizer = load_run(arguments.run_dir)
-        prompt = tokenizer.encode(arguments.prompt).ids
-        schema.require(len(prompt) > 0, "--prompt", repr(arguments.prompt), "text of at least one token")
-        schema.require(arguments.temperature >= 0, "--temperature", arguments.temperature, ">= 0")
+        model, tokenizer = load_model(arguments.run_dir), read_tokenizer(arguments.run_dir)
         if arguments.top is not None:
+            prompt = tokenizer.encode(arguments.prompt).ids
+            schema.require(len(prompt) > 0, "prompt", repr(arguments.prompt), "text of at least one token")
             vocab_size = model.embedding.num_embeddings
             schema.require(1 <= arguments.top <= vocab_size, "--top", arguments.top, f"in [1, {vocab_size}]")
             unigram = load_file(arguments.run_dir / "unigram.safetensors")["log_probs"]
             print(top_table(next_log_probs(model, prompt), unigram, tokenizer, arguments.top))
             return
-        drawn = list(generate(model, prompt, arguments.tokens, arguments.temperature, arguments.seed))
-        print(tokenizer.decode([*prompt, *drawn]))
+        wishes = arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed
+        print(generate_text(model, tokenizer, *wishes))
     except (ValueError, OSError, SafetensorError) as error:
         print(f"marble_sweep.sample: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -55,6 +55,14 @@ class Verdict:
         beats = {name: getattr(self, name) for name in ("beats_unigram", "beats_oracle", "beats_bigram")}
         return beats | {"criteria": criteria}
 
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Verdict":
+        """The verdict that `as_json` made these values of."""
+        criteria = [
+            Criterion(each["name"], [Check(**check) for check in each["checks"]]) for each in stored["criteria"]
+        ]
+        return cls(criteria, stored["beats_unigram"], stored["beats_oracle"], stored["beats_bigram"])
+
     def as_text(self) -> str:
         """The block printed at the end of a run."""
         words = {True: "pass", False: "FAIL", None: "n/a"}

@@ -1,9 +1,7 @@
 """Configs composed as the program does it, and a run small enough for tests."""
 
-from hydra import compose, initialize_config_dir
-
-from marble_sweep import config as schema
-from marble_sweep.hydra_app import main as cli
+from marble_sweep.config import Config
+from marble_sweep.hydra_app import compose
 
 # A corpus and a model small enough that 40 steps take a second, yet the model learns the chain.
 TINY = (
@@ -20,11 +18,10 @@ TINY = (
 )
 
 
-def compose_config(*overrides: str) -> schema.Config:
+def compose_config(*overrides: str) -> Config:
     """The checked config of one run, from the files in conf/."""
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return schema.resolve(compose("config", list(overrides)))
+    return compose.compose_config(overrides)
 
 
-def tiny_config(*overrides: str) -> schema.Config:
+def tiny_config(*overrides: str) -> Config:
     return compose_config(*TINY, *overrides)

@@ -13,13 +13,22 @@ from safetensors.numpy import save as save_arrays
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from marble_sweep.config import DataConfig, MarkovConfig, NotebookConfig, PydocsConfig, TextConfig, require
+from marble_sweep.config import (
+    DataConfig,
+    MarkovConfig,
+    NotebookConfig,
+    PydocsConfig,
+    TextConfig,
+    TokensConfig,
+    require,
+)
 from marble_sweep.data import notebook, synthetic
 from marble_sweep.data.cache import cached, content_key
 from marble_sweep.data.pydocs import read_pydocs
 from marble_sweep.data.split import split_documents
 from marble_sweep.data.text import read_documents
 from marble_sweep.data.tokenizer import encode, token_bytes, train_tokenizer
+from marble_sweep.data.tokens import read_tokens
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ def load_corpus(config: DataConfig) -> Corpus:
             return _load_synthetic(config)
         case NotebookConfig():
             return _load_notebook(config)
+        case TokensConfig():
+            return _load_tokens(config)
         case PydocsConfig():
             documents, description = read_pydocs(config.packages)
             return _load_tokenized(config, config.dead_fraction, documents, f"pydocs: {description}")
@@ -51,7 +62,7 @@ def load_corpus(config: DataConfig) -> Corpus:
             documents = read_documents(config.path)
             description = f"text: {config.path}; {len(documents):,} file{'s' * (len(documents) > 1)}"
             return _load_tokenized(config, config.dead_fraction, documents, description)
-    raise ValueError(f"data.name = {config.name}: must be one of pydocs, text, notebook, markov, iid")
+    raise ValueError(f"data.name = {config.name}: must be one of pydocs, text, notebook, tokens, markov, iid")
 
 
 def _load_synthetic(config: MarkovConfig) -> Corpus:
@@ -83,6 +94,19 @@ def _load_notebook(config: NotebookConfig) -> Corpus:
     train, val = _split_stream(stream, config.val_fraction)
     notebook.check_dead_mask(config, mask, ~_census(train, config.vocab_size), tokenizer)
     return _assemble(train, val, tokenizer, mask, token_bytes(tokenizer), f"notebook: {config.corpus_path}")
+
+
+def _load_tokens(config: TokensConfig) -> Corpus:
+    stream = read_tokens(config)
+    train, val = _split_stream(stream, config.val_fraction)
+    return _assemble(
+        train,
+        val,
+        synthetic.word_tokenizer(config.vocab_size),
+        _census(train, config.vocab_size),
+        np.zeros(config.vocab_size, dtype=np.int32),
+        f"tokens: {config.path}",
+    )
 
 
 def _load_tokenized(config: DataConfig, dead_fraction: float, documents: dict[str, str], description: str) -> Corpus:

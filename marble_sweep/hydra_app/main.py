@@ -11,13 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep import config as schema
 from marble_sweep.hydra_app import callbacks
+from marble_sweep.hydra_app.compose import CONF, VERSION_BASE
 from marble_sweep.hydra_app.errors import EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.sweeps.jobs import train_job
-
-PACKAGE = Path(__file__).resolve().parents[1]
-# In a checkout conf/ lies beside the package; a wheel carries it inside.
-CONF = next(path for path in (PACKAGE.parent / "conf", PACKAGE / "conf") if path.is_dir())
 
 
 def run_directory(resume: str | None) -> str:
@@ -48,6 +46,7 @@ def job(config: DictConfig) -> float | str | None:
 
     A job returns its objective, for sweepers that want a number, or else its run directory.
     """
+    shorten_openmp_spin()
     context = HydraConfig.get()
     if not OmegaConf.is_missing(context.job, "num"):
         at_once = context.launcher.get("n_jobs", 1)  # joblib's
@@ -57,6 +56,7 @@ def job(config: DictConfig) -> float | str | None:
             return objective(settings.objective, run_dir)
         return None if run_dir is None else str(run_dir)
     with exiting_on_errors():
+        keep_freed_memory()
         from marble_sweep.run import run
 
         directory = Path(context.runtime.output_dir)
@@ -95,7 +95,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
     try:
         with exiting_on_errors():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+            hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
         if callbacks.current is not None:
             callbacks.current.conclude()

@@ -29,22 +29,27 @@ LABELS = 2.3
 OFF_SCALE = 1.2  # times the first loss or the highest baseline: what a diverging loss exceeds is not drawn
 
 
-def draw_plots(directory: Path) -> None:
-    """Draw loss.png, lattice.png and hidden.png into `directory`/plots from what the run has recorded so far.
+def draw_figures(directory: Path) -> dict[str, Figure]:
+    """The figures `loss`, `lattice` and `hidden` of what a run has recorded so far; none before its first step.
 
     Whatever was not measured (no held-out text, no dead tokens, one step only) is left out or said to be missing.
     """
     run = Run.read(directory)
     steps, evals = read_csv(directory / "metrics.csv"), read_csv(directory / "evals.csv")
     if not len(steps):
-        return
+        return {}
+    return {
+        "loss": loss_figure(run, steps, evals),
+        "lattice": lattice_figure(run, steps),
+        "hidden": hidden_figure(run, steps),
+    }
+
+
+def draw_plots(directory: Path) -> None:
+    """Draw the figures into `directory`/plots as PNG."""
     folder = directory / "plots"
-    folder.mkdir(exist_ok=True)
-    for name, figure in (
-        ("loss", loss_figure(run, steps, evals)),
-        ("lattice", lattice_figure(run, steps)),
-        ("hidden", hidden_figure(run, steps)),
-    ):
+    for name, figure in draw_figures(directory).items():
+        folder.mkdir(exist_ok=True)
         with atomic_write(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from marble_sweep.runs.run import Run
@@ -13,7 +14,12 @@ def read_search(runs: Sequence[Run]) -> dict[str, Any] | None:
     if len(folders) != 1:
         return None
     try:
-        found: dict[str, Any] = json.loads((folders.pop() / "search.json").read_text(encoding="utf-8"))
+        return read_search_json(folders.pop())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def read_search_json(directory: Path) -> dict[str, Any]:
+    """What a search has found, as docs/search.md has it. Raises FileNotFoundError where there was none."""
+    found: dict[str, Any] = json.loads((directory / "search.json").read_text(encoding="utf-8"))
     return found

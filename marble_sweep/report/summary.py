@@ -70,7 +70,7 @@ class Comparison:
         return "val_loss" if any(row["val_loss"] is not None for row in self.rows) else "final_loss"
 
 
-def summarise(directories: Sequence[Path]) -> "pd.DataFrame":
+def compare_directories(directories: Sequence[Path]) -> "pd.DataFrame":
     """A row a run, as `compare_runs` has them."""
     import pandas as pd  # late: the table in a terminal does without
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from marble_sweep.config import Config, dump
+from marble_sweep.process import keep_freed_memory
 from marble_sweep.runs.files import write_exclusive
 from marble_sweep.runs.provenance import code_sha256
 from marble_sweep.runs.status import DONE, read_metadata, record_failure, run_directories
@@ -24,6 +25,7 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
     """Train job `number` of the sweep, or continue it, or find that it is done."""
     from marble_sweep.run import run
 
+    keep_freed_memory()
     # Ctrl-C at a terminal reaches every process of the group: only the parent's word counts here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     console = logging.StreamHandler(sys.stderr)

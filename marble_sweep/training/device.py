@@ -1,27 +1,12 @@
 """Which device a run is on, and what that device lacks."""
 
-import ctypes
-import sys
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
 from marble_sweep.config import DeviceConfig, require
 from marble_sweep.training.precision import PrecisionPolicy
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-NEVER_TRIM = 2**31 - 1
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next step, for the whole process.
-
-    By default it gives large blocks back to the system and takes them anew, a page fault every 4 KiB: as
-    long as the arithmetic on them. Does nothing where there is no mallopt.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
 
 
 def available_devices() -> list[str]:
@@ -31,7 +16,7 @@ def available_devices() -> list[str]:
 
 
 def choose_device(config: DeviceConfig, policy: PrecisionPolicy) -> torch.device:
-    """The torch device that config asks for, its thread count and the CPU's memory handling set.
+    """The torch device that config asks for.
 
     Raises ValueError where the device is not there or cannot run the precision policy.
     """
@@ -41,8 +26,15 @@ def choose_device(config: DeviceConfig, policy: PrecisionPolicy) -> torch.device
     if policy.compute_dtype != policy.param_dtype:
         autocasts = torch.amp.is_autocast_available(kind)
         require(autocasts, "precision", "mixed", f"another policy on {kind}, which has no autocast")
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    if kind == "cpu":
-        keep_freed_memory()
     return torch.device(kind)
+
+
+@contextlib.contextmanager
+def cpu_threads(config: DeviceConfig) -> Iterator[None]:
+    """Have torch use the CPU threads that config asks for, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.num_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -14,7 +14,7 @@ import pytest
 
 from marble_sweep.compare import main
 from marble_sweep.report.rows import matches, parse_filter
-from marble_sweep.report.summary import compare_runs, summarise
+from marble_sweep.report.summary import compare_directories, compare_runs
 from marble_sweep.runs.run import Run
 
 MakeRun = Callable[..., Path]
@@ -196,7 +196,7 @@ def test_a_choice_of_group_is_named_after_the_group(make_run: MakeRun, tmp_path:
     assert comparison.varied == ["betas", "precision"]
     assert [row["precision"] for row in comparison.rows] == ["bf16", "fp32"]
     assert comparison.rows[1]["betas"] == "0.8, 0.9"
-    assert list(summarise(runs)["precision"]) == ["bf16", "fp32"]
+    assert list(compare_directories(runs)["precision"]) == ["bf16", "fp32"]
 
 
 def test_mistakes_cost_one_line(sweep: Path, refused: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,199 @@
+"""marble_sweep in Python, for notebooks and scripts; `import marble_sweep as ms` has these names.
+
+Nothing here changes the process for good: no environment variable, no thread or memory setting, and no signal
+handler outlives a call.
+"""
+
+import contextlib
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from marble_sweep.config import Config, TokensConfig, require
+from marble_sweep.hydra_app.compose import compose_config
+from marble_sweep.loaded_run import Run
+from marble_sweep.report.search import read_search_json
+from marble_sweep.report.summary import compare_directories
+from marble_sweep.run import run as run_in_directory
+from marble_sweep.runs.discovery import find_runs
+from marble_sweep.runs.tensors import write_tensors
+
+EXIT_REFUSED = 2  # of the command line: a setting that cannot be
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """The checked config that a command line of these overrides would run.
+
+    Raises ValueError, in one line, for what cannot be.
+
+    >>> import marble_sweep as ms
+    >>> ms.compose(["model=2L64D", "optimizer.lr=1e-3"]).model
+    ModelConfig(name='2L64D', num_layers=2, hidden_dim=64, num_heads=None, mlp_ratio=4.0)
+    """
+    return compose_config(overrides)
+
+
+def train(
+    config: Config | Sequence[str] = (),
+    directory: str | Path | None = None,
+    *,
+    tokens: Tensor | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train one model in this process and return its run.
+
+    `config` is a Config or a list of overrides; `directory` a new one (a timestamped one under outputs/ unless
+    given). With `resume` the run in `directory` is continued, with its own config. `tokens` (num_tokens,) are ids
+    of one's own to train on instead of the config's data: the last `data.val_fraction` of them are held out, and
+    ids below `data.vocab_size` that do not occur are dead. They are kept in the directory as tokens.safetensors.
+
+    Raises ValueError for what cannot be trained. KeyboardInterrupt saves the state first, as Ctrl-C does.
+
+    >>> import marble_sweep as ms
+    >>> run = ms.train(["experiment=quick", "trainer.total_steps=200"])  # doctest: +SKIP
+    """
+    if resume:
+        require(directory is not None, "directory", directory, "given with resume=True")
+        require(not config and tokens is None, "config", config, "left out with resume=True: the run has its own")
+        place = Path(str(directory))
+        settings = Run(place).config
+    else:
+        place = Path(directory) if directory is not None else Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
+        settings = config if isinstance(config, Config) else compose_config(config)
+        if tokens is not None:
+            settings = _on_tokens(settings, tokens, place)
+    with _logging_here():
+        status = run_in_directory(settings, place, resume=resume)
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    return Run(place)
+
+
+def load_run(path: str | Path) -> Run:
+    """The run in a directory, finished or not. Raises ValueError where there is none.
+
+    >>> import marble_sweep as ms
+    >>> ms.load_run("outputs/nowhere")
+    Traceback (most recent call last):
+    ValueError: path = outputs/nowhere: must be a run directory, one with a config.yaml
+    """
+    return Run(path)
+
+
+def load_runs(*paths: str | Path) -> pd.DataFrame:
+    """A row a run at or below `paths`, with the columns of `python -m marble_sweep.compare`.
+
+    Raises ValueError for a path that holds no run.
+    """
+    return compare_directories(find_runs([Path(path) for path in paths]))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep has left."""
+
+    directory: Path
+    runs: pd.DataFrame  # a row a run, as load_runs has them
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search for the smallest model has left."""
+
+    directory: Path
+    runs: pd.DataFrame  # a row a trial
+    summary: dict[str, Any]  # search.json
+
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """The smallest certified model: its size, params, margin and proof; None where nothing certified."""
+        answer: dict[str, Any] | None = self.summary["answer"]
+        return answer
+
+    def __str__(self) -> str:
+        return "\n".join(self.summary["words"])
+
+
+def sweep(overrides: Sequence[str], grid: Mapping[str, Sequence[Any]], directory: str | Path | None = None) -> Sweep:
+    """Train every combination of the grid, each in a process of its own, as the command line does with --multirun.
+
+    `overrides` are shared by all jobs; hydra/launcher=… among them chooses a launcher. A directory that holds a
+    part of the sweep is continued. Raises ValueError for what cannot be; KeyboardInterrupt saves all states first.
+
+    >>> import marble_sweep as ms
+    >>> ms.sweep(["experiment=quick"], {"model.num_layers": [2, 4, 6]}).runs  # doctest: +SKIP
+    """
+    swept = [f"{key}={','.join(map(str, values))}" for key, values in grid.items()]
+    directory = _multirun([*overrides, *swept], directory)
+    return Sweep(directory, load_runs(directory))
+
+
+def search(overrides: Sequence[str] = (), directory: str | Path | None = None) -> Search:
+    """Search for the smallest model that beats unigram loss, as hydra/sweeper=smallest does.
+
+    Raises ValueError for what cannot be searched; KeyboardInterrupt saves the state first.
+
+    >>> import marble_sweep as ms
+    >>> ms.search(["model.hidden_dim=range(2,9)"]).answer  # doctest: +SKIP
+    """
+    directory = _multirun(["hydra/sweeper=smallest", *overrides], directory)
+    return Search(directory, load_runs(directory), read_search_json(directory))
+
+
+def _on_tokens(config: Config, tokens: Tensor, directory: Path) -> Config:
+    """The config of a run on `tokens`, which are written into its directory."""
+    whole = tokens.ndim == 1 and not tokens.is_floating_point()
+    require(whole, "tokens", f"{tuple(tokens.shape)} {tokens.dtype}", "(num_tokens,) whole numbers")
+    require(not (directory / "config.yaml").exists(), "directory", directory, "a new one: this one holds a run")
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory.resolve() / "tokens.safetensors"
+    write_tensors(path, {"tokens": tokens.cpu()})
+    data = TokensConfig(vocab_size=config.data.vocab_size, val_fraction=config.data.val_fraction, path=str(path))
+    return replace(config, data=data)
+
+
+@contextlib.contextmanager
+def _logging_here() -> Iterator[None]:
+    """Show what the package logs, as plain lines on standard output, and nowhere else."""
+    logger = logging.getLogger("marble_sweep")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _multirun(overrides: Sequence[str], directory: str | Path | None) -> Path:
+    """Run the command line in a process of its own, its output shown as it comes; returns the sweep's directory."""
+    place = Path(directory) if directory is not None else Path("multirun", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, f"hydra.sweep.dir={place}"]
+    # A session of its own: an interrupt reaches it once, from here.
+    last_line = ""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                last_line = line.strip() or last_line
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            print(process.stdout.read(), end="")
+            raise
+    if process.returncode == EXIT_REFUSED:
+        raise ValueError(last_line.removeprefix("marble_sweep: "))
+    return place

@@ -1,0 +1,124 @@
+"""A run as people handle it in Python: its numbers as DataFrames, its model, its plots."""
+
+import base64
+import functools
+import html
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from marble_sweep import config as schema
+from marble_sweep.config import Config, require
+from marble_sweep.model.transformer import Transformer
+from marble_sweep.report.plots import draw_figures
+from marble_sweep.runs.run import Run as RunFiles
+from marble_sweep.sample import generate_text, load_model, read_tokenizer
+from marble_sweep.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOTEBOOK_DPI = 80
+
+
+class Snapshots(NamedTuple):
+    """The embedding and the mean hidden state, every trainer.checkpoint_interval steps."""
+
+    steps: Tensor  # (n,) int64, from step 0
+    W: Tensor  # (n, V, D) bfloat16
+    h_mean: Tensor  # (n, D) float32
+
+
+class Run:
+    """One run directory. Everything is read when it is asked for, so a run that is going on can be looked at.
+
+    >>> import marble_sweep as ms
+    >>> run = ms.load_run("outputs/2026-11-25/13-07-38-462237")  # doctest: +SKIP
+    >>> run.metrics["loss"].tail(3)  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises ValueError where `path` holds no run."""
+        self.path = Path(path)
+        found = (self.path / "config.yaml").is_file()
+        require(found, "path", self.path, "a run directory, one with a config.yaml")
+
+    @property
+    def status(self) -> str:
+        """`finished`, `running`, `interrupted`, `diverged`, `failed`, …; `started` before there is any other."""
+        return RunFiles.read(self.path).status
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The whole checked config."""
+        return schema.load(self.path / "config.yaml")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """metadata.json; empty before it is written. docs/run_directory.md names its keys."""
+        return RunFiles.read(self.path).metadata
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The success criteria with their readings; None before the run has ended."""
+        path = self.path / "verdict.json"
+        return Verdict.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """metrics.csv, a row a training step, with the step as a column."""
+        return pd.read_csv(self.path / "metrics.csv")
+
+    @property
+    def evals(self) -> pd.DataFrame:
+        """evals.csv, a row a held-out evaluation; losses and margins in nats per token."""
+        return pd.read_csv(self.path / "evals.csv")
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The embedding over the run. Raises FileNotFoundError before the first step."""
+        saved = load_file(self.path / "checkpoints.safetensors")
+        return Snapshots(saved["steps"], saved["W"].view(torch.bfloat16), saved["h_mean"])
+
+    @property
+    def dead_mask(self) -> Tensor:
+        """(V,) bool: the tokens that never occur in the training split."""
+        return load_file(self.path / "checkpoints.safetensors")["dead_mask"].bool()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return read_tokenizer(self.path)
+
+    def model(self) -> Transformer:
+        """The trained model on the CPU, in the dtype it was trained in. Raises ValueError where there is none."""
+        return load_model(self.path)
+
+    def generate(self, prompt: str, num_tokens: int = 100, *, temperature: float = 1.0, seed: int = 0) -> str:
+        """The prompt and what the model writes after it; temperature 0 always takes the likeliest token."""
+        return generate_text(self.model(), self.tokenizer, prompt, num_tokens, temperature, seed)
+
+    def figures(self) -> "dict[str, Figure]":
+        """The plots as Matplotlib figures: `loss`, `lattice`, `hidden`; none before the first step."""
+        return draw_figures(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}): {RunFiles.read(self.path).name}, {self.status}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict and the plots."""
+        verdict = self.verdict
+        text = repr(self) if verdict is None else f"{self!r}\n\n{verdict.as_text()}"
+        return f"<pre>{html.escape(text)}</pre>" + "".join(map(_image, self.figures().values()))
+
+
+def _image(figure: "Figure") -> str:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=NOTEBOOK_DPI)
+    return f'<img src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}">'
