@@ -101,8 +101,13 @@ def arrange(comparison: Comparison, options: argparse.Namespace) -> list[Row]:
     return sort_rows(rows, column, descending=options.descending)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command line, which ends the process with main's exit code."""
     try:
         sys.exit(main())
     except BrokenPipeError:  # the reader, as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    command()
