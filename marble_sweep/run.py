@@ -24,6 +24,7 @@ from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads
 from marble_sweep.training.evaluation import Evaluator
+from marble_sweep.training.memory import require_memory
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.signals import stop_requests
@@ -45,6 +46,7 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
         started = time.monotonic()
         policy = POLICIES[config.precision.name]
         device = choose_device(config.device, policy)
+        require_memory(config, device, autocorrelation_lag(config))
         corpus = load_corpus(config.data)
         held_out, baselines = measure_held_out(config, corpus)
         model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)

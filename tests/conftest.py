@@ -1,19 +1,28 @@
-"""Every test runs on one thread and with a cache of its own."""
+"""Every test runs on one thread, or as many as OMP_NUM_THREADS says, and with a cache of its own."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+# Tests share the machine, and tiny tensors gain nothing from more than one; `make test-matrix` tries others.
+NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # tests share the machine; tiny tensors gain nothing from more
+def _threads() -> None:
+    torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARBLE_SWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("OMP_NUM_THREADS", "1")  # for the processes that tests start
+        patch.setenv("OMP_NUM_THREADS", str(NUM_THREADS))  # for the processes that tests start
         yield

@@ -39,6 +39,7 @@ from marble_sweep.config import (
 from marble_sweep.hydra_app.main import CONF, option_groups, run_directory
 
 MANDATORY = {
+    "tokens": ["data.path=ids.safetensors"],
     "text": ["data.path=corpus.txt"],
     "notebook": ["data.corpus_path=c.txt", "data.tokenizer_path=t.json", "data.dead_mask_path=m.safetensors"],
 }

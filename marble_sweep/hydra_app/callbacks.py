@@ -19,6 +19,7 @@ from marble_sweep import config as schema
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
 from marble_sweep.runs.files import lock_directory
 from marble_sweep.runs.status import ENDED, latest, mark_start, read_metadata
+from marble_sweep.sweeps.length import require_few
 
 if TYPE_CHECKING:
     from marble_sweep.sweeps.watch import SweepWatch
@@ -119,6 +120,7 @@ def grid(config: DictConfig) -> list[list[str]]:
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*params, *config.hydra.overrides.task])
+    require_few(overrides)
     return list(itertools.chain.from_iterable(BasicSweeper.split_arguments(overrides, None)))
 
 

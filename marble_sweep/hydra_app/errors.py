@@ -34,15 +34,20 @@ def exiting_on_errors() -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """Say in a line what is wrong: Hydra's and OmegaConf's own errors take several."""
+    if isinstance(error, schema.UnknownKeyError):
+        return f"{error}{hint(error.key)}"
     text = f"{error}\n{error.__cause__ or ''}" if isinstance(error, HydraException) else str(error)
     if key := re.search(r"Could not override '([^']+)'", text):
         return f"{key[1]}: no such key{hint(key[1])}"
     if option := re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*:\n((?:\t.*\n?)+)", text):
         return f"{option[1]} = {option[2]}: must be one of {', '.join(option[3].split())}"
+    if twice := re.search(r"An item is already at '([^']+)'|Multiple values for ([^ ]+)\.", text):
+        return f"{twice[1] or twice[2]}: it has a value already; leave the + out to change it"
     lines = [line.strip() for line in text.splitlines()]
-    message = " ".join(line for line in lines if line and not line.startswith(("object_type", "reference_type")))
-    if value := re.search(r"(Value .*?) full_key: (\S+)", message):
-        return f"{value[2]}: {value[1]}"
+    told_by_key = ("object_type", "reference_type", "value:", "full_key:", "Error merging override")
+    message = " ".join(line for line in lines if line and not line.startswith(told_by_key))
+    if named := re.search(r"^\s*full_key: (\S+)", text, re.MULTILINE):
+        return f"{named[1]}: {message}"
     return message
 
 

@@ -2,11 +2,15 @@
 
 import math
 import os
+import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString, Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep import config as schema
@@ -32,6 +36,20 @@ def option_groups() -> str:
     """The options of every group in conf/, a line a group, for --help."""
     groups = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
     return "\n".join(f"{each.name}: {', '.join(sorted(path.stem for path in each.glob('*.yaml')))}" for each in groups)
+
+
+def require_options(arguments: Sequence[str]) -> None:
+    """Raise ValueError where a group is given what Hydra cannot take for the name of an option, such as a number."""
+    groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        group = key.lstrip("+")
+        if equals and group in groups:
+            given = OverridesParser.create().parse_override(argument).value()
+            chosen = given.list if isinstance(given, ChoiceSweep) else given if isinstance(given, list) else [given]
+            is_name = all(each is None or isinstance(each, str | QuotedString | dict | Sweep) for each in chosen)
+            options = sorted(path.stem for path in groups[group].glob("*.yaml"))
+            schema.require(is_name, group, value, f"one of {', '.join(options)}")
 
 
 # At import, because a launcher's worker process imports this module for `job` and nothing else.
@@ -95,6 +113,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
     try:
         with exiting_on_errors():
+            require_options(sys.argv[1:])
             hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
         if callbacks.current is not None:

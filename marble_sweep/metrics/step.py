@@ -32,6 +32,20 @@ MEASURED = (
     "updates_lost",
 )
 
+NORM_CHUNK = 1 << 20  # entries that are widened at a time
+
+
+def exact_norm(values: Tensor) -> Tensor:
+    """The L2 norm of millions of entries, a scalar.
+
+    A dot product in float32 is off by 1e-4 on some CPUs and loses entries below 1e-19, whose squares it cannot
+    hold. float64 does neither. A device without float64 (mps) adds float32 squares up pairwise.
+    """
+    if values.device.type == "mps":
+        return values.float().square().sum().sqrt()
+    parts = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in values.split(NORM_CHUNK)]
+    return torch.linalg.vector_norm(torch.stack(parts))
+
 
 class StepMetrics:
     """Remembers the h_means it compares with; `measure` never waits for the device."""
@@ -66,8 +80,7 @@ class StepMetrics:
         dead_means = of_dead.mean(dim=1)
         dead_linf_max = motion.linf.amax() if self.num_dead else torch.full_like(loss, torch.nan)
         live_moving = moving(*(each[self.num_dead :] for each in rows)).float().mean()
-        gradient = gradient.float()
-        grad_norm = (gradient @ gradient).sqrt()
+        grad_norm = exact_norm(gradient).float()
         values = torch.cat(
             [
                 loss.detach().view(1),

@@ -19,6 +19,9 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from marble_sweep.checks import require
+from marble_sweep.sweeps.length import MAX_JOBS, require_few
+
 Value = str | int | float
 SIZE_KEYS = ("model", "data", "data.vocab_size", "trainer.seq_len")  # and everything below model
 WIDTH = "model.hidden_dim"
@@ -112,6 +115,7 @@ def parse(arguments: Sequence[str], parser: OverridesParser) -> tuple[list[Dimen
     dimensions: dict[str, Dimension] = {}
     fixed: dict[str, str] = {}
     for override in parser.parse_overrides(list(arguments)):
+        require_few([override])
         key = override.get_key_element()
         bare = key.lstrip("+~")
         dimensions.pop(bare, None)
@@ -179,6 +183,9 @@ def build(dimensions: Sequence[Dimension], num_parameters: Callable[[dict[str, V
     """
     deciding = [each for each in dimensions if each.decides_size]
     thinned = tuple(each if each.decides_size else thin(each) for each in dimensions)
+    number = math.prod(len(each.values) for each in deciding)
+    keys = ", ".join(each.key for each in deciding)
+    require(number <= MAX_JOBS, keys, f"{number:,} sizes", f"at most {MAX_JOBS:,}")
     sizes, impossible = [], []
     for values in itertools.product(*(each.values for each in deciding)):
         params = dict(zip((each.key for each in deciding), values, strict=True))

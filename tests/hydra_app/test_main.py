@@ -22,6 +22,8 @@ def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
         ("model=5L", "model = 5L: must be one of 0L64D, 1L16D, 1L4D"),
         ("model.num_layers=x", "model.num_layers: Value 'x' of type 'str' could not be converted to Integer"),
         ("model.num_heads=3", "model.num_heads = 3: must be null or a divisor of model.hidden_dim = 128"),
+        ("model=[1,2]", "model = [1,2]: must be one of 0L64D, 1L16D"),
+        ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer"),
         ("+foo=1", "foo = 1: must be left out: there are only certify, data, device"),
         ("zzzzzz=1", "zzzzzz: no such key; --help lists those there are"),
         ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),

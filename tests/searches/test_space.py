@@ -5,6 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from marble_sweep.searches.space import Dimension, Space, build, parse
+from marble_sweep.sweeps.length import require_few
 
 
 def dimensions(*words: str) -> dict[str, Dimension]:
@@ -60,6 +61,24 @@ def test_sweeps(word: str, distribution: object, values: tuple) -> None:
 def test_empty_sweeps_are_refused(word: str) -> None:
     with pytest.raises(ValueError, match=r"a = .*: must (be an interval|have at least one value)"):
         parse([word], OverridesParser.create())
+
+
+@pytest.mark.parametrize(
+    "word", ["a=range(1,2000000000)", "a=range(0,1,1e-9)", "a=int(interval(1,2000000000))", "a=range(9e9,0,-1)"]
+)
+def test_endless_sweeps_are_refused_before_they_are_laid_out(word: str) -> None:
+    with pytest.raises(ValueError, match=r"a = .*: must be shorter"):
+        parse([word], OverridesParser.create())
+    with pytest.raises(ValueError, match=r"a = .*: must be shorter"):
+        require_few(OverridesParser.create().parse_overrides([word]))
+
+
+def test_endless_products_are_refused_before_they_are_laid_out() -> None:
+    words = [f"model.{key}=range(0,1000)" for key in ("num_layers", "hidden_dim")]
+    with pytest.raises(ValueError, match=r"model.num_layers, model.hidden_dim = 1,000,000 sizes: must be at most"):
+        space(*words)
+    with pytest.raises(ValueError, match=r"model.hidden_dim = range\(0,1000\): must be shorter"):
+        require_few(OverridesParser.create().parse_overrides(words))
 
 
 def test_the_last_word_on_a_key_counts() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from bounds import BFLOAT16, gamma
 from torch import Tensor
 
 from marble_sweep.data.baselines import Baselines, measure_baselines
@@ -67,7 +68,9 @@ def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
     truth |= expected("context_gain", [other - loss for other, loss in zip(swapped, losses, strict=True)])
     truth |= {"accuracy": sum(hits) / len(hits), "off_unigram": sum(off) / len(off)}
     truth |= {"bits_per_byte": nats / math.log(2) / num_bytes}
-    assert row == pytest.approx(truth, rel=1e-5, abs=1e-6)
+    # The hidden states come from batches of another size, so from kernels that may add up in another order: some 100
+    # roundings on the way through the layers, then the head's, on logits of up to 4.
+    assert row == pytest.approx(truth, rel=0, abs=4 * gamma(100 + 8 + VOCAB))
 
 
 def test_another_windows_context_is_never_ones_own() -> None:
@@ -103,7 +106,8 @@ def test_bfloat16_stays_close_to_float64(precision: str) -> None:
     model.to(policy.param_dtype)
     row = Evaluator(held_out, baselines, token_bytes, policy, 4).evaluate(model, step=1)
     exact = -log_probs_of(model.float(), held_out).gather(-1, held_out[:, 1:, None].long()).mean().item()
-    assert row["val_loss"] == pytest.approx(exact, abs=0.03)
+    # Eight roundings on the way: two sums, two norms, and four products, of logits about 1 in size.
+    assert row["val_loss"] == pytest.approx(exact, abs=gamma(8, BFLOAT16))
     assert row["val_loss"] != pytest.approx(exact, abs=1e-9)
 
 

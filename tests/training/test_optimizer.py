@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from bounds import BFLOAT16, gamma
 from safetensors.torch import load, save
 from torch import nn
 
@@ -169,9 +170,13 @@ def test_float32_weights_take_torchs_plain_step(config, precision):
         updater.step(config.lr)
         for optimizer in optimizers:
             optimizer.step()
-    for ours, theirs in zip(weights(model), weights(twin), strict=True):
+    # A fused kernel and a plain loop round some ten times a step, of weights and of steps. Where Muon's matrices differ
+    # by that, their rounding to bfloat16 may fall to the other side: a unit in its last place, of a step.
+    of_step = gamma(10) if config.name != "muon" else gamma(1, 2 * BFLOAT16)
+    for ours, theirs, start in zip(weights(model), weights(twin), weights(Tiny()), strict=True):
         assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+        moved = (theirs - start).abs().max() + 8 * config.lr
+        assert ((ours - theirs).abs() <= 8 * gamma(10) * theirs.abs() + of_step * moved).all()
 
 
 @every_optimizer
@@ -299,7 +304,9 @@ def test_updates_lost_equals_a_plain_recount(config, precision, decays):
                     lost += bool(before == after)
         measured = updater.updates_lost()
         assert measured.dtype == torch.float32
-        assert measured.item() == pytest.approx(lost / meant if meant else math.nan, rel=1e-6, nan_ok=True)
+        assert measured.item() == pytest.approx(
+            lost / meant if meant else math.nan, rel=2.0**-23, nan_ok=True
+        )  # a quotient
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "muon"])

@@ -70,7 +70,7 @@ def test_values_on_the_lattice_stay():
     lattice = bits.to(torch.uint16).view(torch.bfloat16)
     finite = lattice[lattice.isfinite()]
     rounded = round_stochastic(finite.float(), generator())
-    assert torch.equal(rounded.view(torch.int16), finite.view(torch.int16)), "bit for bit, heartbeats of zero too"
+    assert torch.equal(rounded.view(torch.int16), finite.view(torch.int16)), "bit for bit, signs of zero too"
 
 
 def test_what_is_no_number_stays_so():
