@@ -16,7 +16,7 @@ import torch
 from marble_sweep.config import Config, dump, require
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
-from marble_sweep.data.corpus import Corpus, load_corpus
+from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.metadata import describe, header
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
@@ -48,13 +48,15 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
         device = choose_device(config.device, policy)
         require_memory(config, device, autocorrelation_lag(config))
         corpus = load_corpus(config.data)
+        require_enough(corpus, config.trainer.batch_size, config.trainer.seq_len)
         held_out, baselines = measure_held_out(config, corpus)
         model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
         seq_len, batch_size = config.trainer.seq_len, config.trainer.batch_size
         batches = Batches(windows(corpus.train_tokens, seq_len).to(device), batch_size, config.seed)
         evaluator = None
         if held_out is not None:
-            evaluator = Evaluator(held_out.to(device), baselines, corpus.token_bytes, policy, batch_size)
+            target_bytes = eval_windows(corpus.val_bytes, seq_len, config.trainer.eval_windows)[:, 1:]
+            evaluator = Evaluator(held_out.to(device), baselines, int(target_bytes.sum()), policy, batch_size)
 
         resume = resume and (directory / "state.safetensors").exists()
         metadata = describe(config, corpus, baselines, model, batches, device)

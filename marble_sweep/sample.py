@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from marble_sweep import config as schema
+from marble_sweep.data.tokenizer import load_tokenizer
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.run import build_model
 from marble_sweep.training.precision import POLICIES
@@ -36,7 +37,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     """A run's tokenizer. Raises ValueError where the directory holds none."""
     path = directory / "tokenizer.json"
     schema.require(path.is_file(), "RUN_DIR", directory, "a run directory with a tokenizer.json")
-    return Tokenizer.from_file(str(path))
+    return load_tokenizer(path.read_text(encoding="utf-8"))
 
 
 @torch.no_grad()

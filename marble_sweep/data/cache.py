@@ -17,7 +17,7 @@ from pathlib import Path
 
 import platformdirs
 
-FORMAT_VERSION = 1  # raise it whenever the same inputs would build other files
+FORMAT_VERSION = 2  # raise it whenever the same inputs would build other files
 MANIFEST = "manifest.json"
 
 logger = logging.getLogger(__name__)

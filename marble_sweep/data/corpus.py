@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +25,14 @@ from marble_sweep.config import (
 )
 from marble_sweep.data import notebook, synthetic
 from marble_sweep.data.cache import cached, content_key
+from marble_sweep.data.given import Encoded, what_got_lost
 from marble_sweep.data.pydocs import read_pydocs
-from marble_sweep.data.split import split_documents
-from marble_sweep.data.text import read_documents
-from marble_sweep.data.tokenizer import encode, token_bytes, train_tokenizer
+from marble_sweep.data.split import require_both_sides, split_documents
+from marble_sweep.data.text import printable, read_documents
+from marble_sweep.data.tokenizer import byte_lengths, encode, load_tokenizer, train_tokenizer
 from marble_sweep.data.tokens import read_tokens
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ class Corpus:
     val_tokens: Tensor  # (num_val,) int32, CPU; empty where data.val_fraction = 0
     tokenizer: Tokenizer
     dead_mask: Tensor  # (V,) bool: never occurs in the training split
-    token_bytes: Tensor  # (V,) int32: UTF-8 bytes a token stands for; 0 for synthetic sources
+    val_bytes: Tensor  # (num_val,) int32: UTF-8 bytes that each held-out token stands for; 0 for synthetic sources
     description: str  # one line
+    origin: str  # the setting that says where it comes from, its value and its size, for complaints
     sha256: str  # of tokens, split, tokenizer and dead mask
     entropy_rate: float | None = None  # nats per token, of a synthetic source
     num_duplicates_dropped: int = 0  # held-out paragraphs that had a twin in training
@@ -57,25 +62,44 @@ def load_corpus(config: DataConfig) -> Corpus:
             return _load_tokens(config)
         case PydocsConfig():
             documents, description = read_pydocs(config.packages)
-            return _load_tokenized(config, config.dead_fraction, documents, f"pydocs: {description}")
+            origin = f"data.packages = {list(config.packages)}"
+            return _load_tokenized(config, config.dead_fraction, documents, f"pydocs: {description}", origin)
         case TextConfig():
             documents = read_documents(config.path)
-            description = f"text: {config.path}; {len(documents):,} file{'s' * (len(documents) > 1)}"
-            return _load_tokenized(config, config.dead_fraction, documents, description)
+            description = f"text: {printable(config.path)}; {len(documents):,} file{'s' * (len(documents) > 1)}"
+            origin = f"data.path = {config.path!r} ({_size(*documents.values())})"
+            return _load_tokenized(config, config.dead_fraction, documents, description, origin)
     raise ValueError(f"data.name = {config.name}: must be one of pydocs, text, notebook, tokens, markov, iid")
+
+
+def require_enough(corpus: Corpus, batch_size: int, seq_len: int) -> None:
+    """Raise ValueError for a corpus that does not fill one batch, or one held-out window where text is held out."""
+    num_train, num_val = len(corpus.train_tokens), len(corpus.val_tokens)
+    if num_train // seq_len >= batch_size and (num_val >= seq_len or num_val == 0):
+        return
+    needed = (
+        f"{batch_size * seq_len:,} tokens to train on (trainer.batch_size={batch_size} x trainer.seq_len={seq_len})"
+    )
+    if num_val:
+        raise ValueError(
+            f"{corpus.origin}: must have {needed} and {seq_len:,} held out, and has {num_train:,} and {num_val:,}"
+        )
+    raise ValueError(f"{corpus.origin}: must have {needed}, and has {num_train:,}")
 
 
 def _load_synthetic(config: MarkovConfig) -> Corpus:
     stream, entropy_rate = synthetic.generate(config)
-    train, val = _split_stream(stream, config.val_fraction)
+    origin = f"data.num_tokens = {config.num_tokens}"
+    train, val = _split_stream(stream, config.val_fraction, origin)
     name = f"{config.name}: {config.num_live} live tokens, {config.branching} successors each"
     return _assemble(
         train,
         val,
         synthetic.word_tokenizer(config.vocab_size),
         _census(train, config.vocab_size),
-        np.zeros(config.vocab_size, dtype=np.int32),
+        np.zeros(len(val), dtype=np.int32),
         f"{name}, seed {config.seed}; {entropy_rate:.4f} nats per token",
+        origin,
         entropy_rate=entropy_rate,
     )
 
@@ -83,35 +107,49 @@ def _load_synthetic(config: MarkovConfig) -> Corpus:
 def _load_notebook(config: NotebookConfig) -> Corpus:
     text = notebook.read_corpus(config.corpus_path)
     tokenizer, source = notebook.read_tokenizer(config)
-    mask = notebook.read_dead_mask(config)
 
     def build() -> dict[str, bytes]:
-        ids = np.array(tokenizer.encode(text).ids, dtype=np.int32)
-        return {"tokens.safetensors": save_arrays({"tokens": ids})}
+        encoded = notebook.encode_corpus(config, tokenizer, text)
+        arrays = {"ids": encoded.ids, "num_bytes": encoded.num_bytes}
+        lost = {"dropped": encoded.dropped, "unknown": encoded.unknown}
+        return {"tokens.safetensors": save_arrays(arrays), "lost.json": json.dumps(lost).encode()}
 
     key = content_key("notebook", _digest(text), _digest(source), tokenizers.__version__)
-    stream = load_arrays(cached("notebook", key, build)["tokens.safetensors"])["tokens"]
-    train, val = _split_stream(stream, config.val_fraction)
+    files = cached("notebook", key, build)
+    arrays = load_arrays(files["tokens.safetensors"])
+    encoded = Encoded(arrays["ids"], arrays["num_bytes"], **json.loads(files["lost.json"]))
+    require(len(encoded.ids) > 0, "data.tokenizer_path", repr(config.tokenizer_path), "one that leaves some tokens")
+    mask = notebook.read_dead_mask(config, notebook.rows_without_token(config, tokenizer, encoded.ids))
+    origin = f"data.corpus_path = {config.corpus_path!r} ({_size(text)})"
+    train, val = _split_stream(encoded.ids, config.val_fraction, origin)
     notebook.check_dead_mask(config, mask, ~_census(train, config.vocab_size), tokenizer)
-    return _assemble(train, val, tokenizer, mask, token_bytes(tokenizer), f"notebook: {config.corpus_path}")
+    lost = what_got_lost(encoded)
+    for phrase in lost:
+        logger.warning("data.corpus_path = %r: %s", config.corpus_path, phrase)
+    description = "; ".join([f"notebook: {printable(config.corpus_path)}", *lost])
+    return _assemble(train, val, tokenizer, mask, encoded.num_bytes[len(train) :], description, origin)
 
 
 def _load_tokens(config: TokensConfig) -> Corpus:
     stream = read_tokens(config)
-    train, val = _split_stream(stream, config.val_fraction)
+    origin = f"data.path = {config.path!r}"
+    train, val = _split_stream(stream, config.val_fraction, origin)
     return _assemble(
         train,
         val,
         synthetic.word_tokenizer(config.vocab_size),
         _census(train, config.vocab_size),
-        np.zeros(config.vocab_size, dtype=np.int32),
-        f"tokens: {config.path}",
+        np.zeros(len(val), dtype=np.int32),
+        f"tokens: {printable(config.path)}; {len(stream):,} ids",
+        origin,
     )
 
 
-def _load_tokenized(config: DataConfig, dead_fraction: float, documents: dict[str, str], description: str) -> Corpus:
+def _load_tokenized(
+    config: DataConfig, dead_fraction: float, documents: dict[str, str], description: str, origin: str
+) -> Corpus:
     def build() -> dict[str, bytes]:
-        split = split_documents(documents, config.val_fraction)
+        split = split_documents(documents, config.val_fraction, origin)
         tokenizer = train_tokenizer(split.train, split.val, config.vocab_size, dead_fraction)
         tokens = {"train": encode(tokenizer, split.train), "val": encode(tokenizer, split.val)}
         return {
@@ -124,14 +162,15 @@ def _load_tokenized(config: DataConfig, dead_fraction: float, documents: dict[st
     key = content_key("tokenized", _digest(json.dumps(documents)), settings, tokenizers.__version__)
     files = cached("tokenized", key, build)
     tokens = load_arrays(files["tokens.safetensors"])
-    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    tokenizer = load_tokenizer(files["tokenizer.json"].decode())
     return _assemble(
         tokens["train"],
         tokens["val"],
         tokenizer,
         _census(tokens["train"], config.vocab_size),
-        token_bytes(tokenizer),
+        byte_lengths(tokenizer)[tokens["val"]],
         description,
+        origin,
         num_duplicates_dropped=json.loads(files["split.json"])["num_duplicates_dropped"],
     )
 
@@ -141,8 +180,9 @@ def _assemble(
     val: NDArray[np.int32],
     tokenizer: Tokenizer,
     dead_mask: Tensor,
-    lengths: NDArray[np.int32],
+    val_bytes: NDArray[np.int32],
     description: str,
+    origin: str,
     entropy_rate: float | None = None,
     num_duplicates_dropped: int = 0,
 ) -> Corpus:
@@ -154,8 +194,9 @@ def _assemble(
         val_tokens=torch.tensor(val),
         tokenizer=tokenizer,
         dead_mask=dead_mask,
-        token_bytes=torch.tensor(lengths),
+        val_bytes=torch.tensor(val_bytes),
         description=description,
+        origin=origin,
         sha256=digest.hexdigest(),
         entropy_rate=entropy_rate,
         num_duplicates_dropped=num_duplicates_dropped,
@@ -167,12 +208,17 @@ def _census(train: NDArray[np.int32], vocab_size: int) -> Tensor:
     return torch.tensor(np.bincount(train, minlength=vocab_size) == 0)
 
 
-def _split_stream(stream: NDArray[np.int32], val_fraction: float) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _split_stream(
+    stream: NDArray[np.int32], val_fraction: float, origin: str
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Hold out the tail of a token stream."""
     num_val = round(len(stream) * val_fraction)
-    both = 0 < num_val < len(stream) or val_fraction == 0
-    require(both, "data.val_fraction", val_fraction, f"0, or such that both sides get some of {len(stream)} tokens")
+    require_both_sides(0 < num_val < len(stream) or val_fraction == 0, origin, val_fraction)
     return stream[: len(stream) - num_val], stream[len(stream) - num_val :]
+
+
+def _size(*texts: str) -> str:
+    return f"{sum(len(text.encode()) for text in texts):,} bytes of text"
 
 
 def _digest(text: str) -> str:

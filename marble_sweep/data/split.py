@@ -25,11 +25,11 @@ class Split:
     num_duplicates_dropped: int  # held-out paragraphs with a twin in training
 
 
-def split_documents(documents: dict[str, str], val_fraction: float) -> Split:
+def split_documents(documents: dict[str, str], val_fraction: float, origin: str) -> Split:
     """Hold out about `val_fraction` of the characters, then drop what training has as well.
 
     Of many documents some are held out whole, of few the tail of their text.
-    Raises ValueError if nothing is left on one side.
+    Raises ValueError, which begins with `origin`, if nothing is left on one side.
     """
     if val_fraction == 0:
         return Split(_join(documents), "", 0)
@@ -38,11 +38,20 @@ def split_documents(documents: dict[str, str], val_fraction: float) -> Split:
     else:
         train, val = _split_tail(_join(documents), val_fraction)
     kept, num_dropped = drop_twins(train, val)
-    allowed = "0, or such that both sides get text"
     if not kept.strip() and num_dropped:
         allowed = f"0: all {num_dropped:,} held-out paragraphs have a twin in training"
-    require(bool(train.strip() and kept.strip()), "data.val_fraction", val_fraction, allowed)
+        require(False, "data.val_fraction", val_fraction, allowed)
+    require_both_sides(bool(train.strip() and kept.strip()), origin, val_fraction)
     return Split(train, kept, num_dropped)
+
+
+def require_both_sides(condition: bool, origin: str, val_fraction: float) -> None:
+    """Raise ValueError for data `origin` that are too short to be split."""
+    if not condition:
+        raise ValueError(
+            f"{origin}: must be long enough for data.val_fraction = {val_fraction:g} to leave something on both sides; "
+            "training needs trainer.batch_size x trainer.seq_len tokens, held out are at least trainer.seq_len"
+        )
 
 
 def _join(documents: dict[str, str]) -> str:
@@ -53,7 +62,7 @@ def _split_by_name(documents: dict[str, str], val_fraction: float) -> tuple[str,
     """Documents in the order of their names' hashes are held out as long as they fit."""
     room = val_fraction * sum(map(len, documents.values()))
     held_out = set()
-    for name in sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest()):
+    for name in sorted(documents, key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest()):
         if len(documents[name]) <= room:
             room -= len(documents[name])
             held_out.add(name)

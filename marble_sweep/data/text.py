@@ -1,12 +1,15 @@
 """The user's own text: a file, a glob, or a folder."""
 
 import glob
+import logging
 import os
 from pathlib import Path
 
 from marble_sweep.config import require
 
-SUFFIXES = (".txt", ".md")
+SUFFIXES = (".txt", ".md")  # in upper or lower case
+
+logger = logging.getLogger(__name__)
 
 
 def read_documents(path: str) -> dict[str, str]:
@@ -14,7 +17,10 @@ def read_documents(path: str) -> dict[str, str]:
 
     Raises ValueError if there is no such file, or one that is not UTF-8, or nothing but white space in all of them.
     """
-    files = _find(path)
+    try:
+        files = _find(path)
+    except OSError as error:
+        raise ValueError(f"data.path = {path!r}: must be readable ({error.strerror}: {error.filename!r})") from None
     require(bool(files), "data.path", repr(path), f"a file, a glob, or a folder with {' or '.join(SUFFIXES)} files")
     root = os.path.commonpath([file.parent for file in files])
     documents = {file.relative_to(root).as_posix(): read_text(file, "data.path") for file in files}
@@ -26,21 +32,65 @@ def read_documents(path: str) -> dict[str, str]:
 def read_text(path: Path, name: str) -> str:
     """A UTF-8 file, its line ends as Unix has them. Raises ValueError for setting `name` if it cannot be read."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{name} = '{path}': must be a readable file ({error.strerror})") from None
-    try:
-        text = content.decode("utf-8")
+        text = read_bytes(path, name).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} = '{path}': must be UTF-8, and byte {error.start} is not") from None
+        raise ValueError(f"{name} = {str(path)!r}: must be UTF-8, and byte {error.start} is not") from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
+def read_bytes(path: Path, name: str) -> bytes:
+    """What is in a file. Raises ValueError for setting `name` if it cannot be read."""
+
+    def complaint(reason: str) -> ValueError:
+        return ValueError(f"{name} = {str(path)!r}: must be a readable file ({reason})")
+
+    try:
+        if path.exists() and not path.is_file():
+            raise complaint("Is a directory" if path.is_dir() else "Not a regular file")  # a pipe would never end
+        return path.read_bytes()
+    except OSError as error:
+        raise complaint(error.strerror or str(error)) from None
+    except MemoryError:
+        raise complaint(f"{path.stat().st_size:,} bytes do not fit into memory") from None
+
+
+def printable(path: str) -> str:
+    """A path that any file can take in: bytes that are not UTF-8 are spelt out."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
 def _find(path: str) -> list[Path]:
-    place = Path(path).expanduser()
+    """The files that a path means: what exists by that very name comes before what it matches as a glob."""
+    if not path:
+        return []
+    place = Path(os.path.expanduser(path))
     if place.is_file():
         return [place]
     if place.is_dir():
-        return sorted(file for file in place.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    found = map(Path, glob.glob(str(place), recursive=True))
-    return sorted(file for file in found if file.is_file())
+        return _find_in(place)
+    # As far as folders of that name exist they are meant, so a `[` in their names is no pattern.
+    folder, *parts = (place.anchor or os.curdir), *place.relative_to(place.anchor).parts
+    while parts and os.path.lexists(os.path.join(folder, parts[0])):
+        folder = os.path.join(folder, parts.pop(0))
+    matches = glob.glob(os.path.join(*parts), root_dir=folder, recursive=True) if parts else []
+    return sorted(file for match in matches if (file := Path(folder, match)).is_file())
+
+
+def _find_in(folder: Path) -> list[Path]:
+    """The texts in a folder, at any depth. What is hidden is not meant for reading: `._book.txt`, `.git`."""
+
+    def fail(error: OSError) -> None:
+        raise error  # a folder that cannot be read would else be left out in silence
+
+    files = []
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(parent, name)
+            if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+                continue
+            if file.is_file():
+                files.append(file)
+            else:
+                logger.warning("data.path: %r is left out, it is a broken link or no regular file", str(file))
+    return sorted(files)

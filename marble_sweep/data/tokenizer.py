@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from marble_sweep.config import NUM_BYTES
 
@@ -27,10 +27,28 @@ MAX_ROUNDS = 50  # of the search for the number of trained entries; real text of
 PIECE = 32_768  # characters encoded at once
 GROUP = 64  # pieces encoded in parallel: bounds the memory
 
+# Each merge goes over the whole of every word that has it: one word of a million letters would take hours to train on.
+MAX_WORD = 1_000  # letters, digits, signs or white space in a row
+LONG_WORD = re.compile(rf"(?<![^ \n])[^ \n]{{{MAX_WORD},}}|(?<!\s)\s{{{MAX_WORD},}}")  # or several without space
+PARTS = "|".join(rf"{kind}{{{MAX_WORD}}}" for kind in (r"\p{L}", r"\p{N}", r"[^\s\p{L}\p{N}]", r"\s"))
+
 # No token of a byte-level pre-tokenizer goes on past such a place, so cutting there changes nothing.
 BREAK = re.compile(r"(?<=\S)(?=[ \n]\S)")
 
 logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """A tokenizer from its JSON, set to encode all of a text and nothing else.
+
+    Published files often have truncation, padding or dropout switched on for somebody else's training.
+    """
+    tokenizer = Tokenizer.from_str(source)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE) and tokenizer.model.dropout:
+        tokenizer.model.dropout = None
+    return tokenizer
 
 
 def train_tokenizer(train: str, val: str, vocab_size: int, dead_fraction: float) -> Tokenizer:
@@ -42,13 +60,16 @@ def train_tokenizer(train: str, val: str, vocab_size: int, dead_fraction: float)
     Raises ValueError if the corpus uses every script there is to choose from.
     """
     logger.info("training a tokenizer of %d entries on %d characters", vocab_size, len(train))
-    trained = _train_merges(pieces(train), vocab_size, MIN_FREQUENCY)
+    cut = _has_long_word(train) or _has_long_word(val)
+    if cut:
+        logger.warning("more than %d letters, digits, signs or spaces in a row are tokenized in parts", MAX_WORD)
+    trained = _train_merges(pieces(train), vocab_size, MIN_FREQUENCY, cut=cut)
     generated = _train_merges(_generate_text(_unused_block(train + val), vocab_size), vocab_size, 1)
     most = len(_vocabulary(trained, vocab_size))
     target = round(vocab_size * dead_fraction)
     num_live = max(NUM_BYTES, min(most, vocab_size - target))
     for _ in range(MAX_ROUNDS):
-        tokenizer = _join(trained, generated, num_live, vocab_size)
+        tokenizer = _join(trained, generated, num_live, vocab_size, cut=cut)
         num_dead = int((np.bincount(encode(tokenizer, train), minlength=vocab_size) == 0).sum())
         # Some entries are dead because longer ones absorbed them: make up for those.
         following = max(NUM_BYTES, min(most, num_live + num_dead - target))
@@ -75,18 +96,11 @@ def encode(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:
     return np.concatenate(ids)
 
 
-def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int32]:
-    """(V,) UTF-8 bytes each token stands for.
-
-    Exact for byte-level tokenizers; for others the bytes of the token decoded alone.
-    """
-    vocabulary = tokenizer.get_vocab()
-    byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str())["decoder"])
-    lengths = np.zeros(len(vocabulary), dtype=np.int32)
-    for token, number in vocabulary.items():
-        # A byte-level token spells every byte as one character.
-        text = tokenizer.decode([number], skip_special_tokens=False)
-        lengths[number] = len(token) if byte_level else len(text.encode())
+def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """(V,) bytes that each token of a byte-level tokenizer stands for."""
+    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int32)
+    for token, number in tokenizer.get_vocab().items():
+        lengths[number] = len(token)  # every byte is spelt as one character
     return lengths
 
 
@@ -98,6 +112,16 @@ def pieces(text: str) -> Iterator[str]:
         end = found.start() if found else len(text)
         yield text[start:end]
         start = end
+
+
+def _has_long_word(text: str) -> bool:
+    parts = _parts()
+    return any(len(parts.pre_tokenize_str(run[0])) > 1 for run in LONG_WORD.finditer(text))
+
+
+def _parts() -> pre_tokenizers.Split:
+    """Cuts what is longer than MAX_WORD into words of that length, and nothing else."""
+    return pre_tokenizers.Split(Regex(PARTS), "isolated")
 
 
 def _unused_block(text: str) -> str:
@@ -117,9 +141,11 @@ def _generate_text(letters: str, num_words: int) -> list[str]:
     return [" ".join([word] * (1 + num_words // (10 * rank))) for rank, word in enumerate(words, start=1)]
 
 
-def _train_merges(texts: Iterator[str] | list[str], vocab_size: int, min_frequency: int) -> list[tuple[str, str]]:
+def _train_merges(
+    texts: Iterator[str] | list[str], vocab_size: int, min_frequency: int, *, cut: bool = False
+) -> list[tuple[str, str]]:
     """Merges in the order BPE finds them; the first n of them are what a smaller vocabulary would have."""
-    tokenizer = _byte_level(Tokenizer(models.BPE()))
+    tokenizer = _byte_level(Tokenizer(models.BPE()), cut=cut)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
@@ -140,7 +166,7 @@ def _vocabulary(merges: list[tuple[str, str]], most: int) -> dict[str, int]:
 
 
 def _join(
-    trained: list[tuple[str, str]], generated: list[tuple[str, str]], num_trained: int, vocab_size: int
+    trained: list[tuple[str, str]], generated: list[tuple[str, str]], num_trained: int, vocab_size: int, *, cut: bool
 ) -> Tokenizer:
     """A tokenizer whose first `num_trained` entries are bytes and `trained` merges, the others `generated` ones."""
     live = _vocabulary(trained, num_trained)
@@ -150,10 +176,12 @@ def _join(
         if len(vocabulary) < vocab_size:
             vocabulary[first + second] = len(vocabulary)
             merges.append((first, second))
-    return _byte_level(Tokenizer(models.BPE(vocab=vocabulary, merges=merges)))
+    return _byte_level(Tokenizer(models.BPE(vocab=vocabulary, merges=merges)), cut=cut)
 
 
-def _byte_level(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def _byte_level(tokenizer: Tokenizer, *, cut: bool) -> Tokenizer:
+    """Words as GPT-2 splits them; `cut` bounds their length by MAX_WORD, and changes nothing in shorter ones."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([_parts(), words]) if cut else words
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -42,7 +42,7 @@ class Evaluator:
 
     windows: Tensor  # on the device
     baselines: Baselines
-    token_bytes: Tensor  # (V,)
+    num_bytes: int  # of UTF-8, in all the targets together; 0 where tokens stand for no text
     policy: PrecisionPolicy
     batch_size: int
 
@@ -50,7 +50,6 @@ class Evaluator:
         targets = self.windows[:, 1:]
         # The window half the split away lends its context; a single window has no other.
         self.shift = len(self.windows) // 2
-        self.num_bytes = int(self.token_bytes.to(targets.device)[targets.long()].sum())
         self.unigram_top = self.baselines.unigram_log_probs.topk(UNIGRAM_TOP).indices.to(targets.device)
 
     @torch.no_grad()

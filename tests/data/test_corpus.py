@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from marble_sweep.config import DataConfig, PydocsConfig, TextConfig
 from marble_sweep.data import corpus as corpus_module
-from marble_sweep.data.corpus import load_corpus
+from marble_sweep.data.corpus import load_corpus, require_enough
 
 
 @pytest.fixture
@@ -20,10 +21,12 @@ def test_text(config: TextConfig) -> None:
     text = Path(config.path).read_text()
     ids = torch.cat([corpus.train_tokens, corpus.val_tokens]).tolist()
     assert corpus.tokenizer.decode(ids) == text
-    assert corpus.token_bytes[ids].sum().item() == len(text.encode())
-    assert corpus.train_tokens.dtype == corpus.val_tokens.dtype == corpus.token_bytes.dtype == torch.int32
-    assert corpus.tokenizer.get_vocab_size() == len(corpus.dead_mask) == len(corpus.token_bytes) == 600
-    assert 0.09 < len(corpus.tokenizer.decode(corpus.val_tokens.tolist())) / len(text) <= 0.1
+    held_out = corpus.tokenizer.decode(corpus.val_tokens.tolist())
+    assert corpus.val_bytes.sum().item() == len(held_out.encode())
+    assert corpus.train_tokens.dtype == corpus.val_tokens.dtype == corpus.val_bytes.dtype == torch.int32
+    assert corpus.tokenizer.get_vocab_size() == len(corpus.dead_mask) == 600
+    assert len(corpus.val_bytes) == len(corpus.val_tokens)
+    assert 0.09 < len(held_out) / len(text) <= 0.1
     assert corpus.description == f"text: {config.path}; 1 file"
     assert corpus.entropy_rate is None
     assert corpus.num_duplicates_dropped == 0
@@ -99,6 +102,61 @@ def test_pydocs_are_a_corpus_too(monkeypatch: pytest.MonkeyPatch, prose) -> None
     monkeypatch.setattr(corpus_module, "read_pydocs", lambda packages: (documents, f"stand-in for {packages}"))
     corpus = load_corpus(PydocsConfig(packages=["numpy"], vocab_size=600, dead_fraction=0.6))
     assert corpus.description == "pydocs: stand-in for ['numpy']"
+    assert len(corpus.val_tokens) > 0
+
+
+def test_ten_bytes_are_too_few(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.txt"
+    path.write_bytes(b"abcdefghij")
+    with pytest.raises(ValueError, match=r"^data.path = ") as caught:
+        load_corpus(TextConfig(path=str(path), vocab_size=300, val_fraction=0.01))
+    assert str(caught.value) == (
+        f"data.path = '{path}' (10 bytes of text): must be long enough for data.val_fraction = 0.01 to leave something "
+        "on both sides; training needs trainer.batch_size x trainer.seq_len tokens, "
+        "held out are at least trainer.seq_len"
+    )
+    corpus = load_corpus(TextConfig(path=str(path), vocab_size=300, val_fraction=0.2))
+    require_enough(corpus, 2, 2)
+    for batch_size, seq_len, needed in [(3, 3, "9 tokens"), (1, 4, "4 tokens")]:
+        with pytest.raises(ValueError, match=r"^data.path = ") as caught:
+            require_enough(corpus, batch_size, seq_len)
+        assert str(caught.value) == (
+            f"data.path = '{path}' (10 bytes of text): must have {needed} to train on (trainer.batch_size={batch_size} "
+            f"x trainer.seq_len={seq_len}) and {seq_len} held out, and has 8 and 2"
+        )
+    everything = load_corpus(TextConfig(path=str(path), vocab_size=300, val_fraction=0))
+    require_enough(everything, 2, 5)
+    with pytest.raises(ValueError, match=r"^data.path = .* x trainer.seq_len=5\), and has 10$"):
+        require_enough(everything, 3, 5)
+
+
+HOSTILE = {
+    "NUL characters": "a\x00b\x00\x00 c " * 200,
+    "control characters": "".join(map(chr, range(32))) * 50 + "end",
+    "bidi and zero width": "\u202eabc\u200b\u2066x\ufeff " * 100,
+    "no characters": "\ufffe\uffff\U0010ffff " * 100,
+    "old Mac's line ends": "one two\rthree\r" * 100,
+    "one line": "xyz" * 1000,
+    "white space at both ends": "\n" * 3000 + "word " * 200 + "\t" * 3000,
+    "combining marks": "e" + "\u0301" * 3000,
+    "added tokens of other tokenizers": "<s></s>[UNK]<|endoftext|> " * 100,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_any_utf8_is_a_text(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.txt").write_text(HOSTILE[kind], encoding="utf-8", newline="")
+    corpus = load_corpus(TextConfig(path=str(tmp_path), vocab_size=300, val_fraction=0))
+    assert corpus.tokenizer.decode(corpus.train_tokens.tolist()) == HOSTILE[kind]
+
+
+def test_a_folder_of_names_that_are_not_utf8(tmp_path: Path, prose) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for n in range(25):  # so many are split by their names
+        (folder / os.fsdecode(b"%d\xff.txt" % n)).write_text(prose(3, seed=n))
+    corpus = load_corpus(TextConfig(path=str(folder), vocab_size=300))
+    assert corpus.description == f"text: {tmp_path}/caf\\xe9; 25 files"
     assert len(corpus.val_tokens) > 0
 
 

@@ -1,10 +1,12 @@
+import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from marble_sweep.config import NotebookConfig
 from marble_sweep.data.corpus import load_corpus
@@ -45,7 +47,8 @@ def test_corpus_is_read_as_the_notebook_reads_it(config: NotebookConfig) -> None
         assert corpus.val_tokens.tolist() == [2, 3, 4, 5, 0, 1, 2, 3]
         assert corpus.dead_mask.tolist() == [False] * 6 + [True] * 2
         assert corpus.dead_mask.dtype == torch.bool
-        assert corpus.token_bytes.tolist() == [len(word) for word in WORDS]
+        words = [WORDS[number] for number in corpus.val_tokens]
+        assert corpus.val_bytes.tolist() == [len(f" {word}") for word in words[:-1]] + [len(f" {words[-1]}\n")]
         assert corpus.description == f"notebook: {config.corpus_path}"
 
 
@@ -89,26 +92,114 @@ def test_mask_file_without_its_tensors(config: NotebookConfig, tmp_path: Path) -
     )
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no safetensors at all"])
-def test_mask_file_that_cannot_be_read(config: NotebookConfig, content: bytes | None) -> None:
-    Path(config.dead_mask_path).unlink()
-    if content is not None:
-        Path(config.dead_mask_path).write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"no safetensors at all"])
+def test_mask_file_of_another_kind(config: NotebookConfig, content: bytes) -> None:
+    Path(config.dead_mask_path).write_bytes(content)
     refuses(config, f"data.dead_mask_path = '{config.dead_mask_path}': must be a safetensors file (")
 
 
-def test_vocabulary_of_another_size(config: NotebookConfig) -> None:
-    config.vocab_size = 10
-    refuses(config, "data.vocab_size = 10: must be 8, the tokenizer's vocabulary")
+def save_words(config: NotebookConfig, vocabulary: dict[str, int], unknown: str | None = "dead") -> None:
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(config.tokenizer_path)
 
 
-def test_vocabulary_with_gaps(config: NotebookConfig) -> None:
-    vocabulary = {word: number for number, word in enumerate(WORDS[:-1])} | {"gone": 9}
-    Tokenizer(models.WordLevel(vocabulary, unk_token="dead")).save(config.tokenizer_path)
+@pytest.mark.parametrize("size_of_mask", [8, 11])
+def test_rows_beyond_the_tokenizer_are_dead(config: NotebookConfig, tmp_path: Path, size_of_mask: int) -> None:
+    config.vocab_size = 11
+    write_mask(tmp_path, dead_mask=torch.arange(size_of_mask) == 7, dead_indices=torch.tensor([7]))
+    corpus = load_corpus(config)
+    assert corpus.dead_mask.tolist() == [False] * 7 + [True] * 4
+    assert corpus.tokenizer.decode([0, 9, 1]) == "the cat"
+
+
+def test_tokenizer_with_ids_beyond_the_vocabulary(config: NotebookConfig) -> None:
+    config.vocab_size = 6
     refuses(
         config,
-        f"data.tokenizer_path = '{config.tokenizer_path}': must be a tokenizer with ids 0 to 7, and has 9",
+        f"data.vocab_size = 6: must be >= 8: 'dead' of the tokenizer '{config.tokenizer_path}' has id 6",
     )
+
+
+def test_ids_without_a_token_are_dead(config: NotebookConfig, caplog: pytest.LogCaptureFixture) -> None:
+    save_words(config, {word: number for number, word in enumerate(WORDS[:6])} | {"dead": 7})
+    assert load_corpus(config).dead_mask.tolist() == [False] * 6 + [True] * 2
+    assert caplog.messages == [
+        f"data.tokenizer_path = '{config.tokenizer_path}': id 6 has no token; such ids (1) are dead tokens"
+    ]
+
+
+def test_two_tokens_with_one_id(config: NotebookConfig) -> None:
+    source = json.loads(Path(config.tokenizer_path).read_text())
+    source["model"]["vocab"]["cats"] = 1
+    Path(config.tokenizer_path).write_text(json.dumps(source))
+    refuses(
+        config,
+        f"data.tokenizer_path = '{config.tokenizer_path}': "
+        "must be a tokenizer with one token for each id, and 1 is both 'cat' and 'cats'",
+    )
+
+
+def test_a_piece_that_a_unigram_tokenizer_has_twice(config: NotebookConfig, caplog: pytest.LogCaptureFixture) -> None:
+    pieces = [("<unk>", 0.0), *((f"▁{word}", -1.0) for word in [*WORDS[:6], "cat"])]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.save(config.tokenizer_path)
+    write_mask(Path(config.corpus_path).parent, dead_mask=torch.zeros(8), dead_indices=torch.zeros(0))
+    corpus = load_corpus(config)
+    assert corpus.dead_mask.tolist() == [False, False, True] + [False] * 5
+    assert set(corpus.train_tokens.tolist()) == {0, 1, 3, 4, 5, 6, 7}
+    assert "id 2 is '▁cat', which has another id as well; such ids (1) are dead tokens" in caplog.text
+
+
+def test_a_special_token_beyond_the_vocabulary(config: NotebookConfig, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(config.tokenizer_path)
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 9)])
+    tokenizer.save(config.tokenizer_path)
+    refuses(
+        config, f"data.vocab_size = 8: must be >= 10: the tokenizer '{config.tokenizer_path}' puts id 9 into the text"
+    )
+    config.vocab_size = 10
+    write_mask(tmp_path, dead_mask=torch.arange(10) == 6, dead_indices=torch.tensor([6]))
+    assert load_corpus(config).dead_mask.tolist() == [False] * 6 + [True, False, True, False]
+
+
+@pytest.mark.parametrize("unknown", [None, "[UNK]"])
+def test_a_word_that_the_tokenizer_cannot_encode(config: NotebookConfig, unknown: str | None) -> None:
+    save_words(config, {word: number for number, word in enumerate(WORDS)}, unknown)
+    Path(config.corpus_path).write_text("the cat\nsat on\na zebra or\ntwo")
+    refuses(
+        config,
+        f"data.tokenizer_path = '{config.tokenizer_path}': must be a tokenizer for all of '{config.corpus_path}', "
+        "and fails at 'zebra' in line 3 (WordLevel error: Missing [UNK] token from the vocabulary)",
+    )
+
+
+def test_saved_truncation_and_padding_leave_the_corpus_alone(config: NotebookConfig) -> None:
+    before = load_corpus(config)
+    tokenizer = Tokenizer.from_file(config.tokenizer_path)
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(pad_id=7, length=1000)
+    tokenizer.save(config.tokenizer_path)
+    corpus = load_corpus(config)
+    assert torch.equal(corpus.train_tokens, before.train_tokens)
+    assert corpus.sha256 == before.sha256
+
+
+def test_text_that_gets_lost_is_said(config: NotebookConfig, caplog: pytest.LogCaptureFixture) -> None:
+    with Path(config.corpus_path).open("a", encoding="utf-8") as file:
+        file.write("☃ ☃ cat\n")
+    phrase = "2 pieces of 2 characters unknown to the tokenizer (U+2603 SNOWMAN 2 times)"
+    write_mask(Path(config.corpus_path).parent, dead_mask=torch.arange(8) >= 7, dead_indices=torch.tensor([7]))
+    for _ in range(2):  # the second time from the cache
+        assert load_corpus(config).description == f"notebook: {config.corpus_path}; {phrase}"
+        assert caplog.messages == [f"data.corpus_path = '{config.corpus_path}': {phrase}"]
+        caplog.clear()
+
+
+def test_tokenizer_that_leaves_nothing(config: NotebookConfig) -> None:
+    Tokenizer(models.BPE({"x": 0}, [])).save(config.tokenizer_path)
+    refuses(config, f"data.tokenizer_path = '{config.tokenizer_path}': must be one that leaves some tokens")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "no JSON\nat all"])
@@ -117,10 +208,19 @@ def test_tokenizer_that_is_none(config: NotebookConfig, content: str) -> None:
     refuses(config, f"data.tokenizer_path = '{config.tokenizer_path}': must be tokenizers JSON (")
 
 
-@pytest.mark.parametrize("field", ["corpus_path", "tokenizer_path"])
+@pytest.mark.parametrize("field", ["corpus_path", "tokenizer_path", "dead_mask_path"])
 def test_missing_file(config: NotebookConfig, field: str) -> None:
     setattr(config, field, "/nowhere/at/all")
     refuses(config, f"data.{field} = '/nowhere/at/all': must be a readable file (No such file or directory)")
+
+
+@pytest.mark.parametrize("field", ["corpus_path", "tokenizer_path", "dead_mask_path"])
+def test_pipe_and_folder(config: NotebookConfig, field: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # to read it would wait for ever
+    for name, reason in [("pipe", "Not a regular file"), ("", "Is a directory")]:
+        path = str(tmp_path / name)
+        setattr(config, field, path)
+        refuses(config, f"data.{field} = '{path}': must be a readable file ({reason})")
 
 
 def test_empty_corpus(config: NotebookConfig) -> None:

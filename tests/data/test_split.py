@@ -18,19 +18,19 @@ def documents(prose, num: int) -> dict[str, str]:
 
 def test_many_documents_are_split_whole(prose) -> None:
     every = documents(prose, 40)
-    split = split_documents(every, 0.2)
+    split = split_documents(every, 0.2, "data.path = own.txt")
     held_out = {name for name, text in every.items() if text in split.val}
     assert {name for name, text in every.items() if text in split.train} == every.keys() - held_out
     total = sum(map(len, every.values()))
     assert 0.15 * total < sum(len(every[name]) for name in held_out) <= 0.2 * total
     # A document's name decides, not its place among the others.
-    assert split_documents(dict(reversed(every.items())), 0.2).val.split() != []
+    assert split_documents(dict(reversed(every.items())), 0.2, "data.path = own.txt").val.split() != []
     assert sorted(held_out) != sorted(every)[-len(held_out) :]
 
 
 def test_few_documents_lose_their_tail_at_a_paragraph(prose) -> None:
     text = prose(100)
-    split = split_documents({"a": text}, 0.1)
+    split = split_documents({"a": text}, 0.1, "data.path = own.txt")
     assert split.train + split.val == text
     assert split.train.endswith(".\n\n")
     assert 0.09 < len(split.val) / len(text) <= 0.1
@@ -39,14 +39,14 @@ def test_few_documents_lose_their_tail_at_a_paragraph(prose) -> None:
 @pytest.mark.parametrize(("separator", "end"), [("\n", "\n"), (" ", " "), ("", "")])
 def test_tail_is_cut_at_lines_or_words_or_anywhere(separator: str, end: str) -> None:
     text = separator.join(str(n) for n in range(1000, 3000))
-    split = split_documents({"a": text}, 0.25)
+    split = split_documents({"a": text}, 0.25, "data.path = own.txt")
     assert split.train + split.val == text
     assert split.train.endswith(end)
     assert 0.24 < len(split.val) / len(text) <= 0.25
 
 
 def test_nothing_is_held_out_at_zero(prose) -> None:
-    split = split_documents({"a": "one", "b": "two"}, 0)
+    split = split_documents({"a": "one", "b": "two"}, 0, "data.path = own.txt")
     assert (split.train, split.val, split.num_duplicates_dropped) == ("one\n\ntwo", "", 0)
 
 
@@ -59,7 +59,7 @@ def test_held_out_text_has_no_twin_in_training(prose) -> None:
         every[f"doc{n}"] = "\n\n".join(
             [prose(5, seed=n), *copies, "SEE\nalso" if n % 2 else "See also", prose(5, seed=100 + n)]
         )
-    split = split_documents(every, 0.2)
+    split = split_documents(every, 0.2, "data.path = own.txt")
     assert split.val
     assert not paragraphs(split.train) & paragraphs(split.val)
     num_held_out = sum(prose(5, seed=n) in split.val for n in range(30))
@@ -95,9 +95,9 @@ def test_nothing_left_to_hold_out() -> None:
     with pytest.raises(
         ValueError, match=r"^data.val_fraction = 0.1: must be 0: all \d+ held-out paragraphs have a twin in training$"
     ):
-        split_documents({"a": "the same words again\n\n" * 100}, 0.1)
+        split_documents({"a": "the same words again\n\n" * 100}, 0.1, "data.path = own.txt")
 
 
 def test_text_too_short_to_split() -> None:
-    with pytest.raises(ValueError, match=r"^data.val_fraction = 0.1: must be 0, or such that both sides get text$"):
-        split_documents({"a": "x"}, 0.1)
+    with pytest.raises(ValueError, match=r"^data.path = own.txt: must be long enough for data.val_fraction = 0.1 to "):
+        split_documents({"a": "x"}, 0.1, "data.path = own.txt")

@@ -60,7 +60,7 @@ def test_corpus(config_type: type[MarkovConfig]) -> None:
     assert (len(corpus.train_tokens), len(corpus.val_tokens)) == (18_000, 2_000)
     assert corpus.train_tokens.dtype == corpus.val_tokens.dtype == torch.int32
     assert corpus.dead_mask.nonzero().flatten().tolist() == list(range(63, 100))
-    assert corpus.token_bytes.tolist() == [0] * 100
+    assert corpus.val_bytes.tolist() == [0] * 2_000
     assert corpus.description.startswith(f"{config.name}: 63 live tokens")
     ids = corpus.train_tokens[:9].tolist()
     text = corpus.tokenizer.decode(ids)
@@ -78,8 +78,10 @@ def test_entropy_of_a_fair_coin() -> None:
 
 def test_split_that_leaves_a_side_empty() -> None:
     config = MarkovConfig(vocab_size=100, num_tokens=4, branching=2, val_fraction=0.1)
-    allowed = "0, or such that both sides get some of 4 tokens"
-    with pytest.raises(ValueError, match=f"^data.val_fraction = 0.1: must be {allowed}$"):
+    complaint = (
+        "data.num_tokens = 4: must be long enough for data.val_fraction = 0.1 to leave something on both sides; "
+    )
+    with pytest.raises(ValueError, match=f"^{complaint}"):
         load_corpus(config)
     everything = load_corpus(MarkovConfig(vocab_size=100, num_tokens=4, branching=2, val_fraction=0))
     assert (len(everything.train_tokens), len(everything.val_tokens)) == (4, 0)

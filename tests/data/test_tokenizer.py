@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from marble_sweep.data import tokenizer as module
-from marble_sweep.data.tokenizer import UNUSED_BLOCKS, encode, pieces, token_bytes, train_tokenizer
+from marble_sweep.data.tokenizer import (
+    MAX_WORD,
+    UNUSED_BLOCKS,
+    byte_lengths,
+    encode,
+    load_tokenizer,
+    pieces,
+    train_tokenizer,
+)
 
 CHEROKEE = "".join(chr(code) for code in range(0x13C0, 0x1400))
 
@@ -44,7 +52,7 @@ def spaced() -> Tokenizer:
 def test_round_trip_is_exact_for_any_text(trained: Tokenizer, text: str) -> None:
     ids = trained.encode(text).ids
     assert trained.decode(ids) == text
-    assert token_bytes(trained)[ids].sum() == len(text.encode())
+    assert byte_lengths(trained)[ids].sum() == len(text.encode())
 
 
 @settings(max_examples=300, deadline=None)
@@ -129,6 +137,30 @@ def test_corpus_that_uses_every_script() -> None:
         train_tokenizer(text, "", 300, 0.37)
 
 
-def test_bytes_of_a_tokenizer_that_is_not_byte_level() -> None:
-    tokenizer = Tokenizer(models.WordLevel({"a": 0, "é": 1, "語語": 2}, unk_token="a"))
-    assert token_bytes(tokenizer).tolist() == [1, 2, 6]
+@pytest.mark.parametrize("unit", ["ACGT", "-", " ", "語", "1234567890"])
+def test_long_words_are_tokenized_in_parts(prose, unit: str, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    run = "".join(rng.choice(list(unit), size=4 * MAX_WORD + 7))
+    text = f"{prose(20)} {run} {prose(20)}"
+    tokenizer = train_tokenizer(text, "", 300, 0.1)
+    said = "more than 1000 letters, digits, signs or spaces in a row are tokenized in parts"
+    assert caplog.messages[0] == said
+    ids = encode(tokenizer, text).tolist()
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode(text).ids == ids
+    words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    assert max(map(len, words)) <= 3 * MAX_WORD  # a character has up to three bytes here
+
+
+@pytest.mark.parametrize("run", ["x" * MAX_WORD, "-" * MAX_WORD, "ab1-" * MAX_WORD, " \n" * (MAX_WORD // 2 - 1)])
+def test_shorter_words_are_left_alone(prose, run: str) -> None:
+    tokenizer = train_tokenizer(f"{prose(20)} {run} {prose(20)}", "", 300, 0.1)
+    assert isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+
+
+def test_a_saved_tokenizer_encodes_all_and_nothing_else() -> None:
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.9))
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=300)
+    for _ in range(2):  # padding alone, and dropout, would already show
+        assert load_tokenizer(tokenizer.to_str()).encode("ab" * 100).ids == [2] * 100

@@ -15,15 +15,17 @@ from marble_sweep.training.precision import POLICIES
 VOCAB, SEQ_LEN, NUM_WINDOWS = 20, 6, 7
 
 
-def example(num_windows: int = NUM_WINDOWS) -> tuple[Transformer, Tensor, Baselines, Tensor]:
+NUM_BYTES = 83  # of the targets
+
+
+def example(num_windows: int = NUM_WINDOWS) -> tuple[Transformer, Tensor, Baselines]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCAB, (500,), generator=generator)
     held_out = torch.randint(0, VOCAB, (num_windows, SEQ_LEN), generator=generator, dtype=torch.int32)
-    token_bytes = torch.randint(1, 5, (VOCAB,), generator=generator, dtype=torch.int32)
     model = Transformer(VOCAB, SEQ_LEN, num_layers=1, hidden_dim=8, num_heads=2, mlp_dim=16, seed=3)
     with torch.no_grad():
         model.embedding.weight.mul_(20)  # so that predictions differ between contexts
-    return model, held_out, measure_baselines(tokens, held_out, VOCAB), token_bytes
+    return model, held_out, measure_baselines(tokens, held_out, VOCAB)
 
 
 def log_probs_of(model: Transformer, windows: Tensor) -> Tensor:
@@ -34,8 +36,8 @@ def log_probs_of(model: Transformer, windows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
-    model, held_out, baselines, token_bytes = example()
-    row = Evaluator(held_out, baselines, token_bytes, POLICIES["fp32"], batch_size).evaluate(model, step=12)
+    model, held_out, baselines = example()
+    row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], batch_size).evaluate(model, step=12)
     assert tuple(row) == EVAL_COLUMNS
 
     log_probs = log_probs_of(model, held_out)
@@ -51,7 +53,6 @@ def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
         hits += [guess == target for guess, target in zip(predicted, targets, strict=True)]
         off += [guess not in favourites for guess in predicted]
         nats += losses[-1] * len(targets)
-    num_bytes = token_bytes[held_out[:, 1:].long()].sum().item()
 
     def expected(name: str, values: list[float]) -> dict[str, float]:
         mean = sum(values) / len(values)
@@ -67,44 +68,44 @@ def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
         truth |= expected(name, [one - loss for one, loss in zip(baseline.tolist(), losses, strict=True)])
     truth |= expected("context_gain", [other - loss for other, loss in zip(swapped, losses, strict=True)])
     truth |= {"accuracy": sum(hits) / len(hits), "off_unigram": sum(off) / len(off)}
-    truth |= {"bits_per_byte": nats / math.log(2) / num_bytes}
+    truth |= {"bits_per_byte": nats / math.log(2) / NUM_BYTES}
     # The hidden states come from batches of another size, so from kernels that may add up in another order: some 100
     # roundings on the way through the layers, then the head's, on logits of up to 4.
     assert row == pytest.approx(truth, rel=0, abs=4 * gamma(100 + 8 + VOCAB))
 
 
 def test_another_windows_context_is_never_ones_own() -> None:
-    model, held_out, baselines, token_bytes = example(num_windows=2)
-    row = Evaluator(held_out, baselines, token_bytes, POLICIES["fp32"], 2).evaluate(model, step=1)
+    model, held_out, baselines = example(num_windows=2)
+    row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 2).evaluate(model, step=1)
     assert row["context_gain"] != 0
 
 
 def test_a_single_window_has_no_spread_and_no_other_context() -> None:
-    model, held_out, baselines, token_bytes = example(num_windows=1)
-    row = Evaluator(held_out, baselines, token_bytes, POLICIES["fp32"], 2).evaluate(model, step=1)
+    model, held_out, baselines = example(num_windows=1)
+    row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 2).evaluate(model, step=1)
     undefined = {name for name, value in row.items() if math.isnan(value)}
     assert undefined == {name for name in EVAL_COLUMNS if name.endswith("_se")} | {"context_gain"}
 
 
 def test_tokens_without_bytes_have_no_bits_per_byte() -> None:
-    model, held_out, baselines, token_bytes = example()
-    row = Evaluator(held_out, baselines, torch.zeros_like(token_bytes), POLICIES["fp32"], 4).evaluate(model, step=1)
+    model, held_out, baselines = example()
+    row = Evaluator(held_out, baselines, 0, POLICIES["fp32"], 4).evaluate(model, step=1)
     assert math.isnan(row["bits_per_byte"])
 
 
 def test_no_random_number_is_drawn() -> None:
-    model, held_out, baselines, token_bytes = example()
+    model, held_out, baselines = example()
     before = torch.get_rng_state()
-    Evaluator(held_out, baselines, token_bytes, POLICIES["mixed"], 4).evaluate(model, step=1)
+    Evaluator(held_out, baselines, NUM_BYTES, POLICIES["mixed"], 4).evaluate(model, step=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "mixed"])
 def test_bfloat16_stays_close_to_float64(precision: str) -> None:
-    model, held_out, baselines, token_bytes = example()
+    model, held_out, baselines = example()
     policy = POLICIES[precision]
     model.to(policy.param_dtype)
-    row = Evaluator(held_out, baselines, token_bytes, policy, 4).evaluate(model, step=1)
+    row = Evaluator(held_out, baselines, NUM_BYTES, policy, 4).evaluate(model, step=1)
     exact = -log_probs_of(model.float(), held_out).gather(-1, held_out[:, 1:, None].long()).mean().item()
     # Eight roundings on the way: two sums, two norms, and four products, of logits about 1 in size.
     assert row["val_loss"] == pytest.approx(exact, abs=gamma(8, BFLOAT16))
