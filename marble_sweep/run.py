@@ -1,14 +1,14 @@
 """One run on one page: corpus -> model -> train -> verdict -> run directory."""
 
 import contextlib
-import json
+import io
 import logging
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import torch
@@ -20,7 +20,15 @@ from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.metadata import describe, header
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
-from marble_sweep.runs.files import lock_directory, write_json, write_text
+from marble_sweep.runs.files import (
+    lock_directory,
+    open_append,
+    remove_temporaries,
+    require_ordinary,
+    write_json,
+    write_text,
+)
+from marble_sweep.runs.status import read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads
 from marble_sweep.training.evaluation import Evaluator
@@ -29,9 +37,14 @@ from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.signals import stop_requests
 from marble_sweep.training.trainer import Trainer, autocorrelation_lag
-from marble_sweep.verdict import judge
+from marble_sweep.verdict import Verdict, judge
 
 log = logging.getLogger(__name__)
+
+FILES = (
+    *("config.yaml", "metadata.json", "metrics.csv", "evals.csv", "verdict.json", "run.log", "tokenizer.json"),
+    *(f"{name}.safetensors" for name in ("checkpoints", "model", "state", "unigram")),
+)
 
 
 def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> str:
@@ -58,34 +71,46 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
             target_bytes = eval_windows(corpus.val_bytes, seq_len, config.trainer.eval_windows)[:, 1:]
             evaluator = Evaluator(held_out.to(device), baselines, int(target_bytes.sum()), policy, batch_size)
 
-        resume = resume and (directory / "state.safetensors").exists()
         metadata = describe(config, corpus, baselines, model, batches, device)
+        resume = resume and has_begun(directory)
         if resume:
             refuse_other_data(directory, metadata)
+        progress = Progress(config.trainer.total_steps, show=show)
+        dead_mask = corpus.dead_mask.to(device)
+        trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
         write_text(directory / "tokenizer.json", corpus.tokenizer.to_str())
         write_tensors(directory / "unigram.safetensors", {"log_probs": baselines.unigram_log_probs.float()})
         write_json(directory / "metadata.json", metadata | {"status": "running"})
         outcome: dict[str, Any] = {}
-        progress = Progress(config.trainer.total_steps, show=show)
-        dead_mask = corpus.dead_mask.to(device)
-        trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
+        verdict = None
         with stop_requests() as should_stop:
             try:
                 steps_left = config.trainer.total_steps - trainer.step
                 log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step() if show else None))
-                outcome["status"] = trainer.train(should_stop)
+                status = trainer.train(should_stop)
+                outcome["seconds"] = time.monotonic() - started
+                if status != "interrupted":
+                    verdict = conclude(config, directory, status)
+                outcome["status"] = status  # the last to be known: it vouches for the verdict and the plots
             except BaseException as error:
                 outcome |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
                 raise
             finally:
-                outcome |= trainer.summary() | {"seconds": time.monotonic() - started}
+                outcome = trainer.summary() | {"seconds": time.monotonic() - started} | outcome
                 write_json(directory / "metadata.json", metadata | outcome)
-        if outcome["status"] == "interrupted":
-            resume_command = f"python -m marble_sweep resume={shlex.quote(str(directory))}"
-            log.info("Interrupted at step %d; continue with:\n  %s", trainer.step, resume_command)
-            return "interrupted"
-        conclude(config, directory, outcome)
-        return str(outcome["status"])
+        tell(directory, status, trainer.step, verdict)
+        return status
+
+
+def tell(directory: Path, status: str, step: int, verdict: Verdict | None) -> None:
+    """Say how the run ended; one that was interrupted has no verdict."""
+    if verdict is None:
+        resume_command = f"python -m marble_sweep resume={shlex.quote(str(directory))}"
+        log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command)
+        return
+    if status == "diverged":
+        log.info("Diverged: the loss of step %d is not a number.", step)
+    log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 
 
 @contextlib.contextmanager
@@ -94,9 +119,12 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
 
     Raises ValueError where another run is in it, alive or not.
     """
+    require_ordinary(directory, files=FILES, folders=["plots"])
     lock = lock_directory(directory, "hydra.run.dir")
     path = directory / "config.yaml"
     try:
+        if (directory / "plots").is_dir():
+            remove_temporaries(directory / "plots")
         if not resume:
             free = f"a new directory: this one holds a run (resume={directory} would continue it)"
             require(not path.exists(), "hydra.run.dir", directory, free)
@@ -106,7 +134,7 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
         finally:
             # A run that was refused before it began leaves the directory free for a better one.
             if not resume and not (directory / "metadata.json").exists():
-                path.unlink()
+                path.unlink(missing_ok=True)
     finally:
         lock.release()
 
@@ -114,21 +142,29 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Keep what the package logs in a file too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
     logger = logging.getLogger("marble_sweep")
     level = logger.level
-    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))  # a notebook's root logger lets no INFO pass
-    logger.addHandler(handler)
-    try:
-        yield
-    except Exception as error:
-        # One line is enough on a terminal; whoever looks for the cause finds it here.
-        handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (error,), sys.exc_info()))
-        raise
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
+    with open_append(path) as file, io.TextIOWrapper(file, encoding="utf-8", write_through=True) as text:
+        handler = RunLog(text)
+        logger.addHandler(handler)
+        logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))  # a notebook's root logger lets no INFO pass
+        try:
+            yield
+        except Exception as error:
+            # One line is enough on a terminal; whoever looks for the cause finds it here.
+            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (error,), sys.exc_info()))
+            raise
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class RunLog(logging.StreamHandler[TextIO]):
+    """A log that a full disk cuts short: what is trained counts, and what that cannot write is told of."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 def build_model(config: Config, vocab_size: int) -> Transformer:
@@ -154,22 +190,32 @@ def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | Non
     return (scored if held_out else None), baselines
 
 
+def has_begun(directory: Path) -> bool:
+    """Whether there is a state to go on from. Raises ValueError where it is gone and rows are left, which stay."""
+    if (directory / "state.safetensors").exists():
+        return True
+    rows = directory / "metrics.csv"
+    if rows.exists() and rows.read_bytes().count(b"\n") > 1:
+        raise ValueError(f"{directory / 'state.safetensors'}: must be there to go on: {rows} has rows of a run")
+    return False
+
+
 def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
     """A resumed run must go on with the tokens it began with."""
     path = directory / "metadata.json"
-    if not path.exists():
-        return
-    began, now = json.loads(path.read_text())["corpus"]["sha256"], metadata["corpus"]["sha256"]
+    corpus = read_metadata(directory).get("corpus")
+    began = corpus.get("sha256") if isinstance(corpus, dict) else None
+    if not isinstance(began, str):
+        raise ValueError(f"{path}: must be a run's metadata: it does not name the corpus that the run began with")
+    now = metadata["corpus"]["sha256"]
     require(began == now, "resume", directory, f"on the corpus it began with ({began[:12]}…; this one is {now[:12]}…)")
 
 
-def conclude(config: Config, directory: Path, outcome: dict[str, Any]) -> None:
+def conclude(config: Config, directory: Path, status: str) -> Verdict:
     """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
     steps, evals = pd.read_csv(directory / "metrics.csv"), pd.read_csv(directory / "evals.csv")
     verdict = judge(config.verdict, steps, evals, autocorrelation_lag(config))
     write_json(directory / "verdict.json", verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
-        draw_plots(directory)
-    if outcome["status"] == "diverged":
-        log.info("Diverged: the loss of step %d is not a number.", outcome["step"])
-    log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
+        draw_plots(directory, status)
+    return verdict

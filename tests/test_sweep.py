@@ -14,7 +14,14 @@ import pytest
 from helpers import TINY, tiny_config
 
 from marble_sweep.run import run
-from marble_sweep.runs.status import read_metadata, run_directories
+from marble_sweep.runs.status import (
+    count_failures,
+    find_run,
+    latest,
+    mark_start,
+    read_metadata,
+    run_directories,
+)
 from marble_sweep.sweeps import child
 
 GRID = "model.num_layers=0,1,2"
@@ -25,9 +32,14 @@ def command(sweep_dir: Path, *overrides: str) -> list[str]:
     return [*words, f"hydra.sweep.dir={sweep_dir}"]
 
 
-def sweep(sweep_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def sweep(sweep_dir: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(sweep_dir, *overrides), capture_output=True, text=True, cwd=sweep_dir.parent, check=False
+        command(sweep_dir, *overrides),
+        capture_output=True,
+        text=True,
+        cwd=sweep_dir.parent,
+        env=os.environ | environment,
+        check=False,
     )
 
 
@@ -50,7 +62,9 @@ def inodes(sweep_dir: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep_dir = tmp_path_factory.mktemp("finished") / "sweep"
-    result = sweep(sweep_dir, GRID)
+    long = tmp_path_factory.mktemp("x" * 50) / ("y" * 70)  # as on clusters: too long for the path of a socket
+    long.mkdir()
+    result = sweep(sweep_dir, GRID, TMPDIR=str(long))
     assert result.returncode == 0, result.stderr
     (sweep_dir / "stderr").write_text(result.stderr)
     return sweep_dir
@@ -78,6 +92,42 @@ def test_a_finished_sweep_is_not_run_again_in_any_order(finished: Path) -> None:
     before = inodes(finished)
     assert sweep(finished, "model.num_layers=2,0,1").returncode == 0
     assert inodes(finished) == before
+
+
+DAMAGE = {
+    "config.yaml that is not UTF-8": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe"),
+    "config.yaml that is a folder": lambda run: ((run / "config.yaml").unlink(), (run / "config.yaml").mkdir()),
+    "config.yaml that is a pipe": lambda run: ((run / "config.yaml").unlink(), os.mkfifo(run / "config.yaml")),
+    "metadata.json that is a list": lambda run: (run / "metadata.json").write_text("[3]"),
+    "metadata.json that is not UTF-8": lambda run: (run / "metadata.json").write_bytes(b"\xff\xfe"),
+    "metadata.json that is a folder": lambda run: ((run / "metadata.json").unlink(), (run / "metadata.json").mkdir()),
+    "metadata.json without what it needs": lambda run: (run / "metadata.json").write_text(
+        '{"corpus": [], "status": []}'
+    ),
+    "metadata.json without end": lambda run: (run / "metadata.json").write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_run_is_passed_over_and_trained_beside(
+    name: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep_dir, config = Path(shutil.copytree(finished, tmp_path / "sweep")), tiny_config("model.num_layers=1")
+    DAMAGE[name](sweep_dir / "1")
+    (sweep_dir / "3").write_text("a file where a run might have been")
+    mark_start(sweep_dir)
+    assert count_failures(sweep_dir) == 0
+    assert {path.name for path in latest(sweep_dir, None)} >= {"0", "2"}
+    assert child.place(config, sweep_dir, 1) == (sweep_dir / "4", False)
+    if name.startswith("config"):
+        assert find_run(config, sweep_dir) == sweep_dir / "4"
+        assert (
+            capsys.readouterr().err
+            == f"marble_sweep: {sweep_dir}/1/config.yaml cannot be read: this run is not reused\n"
+        )
+    else:
+        assert read_metadata(sweep_dir / "1") in ({}, {"corpus": [], "status": []})
+        assert f"the run in {sweep_dir / '1'} is not reused, its metadata.json is damaged" in caplog.text
 
 
 def test_new_jobs_of_an_old_sweep_get_free_directories(finished: Path, tmp_path: Path) -> None:

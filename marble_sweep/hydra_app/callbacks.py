@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import BaseFileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -73,7 +73,7 @@ class Sweep:
     directory: Path
     configs: set[str]  # the jobs' config.yaml; empty where the sweeper decides as it goes
     rerun: str  # the command that runs what is missing or failed
-    lock: FileLock
+    lock: BaseFileLock
     watch: "SweepWatch"
 
     def conclude(self) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,15 @@ LABELS = 2.3
 OFF_SCALE = 1.2  # times the first loss or the highest baseline: what a diverging loss exceeds is not drawn
 
 
-def draw_figures(directory: Path) -> dict[str, Figure]:
+def draw_figures(directory: Path, status: str | None = None) -> dict[str, Figure]:
     """The figures `loss`, `lattice` and `hidden` of what a run has recorded so far; none before its first step.
 
     Whatever was not measured (no held-out text, no dead tokens, one step only) is left out or said to be missing.
+    `status` is that of a run whose metadata does not have it yet.
     """
     run = Run.read(directory)
+    if status is not None:
+        run = replace(run, metadata=run.metadata | {"status": status})
     steps, evals = read_csv(directory / "metrics.csv"), read_csv(directory / "evals.csv")
     if not len(steps):
         return {}
@@ -45,10 +49,10 @@ def draw_figures(directory: Path) -> dict[str, Figure]:
     }
 
 
-def draw_plots(directory: Path) -> None:
+def draw_plots(directory: Path, status: str | None = None) -> None:
     """Draw the figures into `directory`/plots as PNG."""
     folder = directory / "plots"
-    for name, figure in draw_figures(directory).items():
+    for name, figure in draw_figures(directory, status).items():
         folder.mkdir(exist_ok=True)
         with atomic_write(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)

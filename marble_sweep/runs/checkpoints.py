@@ -1,17 +1,14 @@
-"""`checkpoints.safetensors` in the notebook's format, and the resumable state beside it."""
+"""`checkpoints.safetensors` in the notebook's format."""
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from marble_sweep.runs.tensors import write_tensors
+from marble_sweep.training.state import readable
 
 
 class EmbeddingSnapshots:
@@ -38,46 +35,23 @@ class EmbeddingSnapshots:
         masks = {"dead_mask": self.dead_mask, "dead_indices": self.dead_mask.nonzero().flatten()}
         write_tensors(self.path, {**new, **masks})
 
-    def resume(self, last_step: int) -> None:
-        """Continue the file on disk after `last_step`."""
+    def resume(self, steps: Sequence[int], hidden_dim: int) -> None:
+        """Continue the file on disk after `steps`. Raises ValueError where it is not that of this run."""
         with readable(self.path) as file:
-            steps = file.get_tensor("steps").tolist()
-        self.steps = [step for step in steps if step <= last_step]
-
-
-class Stateful(Protocol):
-    """What can be saved: a flat dict of tensors and numbers out, one of tensors in."""
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
-
-
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[Any]:
-    """An open safetensors file. Raises ValueError where it is damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path}: must be a whole safetensors file: {error}") from None
-
-
-def save_state(path: Path, parts: dict[str, Stateful], info: dict[str, Any]) -> None:
-    """Write every part's tensors and the JSON-able `info` as one safetensors file, atomically."""
-    tensors = {
-        f"{part}/{name}": torch.as_tensor(value).detach().cpu()
-        for part, stateful in parts.items()
-        for name, value in stateful.state_dict().items()
-    }
-    write_tensors(path, tensors, {"info": json.dumps(info)})
-
-
-def load_state(path: Path, parts: dict[str, Stateful]) -> dict[str, Any]:
-    """Give every part back its tensors, in the order of `parts`; returns `info`."""
-    with readable(path) as file:
-        info: dict[str, Any] = json.loads(file.metadata()["info"])
-        for part, stateful in parts.items():
-            names = [name for name in file.keys() if name.startswith(f"{part}/")]  # noqa: SIM118 (not a dict)
-            stateful.load_state_dict({name.removeprefix(f"{part}/"): file.get_tensor(name) for name in names})
-    return info
+            have = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        num_tokens = len(self.dead_mask)
+        for name, dtype, shape in (
+            ("steps", torch.int64, ()),
+            ("W", torch.uint16, (num_tokens, hidden_dim)),
+            ("h_mean", torch.float32, (hidden_dim,)),
+        ):
+            tensor = have.get(name)
+            count = len(have["steps"]) if "steps" in have and have["steps"].ndim else 0
+            if tensor is None or tensor.dtype != dtype or tensor.shape != (count, *shape):
+                raise ValueError(
+                    f"{self.path}: must hold this run's checkpoints: {name} is missing or of another shape"
+                )
+        kept = [step for step in have["steps"].tolist() if step <= max(steps)]
+        if kept != [*steps]:
+            raise ValueError(f"{self.path}: must hold the checkpoints of steps {[*steps]}; it has {kept}")
+        self.steps = kept

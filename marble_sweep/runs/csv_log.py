@@ -1,12 +1,12 @@
 """Rows of numbers, streamed to a CSV file that can be continued after a kill."""
 
-import csv
+import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-from marble_sweep.runs.files import atomic_write
+from marble_sweep.runs.files import atomic_write, naming, open_append, sync
 
 
 def format_value(value: float) -> str:
@@ -19,31 +19,78 @@ def format_value(value: float) -> str:
 class Recorder:
     """One CSV file with a `step` column. Rows reach the file at once and the disk at `sync`."""
 
-    def __init__(self, path: Path, columns: Sequence[str], last_step: int = 0) -> None:
-        """Start the file, or continue it after `last_step`: later rows, or half a row, are dropped."""
-        kept: list[list[str]] = []
-        if last_step > 0:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = csv.reader(file)
-                found = next(rows, [])
-                if found != [*columns]:
-                    raise ValueError(
-                        f"{path}: must begin with the columns {','.join(columns)}; it has {','.join(found)}"
-                    )
-                place = columns.index("step")
-                kept = [row for row in rows if len(row) == len(columns) and int(row[place]) <= last_step]
-        with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([columns, *kept])
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        last_step: int = 0,
+        *,
+        steps: Sequence[int] | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        """Start the file, or continue it after `last_step`: later rows, or half a row, are dropped.
+
+        Raises ValueError where the rows that are kept are not those of `steps`, or have another hash.
+        """
+        self.path = path
         self.columns = columns
-        self.file = path.open("a", newline="", encoding="utf-8")
-        self.writer = csv.writer(self.file, lineterminator="\n")
+        kept = (",".join(columns) + "\n").encode()
+        if last_step > 0:
+            rows = self._rows(last_step)
+            if steps is not None:
+                self._require_steps([step for step, _ in rows], steps)
+            kept += b"".join(row for _, row in rows)
+        self.hash = hashlib.sha256(kept)
+        if sha256 is not None and self.hash.hexdigest() != sha256:
+            raise ValueError(f"{path}: must be as it was when the state was saved: a row up to that step has changed")
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(kept)
+        self._file: BinaryIO | None = None
+
+    @property
+    def file(self) -> BinaryIO:
+        if self._file is None:
+            self._file = open_append(self.path)
+        return self._file
+
+    def _rows(self, last_step: int) -> list[tuple[int, bytes]]:
+        """The whole rows up to `last_step` with their steps, as far as they can be read."""
+        header, *lines = self.path.read_bytes().split(b"\n")
+        if header != ",".join(self.columns).encode():
+            begins = header[:200].decode(errors="replace")
+            raise ValueError(f"{self.path}: must begin with the columns {','.join(self.columns)}; it has {begins!r}")
+        place = self.columns.index("step")
+        rows: list[tuple[int, bytes]] = []
+        for line in lines[:-1]:  # the last one has no newline
+            fields = line.split(b",")
+            try:
+                step, numbers = int(fields[place]), [float(field or "nan") for field in fields]
+            except (ValueError, IndexError):
+                break
+            if len(numbers) != len(self.columns) or step > last_step:
+                break
+            rows.append((step, line + b"\n"))
+        return rows
+
+    def _require_steps(self, found: Sequence[int], steps: Sequence[int]) -> None:
+        if [*found] != [*steps]:
+            wrong = next((want for have, want in zip(found, steps, strict=False) if have != want), None)
+            missing = wrong if wrong is not None else steps[len(found)] if len(found) < len(steps) else None
+            what = f"that of step {missing} is not" if missing is not None else f"it has {len(found)}"
+            raise ValueError(f"{self.path}: must hold the {len(steps)} rows that the state counts on: {what}")
 
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
-        self.writer.writerows([format_value(row[column]) for column in self.columns] for row in rows)
-        self.file.flush()
+        lines = [",".join(format_value(row[column]) for column in self.columns) + "\n" for row in rows]
+        text = "".join(lines).encode()
+        self.hash.update(text)
+        with naming(self.path):
+            while text:  # a disk that fills up takes a part
+                text = text[self.file.write(text) :]
 
     def sync(self) -> None:
-        os.fsync(self.file.fileno())
+        with naming(self.path):
+            sync(self.file.fileno())
 
     def close(self) -> None:
-        self.file.close()
+        if self._file is not None:
+            self._file.close()

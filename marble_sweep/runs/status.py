@@ -1,16 +1,18 @@
-"""What the run directories below a sweep say of its jobs."""
+"""What the run directories below a sweep say of its jobs. One that is damaged is passed over, never an error."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from marble_sweep.config import Config, dump
-from marble_sweep.runs.files import write_json
+from marble_sweep.runs.files import write_json, write_text
 
 DONE = ("finished", "diverged", "certified", "pruned")  # nothing is left to do
 ENDED = (*DONE, "failed", "too_slow")
 STARTED = ".started"
+LAST_PLOT = "plots/hidden.png"  # drawn after all others
 
 
 def run_directories(sweep_dir: Path) -> Iterator[Path]:
@@ -22,34 +24,57 @@ def run_directories(sweep_dir: Path) -> Iterator[Path]:
 def find_run(config: Config, sweep_dir: Path) -> Path | None:
     """The run of this very config, if there is one below sweep_dir."""
     text = dump(config)
-    found = (path for path in run_directories(sweep_dir) if (path / "config.yaml").read_text(encoding="utf-8") == text)
-    return next(found, None)
+    return next((path for path in run_directories(sweep_dir) if config_text(path) == text), None)
+
+
+def config_text(directory: Path) -> str | None:
+    """A run's config.yaml; None where it cannot be read."""
+    return _text(directory / "config.yaml")
+
+
+def _text(path: Path) -> str | None:
+    """A file's text; None where there is none, as in a folder, a pipe or bytes that are not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """A run's metadata.json; empty where it is not written yet."""
+    """A run's metadata.json; empty where it is not written yet, or damaged."""
     try:
-        metadata: dict[str, Any] = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # not there yet, or damaged
+        metadata = json.loads(_text(directory / "metadata.json") or "")
+    except (ValueError, RecursionError):
         return {}
-    return metadata
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def is_done(directory: Path, config: Config) -> bool:
+    """Whether nothing is left to do for a run: it says so, and its verdict and plots are there."""
+    results = ["verdict.json"] if config.certify.stop else ["verdict.json", LAST_PLOT]
+    return read_metadata(directory).get("status") in DONE and all((directory / name).is_file() for name in results)
 
 
 def changed_at(directory: Path) -> int:
     """When a run's metadata was last written, in ns; 0 where there is none."""
     try:
         return (directory / "metadata.json").stat().st_mtime_ns
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
 def mark_start(sweep_dir: Path) -> None:
-    (sweep_dir / STARTED).touch()
+    """Note when the sweep was started, and say which runs in it are too damaged to be reused."""
+    write_text(sweep_dir / STARTED, "")
+    for path in run_directories(sweep_dir):
+        if config_text(path) is None:
+            print(f"marble_sweep: {path / 'config.yaml'} cannot be read: this run is not reused", file=sys.stderr)
 
 
 def count_failures(sweep_dir: Path) -> int:
     """Jobs that failed since the sweep was last started: a job that is to run again does not count."""
-    started = (sweep_dir / STARTED).stat().st_mtime_ns
+    mark = sweep_dir / STARTED
+    started = mark.stat().st_mtime_ns if mark.exists() else 0
     failed = [path for path in run_directories(sweep_dir) if read_metadata(path).get("status") == "failed"]
     return sum(changed_at(path) >= started for path in failed)
 
@@ -58,8 +83,10 @@ def latest(sweep_dir: Path, configs: set[str] | None) -> list[Path]:
     """Of each config the run that was at work last, for all configs or those whose text is given."""
     runs: dict[str, Path] = {}
     for path in run_directories(sweep_dir):
-        text = (path / "config.yaml").read_text(encoding="utf-8")
-        if (configs is None or text in configs) and (text not in runs or changed_at(path) > changed_at(runs[text])):
+        text = config_text(path)
+        if text is None or (configs is not None and text not in configs):
+            continue
+        if text not in runs or changed_at(path) > changed_at(runs[text]):
             runs[text] = path
     return list(runs.values())
 

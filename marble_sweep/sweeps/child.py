@@ -10,13 +10,11 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from filelock import FileLock
-
 from marble_sweep.config import Config, dump
 from marble_sweep.process import keep_freed_memory
-from marble_sweep.runs.files import write_exclusive
+from marble_sweep.runs.files import lock_directory, write_exclusive
 from marble_sweep.runs.provenance import code_sha256
-from marble_sweep.runs.status import DONE, read_metadata, record_failure, run_directories
+from marble_sweep.runs.status import config_text, is_done, read_metadata, record_failure, run_directories
 
 log = logging.getLogger(__name__)
 
@@ -35,23 +33,29 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
         import torch
 
         torch.set_num_threads(threads)
-    directory, done = place(config, sweep_dir, number)
+    try:
+        directory, done = place(config, sweep_dir, number)
+    except OSError as error:  # as of a full disk
+        parent.send(error)
+        return
     with contextlib.suppress(BrokenPipeError):  # a parent that is gone: the next thread notices
         parent.send(directory)
     threading.Thread(target=stop_with_parent, args=(parent,), daemon=True).start()
     if done:
         return
-    # A run whose parent was killed still saves its state; one that another process trains ends in its own time.
-    with FileLock(directory / ".lock"):
-        if read_metadata(directory).get("status") in DONE:
-            return
     try:
-        run(config, directory, resume=True, show=False)
+        # A run whose parent was killed still saves its state; one that another process trains ends in its own time.
+        lock_directory(directory, "run directory", wait=True).release()
+        if not is_done(directory, config):
+            run(config, directory, resume=True, show=False)
     except Exception as error:
         # Whatever it was belongs to this job alone: the sweep goes on.
         log.info("%s", error, exc_info=True)
-        with contextlib.suppress(OSError):
-            record_failure(directory, f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        try:
+            record_failure(directory, reason)
+        except OSError as unwritten:  # a full disk, of which the reason may well speak too
+            log.warning("job %d failed: %s; nor can its metadata.json say so: %s", number, reason, unwritten)
 
 
 def stop_with_parent(parent: Connection) -> None:
@@ -70,16 +74,17 @@ def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
     """
     text = dump(config)
     for directory in run_directories(sweep_dir):
-        if (directory / "config.yaml").read_text(encoding="utf-8") == text:
+        if config_text(directory) == text:
             changed = changes(directory, config)
             if not changed:
-                return directory, read_metadata(directory).get("status") in DONE
+                return directory, is_done(directory, config)
             log.warning("job %d: the run in %s is not reused, its %s", number, directory, " and its ".join(changed))
     for candidate in itertools.chain([number], itertools.count()):
         directory = sweep_dir / str(candidate)
-        directory.mkdir(parents=True, exist_ok=True)
-        if write_exclusive(directory / "config.yaml", text):
-            break
+        with contextlib.suppress(FileExistsError):  # where something else has the name
+            directory.mkdir(parents=True, exist_ok=True)
+            if write_exclusive(directory / "config.yaml", text):
+                break
     return directory, False
 
 
@@ -88,11 +93,17 @@ def changes(directory: Path, config: Config) -> list[str]:
     from marble_sweep.data.corpus import load_corpus
 
     metadata = read_metadata(directory)
+    if not metadata and (directory / "metadata.json").exists():
+        return ["metadata.json is damaged"]
     if "corpus" not in metadata:
         return []  # it never began to train
-    pairs = {"code": (metadata["code_sha256"], code_sha256())}
     try:
-        pairs["data"] = (metadata["corpus"]["sha256"], load_corpus(config.data).sha256)
+        code, data = str(metadata["code_sha256"]), str(metadata["corpus"]["sha256"])
+    except (KeyError, TypeError):
+        return ["metadata.json is damaged"]
+    pairs = {"code": (code, code_sha256())}
+    try:
+        pairs["data"] = (data, load_corpus(config.data).sha256)
     except (ValueError, OSError) as error:
         return [f"data cannot be read any more ({error})"]
     return [f"{what} was {then[:12]}, now {now[:12]}" for what, (then, now) in pairs.items() if then != now]

@@ -4,10 +4,15 @@ A process that ends gives all its memory back, and one that dies (out of memory,
 takes no other job with it. The calling process never imports torch.
 """
 
+import contextlib
 import multiprocessing
+import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from marble_sweep.config import Config
@@ -20,6 +25,10 @@ EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
 # command line, which a child of `python -m marble_sweep` imports as its main module, a tenth.
 PRELOADED = [child.__name__, "marble_sweep.run", "marble_sweep.hydra_app.main", "torch._dynamo"]
 POLL_SECONDS = 0.02
+# A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+MAX_SOCKET_PATH = 107  # bytes, on Linux
+SOCKET_NAME = "/pymp-12345678/listener-12345678"  # what multiprocessing adds to the folder for temporary files
 
 
 def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None) -> Path | None:
@@ -31,17 +40,10 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
     """
     if config.sweep.max_failures is not None and count_failures(sweep_dir) >= config.sweep.max_failures:
         return None
-    # A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
-    # Forced, because in a worker of joblib the method is one that only joblib knows.
-    multiprocessing.set_start_method("forkserver" if sys.platform == "linux" else "spawn", force=True)
-    multiprocessing.set_forkserver_preload(PRELOADED)
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=child.main, args=(config, sweep_dir, number, threads, theirs))
     with stop_requests() as should_stop:
-        # The fork server, and so every child, is deaf to Ctrl-C from its first moment on.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        start(process)
         theirs.close()  # so that reading from a child that is gone ends
         while process.is_alive() and not should_stop():
             process.join(POLL_SECONDS)
@@ -60,8 +62,46 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
 
 
 def received(connection: Connection) -> Path | None:
-    """The run directory that the child told of, if it got that far."""
+    """The run directory that the child told of, if it got that far. Raises what kept it from having one."""
     try:
-        return connection.recv() if connection.poll() else None
+        told = connection.recv() if connection.poll() else None
     except EOFError:
         return None
+    if isinstance(told, OSError):
+        raise told
+    return told
+
+
+def start(process: BaseProcess) -> None:
+    """Start a child that is deaf to Ctrl-C from its first moment on, as is the fork server it comes from."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with start_method(METHOD), short_temporary_folder():
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextlib.contextmanager
+def start_method(name: str) -> Iterator[None]:
+    """Make `name` the default that a child is told of: in a worker of joblib that is one which only joblib knows."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(name, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+@contextlib.contextmanager
+def short_temporary_folder() -> Iterator[None]:
+    """Temporary files go where the path of a socket fits, which in a long TMPDIR, as on clusters, it does not."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir() + SOCKET_NAME)) > MAX_SOCKET_PATH:
+        usable = (folder for folder in ("/tmp", "/var/tmp", "/dev/shm") if os.access(folder, os.W_OK | os.X_OK))
+        tempfile.tempdir = next(usable, before)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before

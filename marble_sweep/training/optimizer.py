@@ -132,6 +132,20 @@ class FlatOptimizer:
                         tensors[f"{number}.{index}.{name}"] = torch.as_tensor(value)
         return tensors
 
+    def blank_state_dict(self, step: int) -> dict[str, Tensor]:
+        """The names, shapes and dtypes of what `state_dict` gives after `step` steps."""
+        tensors = {"rounding": self.rounding.get_state()}
+        for number, optimizer in enumerate(self.optimizers if step > 0 else ()):
+            names = ["momentum_buffer"] if optimizer.defaults.get("momentum") else []
+            if "betas" in optimizer.defaults:
+                tensors |= {
+                    f"{number}.{i}.step": torch.zeros(()) for i in range(len(optimizer.param_groups[0]["params"]))
+                }
+                names = ["exp_avg", "exp_avg_sq"]
+            for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+                tensors |= {f"{number}.{i}.{name}": parameter for name in names}
+        return tensors
+
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take up what `state_dict` saved; the weights must be loaded before."""
         self.rounding.set_state(state_dict["rounding"].cpu())

@@ -20,7 +20,7 @@ from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.metrics.step import MEASURED, Pending, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.runs.checkpoints import EmbeddingSnapshots, Stateful, load_state, save_state
+from marble_sweep.runs.checkpoints import EmbeddingSnapshots
 from marble_sweep.runs.csv_log import Recorder
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator
@@ -28,6 +28,7 @@ from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.schedule import lr_scale
+from marble_sweep.training.state import Stateful, identity, load_state, read_info, save_state
 
 # The notebook's eight first, then what it could not see.
 STEP_COLUMNS = (
@@ -77,14 +78,21 @@ class Trainer:
         self.pending = Pending()
         self.parts: dict[str, Stateful] = {"model": model, "updater": self.updater, "batches": batches}
         self.parts["metrics"] = self.metrics
-        if resume:
-            info = load_state(self.state_path, self.parts)
-            self.step, self.train_seconds = info["step"], info["train_seconds"]
-            self.last_loss, self.early_stopping.rows = info["last_loss"], info["evals"]
-            self.early_stopping.ruling = info["ruling"]
-            self.checkpoints.resume(self.step)
-        self.step_rows = Recorder(directory / "metrics.csv", STEP_COLUMNS, self.step)
-        self.eval_rows = Recorder(directory / "evals.csv", EVAL_COLUMNS, self.step)
+        hashes = self.load_state() if resume else {}
+        self.step_rows = Recorder(
+            directory / "metrics.csv",
+            STEP_COLUMNS,
+            self.step,
+            steps=range(1, self.step + 1),
+            sha256=hashes.get("metrics.csv"),
+        )
+        self.eval_rows = Recorder(
+            directory / "evals.csv",
+            EVAL_COLUMNS,
+            self.step,
+            steps=[int(row["step"]) for row in self.early_stopping.rows],
+            sha256=hashes.get("evals.csv"),
+        )
 
     @property
     def state_path(self) -> Path:
@@ -99,14 +107,17 @@ class Trainer:
             return self._train(should_stop)
         finally:
             self.progress.close()
-            self.step_rows.write(self.fetch())
-            self.step_rows.close()
-            self.eval_rows.close()
+            try:
+                self.step_rows.write(self.fetch())
+            finally:
+                self.step_rows.close()
+                self.eval_rows.close()
 
     def _train(self, should_stop: Callable[[], bool]) -> str:
         settings = self.config.trainer
         if self.step == 0:
             self.checkpoints.take(0, self.model.embedding.weight, torch.zeros(self.config.model.hidden_dim))
+        if self.early_stopping.ruling != "diverged":
             self.save_state()
         self.progress.start(self.step)
         last_flush = last_save = time.monotonic()
@@ -128,7 +139,10 @@ class Trainer:
             if evaluates or saves or epoch_ends or now - last_flush >= FLUSH_SECONDS:
                 last_flush = now
                 if not self.flush():
-                    return "diverged"
+                    # The state then says that nothing is left to train. The model stays as it was last saved.
+                    self.early_stopping.ruling = "diverged"
+                    self.save_state(model=False)
+                    break
             if evaluates and self.evaluator is not None:
                 row = self.evaluator.evaluate(self.model, self.step)
                 self.eval_rows.write([row])
@@ -187,8 +201,28 @@ class Trainer:
             self.progress.stepped(rows[-1])
         return True
 
-    def save_state(self) -> None:
-        """What `resume` needs. The rows up to this step are on the disk before the state that counts on them."""
+    def load_state(self) -> dict[str, str]:
+        """Take up the saved state; returns the hashes of the rows it counts on, by file name.
+
+        Raises ValueError where anything in the directory is not what this run would have left there.
+        """
+        info = read_info(self.state_path, self.config)
+        blank = {name: part.state_dict() for name, part in self.parts.items()}
+        load_state(self.state_path, self.parts, blank | {"updater": self.updater.blank_state_dict(info["step"])})
+        self.step, self.train_seconds = info["step"], info["train_seconds"]
+        self.last_loss, self.early_stopping.rows = info["last_loss"], info["evals"]
+        self.early_stopping.ruling = info["ruling"]
+        diverged = self.early_stopping.ruling == "diverged"  # the model then went on for a few steps
+        taken = (self.batches.epoch - 1) * self.batches.steps_per_epoch + self.batches.state_dict()["position"]
+        if not diverged and not taken == self.metrics.step == self.step:
+            counts = f"batches {taken}, metrics {self.metrics.step}"
+            raise ValueError(f"{self.state_path}: must be of one step: it says step {self.step}, {counts}")
+        taken_steps = range(0, self.step + (not diverged), self.config.trainer.checkpoint_interval)
+        self.checkpoints.resume(taken_steps, self.config.model.hidden_dim)
+        return info.get("rows", {})
+
+    def save_state(self, *, model: bool = True) -> None:
+        """What `resume` needs. All that it counts on is on the disk before it: the rows up to this step, the model."""
         self.step_rows.sync()
         self.eval_rows.sync()
         info = {
@@ -197,9 +231,12 @@ class Trainer:
             "last_loss": self.last_loss,
             "evals": self.early_stopping.rows,
             "ruling": self.early_stopping.ruling,
+            "config": identity(self.config),
+            "rows": {"metrics.csv": self.step_rows.hash.hexdigest(), "evals.csv": self.eval_rows.hash.hexdigest()},
         }
+        if model:
+            write_tensors(self.directory / "model.safetensors", dict(self.model.state_dict()))
         save_state(self.state_path, self.parts, info)
-        write_tensors(self.directory / "model.safetensors", dict(self.model.state_dict()))
 
     def summary(self) -> dict[str, Any]:
         """How far the run has come, as metadata.json has it; the last evaluation's numbers with it."""
