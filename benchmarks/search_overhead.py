@@ -16,7 +16,8 @@ from pathlib import Path
 
 import optuna
 
-from marble_sweep.searches.study import open_storage, result_of
+from marble_sweep.searches.storage import open_storage
+from marble_sweep.searches.study import result_of
 
 SMALL = (
     *("data=markov", "data.vocab_size=64", "data.num_tokens=20000", "model.num_layers=0,1"),

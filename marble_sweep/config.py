@@ -39,6 +39,7 @@ from marble_sweep.groups import SGDConfig as SGDConfig
 from marble_sweep.groups import TextConfig as TextConfig
 from marble_sweep.groups import TokensConfig as TokensConfig
 from marble_sweep.groups import WSDConfig as WSDConfig
+from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 
 EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
@@ -125,18 +126,21 @@ class SearchConfig(Checked):
 
     n_trials: int = bounded(300, Interval(1, MAX_TRIALS))  # in all, over every worker and every resumption
     max_tokens: int | None = bounded(None, Interval(1, MAX_TOKENS))  # to train on, over all trials; null: no limit
-    max_minutes: float | None = bounded(
-        None, POSITIVE
-    )  # of training and waiting, over every resumption; null: no limit
+    # of training and waiting, over every resumption; null: no limit
+    max_minutes: float | None = bounded(None, POSITIVE)
     confirm_seeds: int = bounded(3, Interval(0, MAX_SEEDS))  # fresh seeds on which the answer must certify again
     min_steps_per_minute: float | None = bounded(None, POSITIVE)  # what trains more slowly here is ruled out
     storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
+    # seconds to wait for a storage that does not answer, before the search ends
+    storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))
     study: str = "smallest"  # its name in the storage: workers that name the same one share the work
     # seconds without a sign of life after which a worker's trial is taken up again
     worker_timeout: float = bounded(60.0, Interval(0, MAX_SECONDS, open_low=True))
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.storage is not None:
+            require(not has_password(self.storage), "search.storage", mask(self.storage), WITHOUT_PASSWORD)
         require(self.study != "", "search.study", repr(self.study), "a name")
 
 

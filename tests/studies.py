@@ -1,9 +1,10 @@
-"""Studies without training: a small space, and results made up."""
+"""Studies without training: a small space, results made up, and a storage that fails."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 
 from marble_sweep.searches.space import Space, Value, build, parse
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
@@ -45,3 +46,29 @@ def made_up(outcome: str, *, step: int = 40, margin: float | None = 0.1, steps_p
         margin_se=None if margin is None else 0.01,
         reason="boom" if outcome == "failed" else None,
     )
+
+
+class Unreliable(InMemoryStorage):
+    """Fails as it is told to, before a call is carried out or, where its answer is lost, after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: dict[str, list[Exception]] = {}  # by method
+        self.answer_is_lost = False
+
+    def __getattribute__(self, name: str) -> Any:
+        attribute = super().__getattribute__(name)
+        if name.startswith("_") or not callable(attribute):
+            return attribute
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            failures = self.failures.get(name)
+            failure = failures.pop() if failures else None
+            if failure is not None and not self.answer_is_lost:
+                raise failure
+            answer = attribute(*args, **kwargs)
+            if failure is not None:
+                raise failure
+            return answer
+
+        return call

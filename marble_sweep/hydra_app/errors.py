@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from marble_sweep import config as schema
+from marble_sweep.passwords import mask
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 EXIT_FAILED = 1  # some job of a sweep
@@ -28,7 +29,7 @@ def exiting_on_errors() -> Iterator[None]:
     except (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError) as error:
         if WANTS_TRACEBACK:
             raise
-        print(f"marble_sweep: {one_line(error)}", file=sys.stderr)
+        print(f"marble_sweep: {mask(one_line(error))}", file=sys.stderr)
         raise SystemExit(EXIT_ERROR) from None
 
 

@@ -1,5 +1,6 @@
 """The command line: Hydra composes the config and finds the directory, the work is done elsewhere."""
 
+import contextlib
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ from marble_sweep import config as schema
 from marble_sweep.hydra_app import callbacks
 from marble_sweep.hydra_app.compose import CONF, VERSION_BASE
 from marble_sweep.hydra_app.errors import EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.sweeps.jobs import train_job
@@ -113,8 +115,11 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
     try:
         with exiting_on_errors():
+            refuse_passwords(sys.argv[1:])
             require_options(sys.argv[1:])
-            hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="config")(job)()
+            shows_config = any(word in ("-c", "-i") or word.startswith(("--cfg", "--info")) for word in sys.argv[1:])
+            with masked_output() if shows_config else contextlib.nullcontext():
+                hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
         if callbacks.current is not None:
             callbacks.current.conclude()

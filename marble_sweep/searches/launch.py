@@ -25,9 +25,11 @@ from marble_sweep.hydra_app.callbacks import without_hydra
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.searches.space import Value
+from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
 
 POLL_SECONDS = 0.2
+JOIN_SECONDS = 5.0  # to wait for the thread that reports, once the run has ended
 OUTCOMES = {"finished": "refuted"}  # a run's status as a trial's outcome, where it has another name
 
 
@@ -139,15 +141,17 @@ class TrialWatch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(JOIN_SECONDS)  # it may be waiting for the storage; what it has to tell `result` tells too
 
     def _watch(self) -> None:
         started = last_beat = time.monotonic()
         while not self._stop.wait(POLL_SECONDS):
-            self.look(self.directory)
+            # Whatever is wrong with the run or the storage, this goes on: `result` says it once the run has ended.
+            with contextlib.suppress(Exception):
+                self.look(self.directory)
             if (now := time.monotonic()) - last_beat >= self.between_beats:
                 last_beat = now
-                with contextlib.suppress(UpdateFinishedTrialError):
+                with contextlib.suppress(UpdateFinishedTrialError, StorageError):
                     self.trial.set_user_attr(HEARTBEAT, now - started)
 
     def look(self, directory: Path) -> None:
@@ -155,11 +159,11 @@ class TrialWatch:
         run = Run.read(directory)
         for step, row in run.eval_at.items():
             if step not in self.reported:
-                self.reported.add(step)
                 lacking = shortfall(self.config.certify, row, self.errors)
                 if math.isfinite(lacking):
                     with contextlib.suppress(UpdateFinishedTrialError):
                         self.trial.report(lacking, step)
+                self.reported.add(step)
         self.show(run.steps.last_step)
 
     def result(self, run_dir: Path | str) -> Result:

@@ -15,24 +15,21 @@ import json
 import logging
 import os
 import platform
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from marble_sweep.searches.space import Space, Value
+from marble_sweep.searches.storage import PatientStorage, StorageError
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait
 
 PLAN = "plan"  # the user attribute that says a trial is decided on
@@ -46,82 +43,19 @@ DIVERGED_VIOLATION = 1e6  # nats per token that a diverged loss lacks: Optuna's 
 STATES = {"certified": TrialState.COMPLETE, "refuted": TrialState.COMPLETE, "failed": TrialState.FAIL}
 TICKET_SECONDS = 0.02  # between two looks at the tickets before ours
 HEARTBEATS_PER_TIMEOUT = 6.0  # in the time after which a worker without any is taken for dead
-LOCK_SECONDS = 0.005  # between two tries to get the journal's lock
-CREATE_TRIES = 5  # to open a database, in which other workers may be creating the tables
 
 Decide = Callable[[list[TrialRecord]], Proposal | Wait | Settled]
 
 
-class JournalFile(JournalFileBackend):
-    """A journal that outlives a torn last line, and a worker that is killed while it writes.
-
-    A writer that is killed or finds the disk full leaves half a line. Optuna would append to it and make the
-    journal unreadable; here the half goes before the next line comes. Nobody had read it: it was never whole.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path), RepairingFileLock(path))
-
-
-class RepairingFileLock(JournalFileSymlinkLock):
-    """The lock that every append takes: whoever gets it makes the file end in a whole line.
-
-    The system frees it when its holder dies. Optuna's own locks are files that stay behind, and hold up every
-    worker for half a minute, or for ever where the journal's path is relative.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self.path = path
-        self.lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=LOCK_SECONDS)
-
-    def acquire(self) -> bool:
-        self.lock.acquire()
-        try:
-            self._mend()
-        except BaseException:
-            self.release()
-            raise
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
-
-    def _mend(self) -> None:
-        with self.path.open("rb+") as file:
-            size = file.seek(0, 2)
-            if size == 0:
-                return
-            file.seek(size - 1)
-            if file.read(1) == b"\n":
-                return
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def open_storage(address: str) -> BaseStorage:
-    """A database where the address is a URL, else a journal file. Raises ValueError where it cannot be opened."""
-    if "://" not in address:
-        path = Path(address)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFile(path))
-    for tries_left in reversed(range(CREATE_TRIES)):
-        try:
-            return RDBStorage(address)
-        except Exception as error:  # whatever the database's driver raises
-            if not tries_left:
-                reason = str(error).strip().splitlines()[0]
-                allowed = "a journal file or the URL of a database that answers"
-                raise ValueError(f"search.storage = {address}: must be {allowed}: {reason}") from None
-        time.sleep(random.random())  # two that create the tables at once must not do so again
-    raise AssertionError("the last try returns or raises")
-
-
 class HeartbeatMonitor:
-    """Which workers are dead: their trial's beat has not changed for `timeout` seconds, on this worker's own clock."""
+    """Which workers are dead: their trial's beat has not changed for `timeout` seconds, on this worker's own clock.
 
-    def __init__(self, timeout: float) -> None:
+    The time in which the storage was out of reach does not count: nobody's beat came through.
+    """
+
+    def __init__(self, timeout: float, storage: BaseStorage) -> None:
         self.timeout = timeout
+        self.storage = storage
         self._seen: dict[int, tuple[int | None, float]] = {}  # by trial: its beat, and when that was new to us
 
     def is_gone(self, trial: FrozenTrial) -> bool:
@@ -129,7 +63,8 @@ class HeartbeatMonitor:
         known = self._seen.get(trial.number)
         if known is None or known[0] != beat:
             self._seen[trial.number] = known = (beat, now)
-        return now - known[1] > self.timeout
+        back_at = self.storage.back_at if isinstance(self.storage, PatientStorage) else 0.0
+        return now - max(known[1], back_at) > self.timeout
 
 
 class Sampler(BaseSampler):
@@ -242,6 +177,7 @@ class SharedStudy:
         """A new trial with its plan; None where there is nothing to start, after all."""
         with contextlib.suppress(UpdateFinishedTrialError):  # this worker was so slow that it was taken for dead
             trial = self.study.ask(self.sampler.space.distributions)
+            _ = trial.relative_params  # Optuna does not ask the sampler where every parameter has but one value
             decision = self.sampler.decision
             if not isinstance(decision, Proposal):
                 trial.set_user_attr(OUTCOME, WITHDRAWN)
@@ -278,7 +214,8 @@ class SharedStudy:
 
     def release(self, trial: Trial) -> None:
         """Give up a trial that was interrupted: whoever comes next takes it up again."""
-        end(self.study, trial, TrialState.FAIL)
+        with contextlib.suppress(StorageError):  # then others will take this worker for dead
+            end(self.study, trial, TrialState.FAIL)
 
 
 def open_study(
@@ -288,7 +225,7 @@ def open_study(
 
     Raises ValueError where one of that name searches another space, or with other `settings` (JSON-able).
     """
-    sampler = Sampler(space, decide, HeartbeatMonitor(timeout))
+    sampler = Sampler(space, decide, HeartbeatMonitor(timeout, storage))
     with _quiet():
         study = optuna.create_study(
             storage=storage, sampler=sampler, study_name=name, direction=StudyDirection.MINIMIZE, load_if_exists=True

@@ -25,8 +25,9 @@ from marble_sweep.runs.status import find_run, mark_start, run_directories
 from marble_sweep.searches.launch import Composer, Runner, TrialWatch
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.space import Space, Value, build, parse
+from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
-from marble_sweep.searches.study import as_record, open_storage, open_study
+from marble_sweep.searches.study import as_record, open_study
 from marble_sweep.searches.view import View, describe_trial
 
 WAIT_SECONDS = 0.5  # between two looks at what other workers do
@@ -77,9 +78,10 @@ class Search:
     def _run(self, *, alone: bool) -> int:
         search = self.base.search
         self.directory.mkdir(parents=True, exist_ok=True)
-        storage = open_storage(search.storage or str((self.directory / JOURNAL).resolve()))
+        journal = str((self.directory / JOURNAL).resolve())
+        self.storage = open_storage(search.storage or journal, search.storage_patience)
         self.shared = open_study(
-            storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout
+            self.storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout
         )
         mark_start(self.directory)
         self.view = View(self.base.trainer.total_steps)
@@ -89,10 +91,14 @@ class Search:
         try:
             ended = self._loop()
         except KeyboardInterrupt:
-            pass
+            self.storage.hurry()
+        except StorageError:
+            self.storage.hurry()
+            raise
         finally:
             self.view.close()
             self._conclude(ended)
+            self.storage.close()
         if ended == "interrupted":
             print(f"To go on:\n  {self.rerun}", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -154,6 +160,7 @@ class Search:
             with watch:
                 run_dir = self.runner.run(trial.number, params)
         except BaseException:
+            self.storage.hurry()
             self.shared.release(trial)
             raise
         result = watch.result(run_dir)

@@ -16,7 +16,8 @@ from helpers import TINY
 from optuna.trial import FrozenTrial, TrialState
 
 from marble_sweep.runs.status import read_metadata, run_directories
-from marble_sweep.searches.study import SPEED, open_storage
+from marble_sweep.searches.storage import open_storage
+from marble_sweep.searches.study import SPEED
 
 pytestmark = pytest.mark.slow  # whole searches, each in a process of its own
 

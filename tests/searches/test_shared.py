@@ -1,11 +1,8 @@
 """Four workers, each a process, on one study: one of them is killed in mid-trial, and nothing is lost or done twice."""
 
 import contextlib
-import getpass
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,12 +13,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from postgresql import Server
 
 from marble_sweep.runs.files import lock_directory
 from marble_sweep.runs.status import DONE, read_metadata, run_directories
-from marble_sweep.searches.study import PLAN, WORKER, open_storage, records
+from marble_sweep.searches.storage import PatientStorage, open_storage
+from marble_sweep.searches.study import PLAN, WORKER, records
 
 NUM_WORKERS = 4
 PATIENCE = 120  # seconds
@@ -56,56 +54,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # ---------------------------------------------------------------------- PostgreSQL
 
 
-def postgresql_programs() -> Path | None:
-    """Where the newest initdb and postgres are."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
-    on_path = shutil.which("initdb")
-    return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
-
-
 @pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL of our own, up to the database's name."""
-    programs = postgresql_programs()
-    if programs is None:
-        message = "needs PostgreSQL (Debian: apt-get install postgresql)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    # It refuses to run as root, and the user it then runs as may not look into pytest's directories.
-    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        if os.geteuid() == 0:
-            shutil.chown(folder, user, user)
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        data = f"{folder}/data"
-        initdb = [programs / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync"]
-        subprocess.run(initdb, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
-        options = [f"-p{port}", "-clisten_addresses=127.0.0.1", f"-cunix_socket_directories={folder}"]
-        with (Path(folder) / "log").open("wb") as log:
-            server = subprocess.Popen([programs / "postgres", "-D", data, *options], user=user, cwd=folder, stderr=log)
-        try:
-            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-            while server.poll() is None and subprocess.run(ready, check=False).returncode:
-                time.sleep(0.1)
-            assert server.poll() is None, (Path(folder) / "log").read_text()
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(60)
+def postgresql() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder))
+        yield server
+        server.stop()
 
 
 @pytest.fixture
-def database(postgresql: str, request: pytest.FixtureRequest) -> str:
+def database(postgresql: Server, request: pytest.FixtureRequest) -> str:
     """The URL of a new, empty database."""
-    import psycopg
-
-    name = f"test_{abs(hash(request.node.name))}"
-    with psycopg.connect(f"postgresql://postgres@{postgresql}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return f"postgresql+psycopg://postgres@{postgresql}/{name}"
+    return postgresql.create(f"test_{abs(hash(request.node.name))}")
 
 
 # ------------------------------------------------------------------------- workers
@@ -117,7 +77,7 @@ def start(storage: str, sweep_dir: Path, log: Path, *overrides: str) -> subproce
         return subprocess.Popen([sys.executable, "-m", "marble_sweep", "--multirun", *words], stderr=file)
 
 
-OPENED: list[BaseStorage] = []
+OPENED: list[PatientStorage] = []
 
 
 @pytest.fixture(autouse=True)
@@ -125,10 +85,7 @@ def _closing() -> Iterator[None]:
     """Close the databases that a test has looked into."""
     yield
     while OPENED:
-        storage = OPENED.pop()
-        if isinstance(storage, RDBStorage):
-            storage.remove_session()
-            storage.engine.dispose()
+        OPENED.pop().close()
 
 
 def load(storage: str) -> optuna.Study:

@@ -12,8 +12,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 from studies import decide_freely, join, made_up
 
+from marble_sweep.searches.storage import open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait
-from marble_sweep.searches.study import OUTCOME, PLAN, open_storage, records
+from marble_sweep.searches.study import OUTCOME, PLAN, records
 
 TIMEOUT = 0.5
 ANSWER = 3  # the smallest size that certifies

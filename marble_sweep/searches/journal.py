@@ -1,0 +1,302 @@
+"""The journal: a file of Optuna's records, a line each, that outlives damage and kills.
+
+A writer that is killed or finds the disk full leaves half a line; an editor, a power cut or another program leaves
+blank lines, blocks of zeros, or two records on one line. Optuna then loses records or cannot read the file at all. Here
+every whole record counts, wherever it stands, and nothing is changed in a file that is not a journal.
+"""
+
+import json
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from optuna.distributions import json_to_distribution
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+LOCK_SECONDS = 0.005  # between two tries to get the journal's lock
+LINES_NAMED = 5  # of those that are damaged, in the warning
+BLANK = "\0 \t\r\n"
+CREATE_STUDY, DELETE_STUDY, CREATE_TRIAL, SET_STATE = 0, 1, 4, 6  # op codes
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Fields = dict[str, Callable[[Any], bool]]
+
+
+class JournalError(ValueError):
+    """Why a file is no journal, or none any more; the path is for the caller to say."""
+
+
+class JournalFile(JournalFileBackend):
+    """A journal that reads every whole record of its file, whatever stands between them."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the journal, or begin it where the file is empty or missing.
+
+        Raises JournalError where the file is something else, and OSError where it cannot be read or written.
+        """
+        if path.is_symlink() and not path.exists():
+            raise JournalError("it is a link to nothing")
+        self.path = Path(os.path.realpath(path))  # workers that know it by other names share its lock
+        if self.path.exists():
+            if not self.path.is_file():
+                raise JournalError("it is no regular file")
+            self._lost_trials = survey(self.path)
+        else:
+            self._lost_trials = {}
+        super().__init__(str(self.path), RepairingFileLock(self.path))
+        self._lock.acquire()  # says now whether the file can be written
+        self._lock.release()
+        self._warned = 0  # the last line of which the user knows that it is damaged
+        self._begin()
+
+    def _begin(self) -> None:
+        self._offset = 0  # in bytes, of the first line that was not read yet
+        self._line = 0  # lines read
+        self._given = 0  # records given out
+        self._pending: deque[Record] = deque()  # read, not yet given out
+
+    def read_logs(self, log_number_from: int) -> Iterator[Record]:  # type: ignore[override]  # Optuna says Generator
+        """The records from that number on. Whoever reads counts a record as soon as it is given out."""
+        if log_number_from < self._given:
+            self._begin()
+        self._read_lines()
+        while self._pending:
+            record = self._pending.popleft()
+            self._given += 1
+            if self._given > log_number_from:
+                yield record
+
+    def _read_lines(self) -> None:
+        """Read the whole lines that are new. A line without its end may still be under way."""
+        with self.path.open("rb") as file:
+            if file.seek(0, 2) < self._offset:
+                raise JournalError("it has become shorter: something else has changed it")
+            file.seek(self._offset)
+            damaged = []
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                self._line += 1
+                records, rest = split(line)
+                self._pending.extend(self._lost_trials.get(self._line, []))
+                self._pending.extend(records)
+                if (rest or len(records) != 1) and self._line > self._warned:
+                    damaged.append(self._line)
+        if damaged:
+            self._warned = damaged[-1]
+            named = ", ".join(map(str, damaged[:LINES_NAMED]))
+            more = f" and {len(damaged) - LINES_NAMED} more" if len(damaged) > LINES_NAMED else ""
+            lines = f"line{'s' * (len(damaged) > 1)} {named}{more}"
+            log.warning("%s: %s: damaged; every whole record is read, the rest is skipped", self.path, lines)
+
+
+class RepairingFileLock(JournalFileSymlinkLock):
+    """The lock that every append takes: whoever gets it makes the file end in a whole line.
+
+    The system frees it when its holder dies. Optuna's own locks are files that stay behind, and hold up every
+    worker for half a minute, or for ever where the journal's path is relative.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+        self.lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=LOCK_SECONDS)
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        try:
+            self._mend()
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def _mend(self) -> None:
+        with self.path.open("rb+") as file:
+            size = file.seek(0, 2)
+            if size == 0:
+                return
+            file.seek(size - 1)
+            if file.read(1) == b"\n":
+                return
+            survey(self.path)  # another file may have taken the journal's place
+            file.seek(0)
+            whole = file.read()
+            start = whole.rfind(b"\n") + 1
+            records, _ = split(whole[start:])
+            if records:
+                file.write(b"\n")
+            else:
+                file.truncate(start)  # nobody has read it: it was never whole
+
+
+# ------------------------------------------------------------------------- records
+
+
+def is_one_attribute(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def is_index(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_state(value: Any) -> bool:
+    return value in list(TrialState)
+
+
+def is_time(value: Any) -> bool:
+    return value is None or bool(datetime.fromisoformat(value))
+
+
+def is_distribution(value: Any) -> bool:
+    return bool(json_to_distribution(value))
+
+
+def are_directions(value: Any) -> bool:
+    return isinstance(value, list) and all(each in list(StudyDirection) for each in value)
+
+
+def are_values(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(map(is_number, value)))
+
+
+STUDY: Fields = {"study_id": is_index}
+TRIAL: Fields = {"trial_id": is_index}
+# The fields of every operation, by its code, with what they must be for Optuna to apply it.
+OPERATIONS: dict[int, Fields] = {
+    CREATE_STUDY: {"study_name": is_text, "directions": are_directions},
+    DELETE_STUDY: STUDY,
+    2: STUDY | {"user_attr": is_one_attribute},
+    3: STUDY | {"system_attr": is_one_attribute},
+    CREATE_TRIAL: STUDY | {"datetime_start": is_time},
+    5: TRIAL | {"param_name": is_text, "param_value_internal": is_number, "distribution": is_distribution},
+    SET_STATE: TRIAL | {"state": is_state, "values": are_values},
+    7: TRIAL | {"step": is_index, "intermediate_value": is_number},
+    8: TRIAL | {"user_attr": is_one_attribute},
+    9: TRIAL | {"system_attr": is_one_attribute},
+    10: {},
+}
+START = re.compile(r'\{\s*"op_code"\s*:')
+TORN_START = b'{"op_code":0,"worker_id":"'  # of a new journal's first line, of which a kill may leave a part
+DECODER = json.JSONDecoder()
+
+
+def is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("worker_id"), str):
+        return False
+    code = value.get("op_code")
+    if not isinstance(code, int) or code not in OPERATIONS:
+        return False
+    try:
+        sound = all(name in value and check(value[name]) for name, check in OPERATIONS[code].items())
+        if sound and code == SET_STATE and value["state"] != TrialState.WAITING:
+            running = value["state"] == TrialState.RUNNING
+            return is_time(value["datetime_start" if running else "datetime_complete"])
+        return sound
+    except (ValueError, TypeError, KeyError):  # of a time or a distribution
+        return False
+
+
+def split(line: bytes) -> tuple[list[Record], str]:
+    """The whole records of a line, and what else stands there."""
+    text = line.decode("utf-8", "replace")
+    records, rest, place, start = [], "", 0, START.search(text)
+    while start:
+        try:
+            value, end = DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            value, end = None, 0
+        if is_record(value) and "\ufffd" not in text[start.start() : end]:  # else some of its bytes were no text
+            records.append(value)
+            rest += text[place : start.start()]
+            place = end
+        start = START.search(text, max(place, start.end()))
+    return records, (rest + text[place:]).strip(" \t\r\n")
+
+
+def survey(path: Path) -> dict[int, list[Record]]:
+    """Check that a file is a journal; returns what stands in for trials whose beginning is lost, by line.
+
+    Trials are numbered as they are created: without the record that created one, all that come after would get the
+    results of others. A damaged line stands for it where later records know of more trials than there would be.
+
+    Raises JournalError where the file is no journal, or a loss cannot be made up for.
+    """
+    history, size, sound, foreign = _History(), 0, 0, []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            size += len(line)
+            if not line.endswith(b"\n"):
+                sound += number == 1 and (line.startswith(TORN_START) or bool(split(line)[0]))
+                break
+            records, rest = split(line)
+            if rest:
+                history.add_damaged(number, rest)
+            for record in records:
+                history.add(number, record)
+            sound += bool(records)
+            if not records and rest.strip(BLANK):
+                foreign.append(number)
+    if size and (not sound or len(foreign) > sound):
+        raise JournalError(f"line {foreign[0] if foreign else 1} is no record of an Optuna journal")
+    return history.lost_trials
+
+
+class _History:
+    """Counts studies and trials as Optuna does when it replays a journal."""
+
+    def __init__(self) -> None:
+        self.studies: dict[int, str] = {}
+        self.num_studies = 0
+        self.num_trials = 0
+        self.halves: list[int] = []  # lines with a part of a record that creates a trial
+        self.damaged: list[int] = []  # other lines with something unknown
+        self.lost_trials: dict[int, list[Record]] = {}
+
+    def add_damaged(self, line: int, rest: str) -> None:
+        """A line with something in it that is no whole record."""
+        (self.halves if f'"op_code":{CREATE_TRIAL},' in rest else self.damaged).append(line)
+
+    def add(self, line: int, record: Record) -> None:
+        code = record["op_code"]
+        if code == CREATE_STUDY:
+            if record["study_name"] not in self.studies.values():
+                self.studies[self.num_studies] = record["study_name"]
+                self.num_studies += 1
+            return
+        if "study_id" in record and record["study_id"] >= self.num_studies:
+            raise JournalError(f"line {line} is of a study that no line before it creates: that one is lost")
+        if code == DELETE_STUDY:
+            self.studies.pop(record["study_id"], None)
+        elif code == CREATE_TRIAL:
+            self.num_trials += record["study_id"] in self.studies
+        while record.get("trial_id", -1) >= self.num_trials:
+            candidates = self.halves or self.damaged
+            if not candidates or self.num_studies != 1:
+                raise JournalError(f"line {line} is of a trial that no line before it creates: that one is lost")
+            begun = {"op_code": CREATE_TRIAL, "worker_id": "", "study_id": 0, "datetime_start": None}
+            self.lost_trials.setdefault(candidates.pop(), []).append(begun)
+            self.num_trials += 1

@@ -1,0 +1,218 @@
+"""Where a study is kept: a journal file or a database, either of which may be out of reach for a while.
+
+A call that fails because the storage is out of reach is made again, so it may be carried out twice where only its
+answer was lost. That changes nothing: attributes, parameters and intermediate values are set to the same again, a study
+that is there already is joined, a trial that has ended already stays as it ended. Only a trial may be created twice:
+the first one is never decided on, and ended like that of a dead worker.
+"""
+
+import logging
+import random
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+
+from marble_sweep.config import require
+from marble_sweep.humanize import duration
+from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
+from marble_sweep.searches.journal import JournalError, JournalFile
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+CREATE_TRIES = 5  # to open a database, in which other workers may be creating the tables
+FIRST_PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between two tries to reach a storage; each is twice the one before
+LAST_PATIENCE = 2.0  # seconds, for a worker that is about to end
+CONNECT_SECONDS = 10
+READ_ONLY = "25006"  # PostgreSQL's code while another server takes over
+ALLOWED = "a journal file or the URL of a database that answers"
+
+log = logging.getLogger(__name__)
+
+
+class StorageError(ValueError):
+    """The storage stayed out of reach, or something in it is broken."""
+
+
+def _patient(name: str) -> Any:
+    """The method of that name, of the storage within."""
+
+    def method(self: "PatientStorage", *args: Any, **kwargs: Any) -> Any:
+        return self._call(name, *args, **kwargs)
+
+    return method
+
+
+class PatientStorage(BaseStorage):
+    """A storage that is waited for where it is out of reach. Threads may share it."""
+
+    def __init__(self, storage: BaseStorage, address: str, patience: float, engine: "Engine | None" = None) -> None:
+        """Every call waits up to `patience` seconds; then it raises StorageError. `engine` is a database's."""
+        self.name = f"search.storage = {address}"
+        self.patience = patience
+        self.back_at = 0.0  # on time.monotonic's clock: when it was last out of reach, and answered again
+        self._storage = storage
+        self._engine = engine
+        self._away_since: float | None = None
+        self._lock = threading.Lock()
+
+    def hurry(self) -> None:
+        """From now on wait for a few seconds at most: this worker is about to end."""
+        self.patience = min(self.patience, LAST_PATIENCE)
+
+    def close(self) -> None:
+        """Close the connections to a database."""
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        began, pause = time.monotonic(), FIRST_PAUSE
+        while True:
+            try:
+                answer = getattr(self._storage, name)(*args, **kwargs)
+            except Exception as error:
+                if not is_of_storage(error):
+                    raise
+                if not is_transient(error):
+                    raise StorageError(f"{self.name}: must be in order: {reason(error)}") from error
+                if time.monotonic() - began >= self.patience:
+                    waited = f"within search.storage_patience = {self.patience:g} seconds"
+                    again = "what is finished is kept in the run directories, and taken up by the same command"
+                    raise StorageError(f"{self.name}: must answer {waited}: {reason(error)}; {again}") from error
+                self._is_away(began, error)
+            else:
+                self._is_back()
+                return answer
+            time.sleep(min(pause, self.patience) * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, MAX_PAUSE)
+
+    def _is_away(self, since: float, error: Exception) -> None:
+        with self._lock:
+            if self._away_since is None:
+                self._away_since = since
+                limit = f"waiting for it, up to {duration(self.patience)}; training goes on"
+                log.warning("search.storage does not answer (%s): %s", reason(error), limit)
+
+    def _is_back(self) -> None:
+        with self._lock:
+            if self._away_since is not None:
+                self.back_at = time.monotonic()
+                log.warning("search.storage answers again, after %s", duration(self.back_at - self._away_since))
+                self._away_since = None
+
+    create_new_study = _patient("create_new_study")
+    delete_study = _patient("delete_study")
+    set_study_user_attr = _patient("set_study_user_attr")
+    set_study_system_attr = _patient("set_study_system_attr")
+    get_study_id_from_name = _patient("get_study_id_from_name")
+    get_study_name_from_id = _patient("get_study_name_from_id")
+    get_study_directions = _patient("get_study_directions")
+    get_study_user_attrs = _patient("get_study_user_attrs")
+    get_study_system_attrs = _patient("get_study_system_attrs")
+    get_all_studies = _patient("get_all_studies")
+    create_new_trial = _patient("create_new_trial")
+    set_trial_param = _patient("set_trial_param")
+    get_trial_id_from_study_id_trial_number = _patient("get_trial_id_from_study_id_trial_number")
+    get_trial_number_from_id = _patient("get_trial_number_from_id")
+    get_trial_param = _patient("get_trial_param")
+    set_trial_state_values = _patient("set_trial_state_values")
+    set_trial_intermediate_value = _patient("set_trial_intermediate_value")
+    set_trial_user_attr = _patient("set_trial_user_attr")
+    set_trial_system_attr = _patient("set_trial_system_attr")
+    get_trial = _patient("get_trial")
+    get_all_trials = _patient("get_all_trials")
+    get_n_trials = _patient("get_n_trials")
+    get_best_trial = _patient("get_best_trial")
+    get_trial_params = _patient("get_trial_params")
+    get_trial_user_attrs = _patient("get_trial_user_attrs")
+    get_trial_system_attrs = _patient("get_trial_system_attrs")
+    remove_session = _patient("remove_session")
+    check_trial_is_updatable = _patient("check_trial_is_updatable")
+
+
+# -------------------------------------------------------------------------- errors
+
+
+def is_of_storage(error: Exception) -> bool:
+    """Whether an error comes from the file or the database, not from what was asked of it."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, OSError | JournalError | StorageInternalError | SQLAlchemyError)
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the storage may be back by itself: a file system or a server that is away, a lock, a lost connection."""
+    from sqlalchemy import exc
+
+    if error is None:
+        return False
+    if isinstance(error, OSError | exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
+        return True
+    if isinstance(error, exc.PendingRollbackError):  # the connection was lost in the midst of a transaction
+        return True
+    if isinstance(error, exc.DBAPIError):
+        return error.connection_invalidated or getattr(error.orig, "sqlstate", None) == READ_ONLY
+    return is_transient(error.__cause__)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a line: the database's own words, without the statement, and without passwords."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return mask(lines[0]) if lines else type(error).__name__
+
+
+# ------------------------------------------------------------------------- opening
+
+
+def open_storage(address: str, patience: float = 0.0) -> PatientStorage:
+    """A database where the address is a URL, else a journal file; every call waits up to `patience` seconds for it.
+
+    Raises ValueError where it cannot be opened, or where the address holds a password.
+    """
+    require(not has_password(address), "search.storage", mask(address), WITHOUT_PASSWORD)
+    try:
+        if "://" in address:
+            database = _open_database(address)
+            return PatientStorage(get_storage(database), address, patience, database.engine)
+        return PatientStorage(_open_journal(address), address, patience)
+    except Exception as error:  # whatever the file system or the database's driver raises
+        raise ValueError(f"search.storage = {address}: must be {ALLOWED}: {reason(error)}") from None
+
+
+def _open_journal(address: str) -> BaseStorage:
+    path = Path(address).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFile(path))
+
+
+def _open_database(address: str) -> RDBStorage:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import DBAPIError
+
+    url = make_url(address)
+    options: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":
+        if url.database in (None, "", ":memory:") or "memory" in url.query.values():
+            raise ValueError("what is kept in memory ends with the process")
+    else:
+        options["pool_pre_ping"] = True  # replaces connections that a restarted server has forgotten
+    if url.get_driver_name() in ("psycopg", "psycopg2"):
+        # A server that is gone without a word would be waited for without end.
+        known = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": CONNECT_SECONDS, "tcp_user_timeout": 30_000}
+        options["connect_args"] = {name: value for name, value in known.items() if name not in url.query}
+    # Optuna tells of a lost connection by itself, in several lines.
+    logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
+    for tries_left in reversed(range(CREATE_TRIES)):
+        try:
+            return RDBStorage(address, engine_kwargs=options)
+        except (DBAPIError, StorageInternalError):
+            if not tries_left:
+                raise
+        time.sleep(random.random())  # two that create the tables at once must not do so again
+    raise AssertionError("the last try returns or raises")
