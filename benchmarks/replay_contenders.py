@@ -15,7 +15,8 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from marble_sweep.config import CertifyConfig
-from marble_sweep.early_stopping import errors_needed, is_hopeless, look_steps, shortfall
+from marble_sweep.early_stopping import is_hopeless, shortfall
+from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
 

@@ -98,6 +98,8 @@ class CertifyConfig(Checked):
     # evaluate at so many geometrically spaced steps; 0: at every trainer.eval_interval
     looks: int = bounded(0, Interval(0, MAX_LOOKS))
     stop: bool = False  # end the run at the first look that certifies it or leaves it no hope
+    # with stop: a run that is slower at a look ends there, as too_slow
+    min_steps_per_minute: float | None = bounded(None, POSITIVE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +131,6 @@ class SearchConfig(Checked):
     # of training and waiting, over every resumption; null: no limit
     max_minutes: float | None = bounded(None, POSITIVE)
     confirm_seeds: int = bounded(3, Interval(0, MAX_SEEDS))  # fresh seeds on which the answer must certify again
-    min_steps_per_minute: float | None = bounded(None, POSITIVE)  # what trains more slowly here is ruled out
     storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
     # seconds to wait for a storage that does not answer, before the search ends
     storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))
@@ -190,6 +191,9 @@ class Config(Checked):
         require(warmup < total, "schedule.warmup_steps", warmup, f"< trainer.total_steps = {total}")
         held_out = self.data.val_fraction > 0
         require(held_out or not self.certify.stop, "data.val_fraction", 0, "> 0 with certify.stop=true")
+        scored = self.trainer.eval_windows
+        # A single window has no standard error, so no margin to certify.
+        require(scored >= 2 or not self.certify.stop, "trainer.eval_windows", scored, ">= 2 with certify.stop=true")
 
     @property
     def num_parameters(self) -> int:

@@ -1,20 +1,17 @@
-"""Is a held-out margin real, and may the run that has it end? Looked at a few times in a run, not at every step.
+"""May a run end because its held-out margin is real, or has no hope to become so? Looked at a few times in a run.
 
-A margin is threshold - loss, paired by window where the threshold is a baseline. It certifies once it is so many
-standard errors above 0. Looking K times gives chance K tries, so each look gets a K-th of the error that a single
-look would be allowed (Bonferroni; it holds however the looks depend on each other): with K = 9 looks, the 3 standard
-errors of one look become 3.62.
+A margin is threshold - loss, paired by window where the threshold is a baseline. It certifies once it beats the
+threshold (metrics/margin.py), by so many standard errors that all looks together err no more often than a single one.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
 from marble_sweep.config import CertifyConfig, Config
+from marble_sweep.metrics.margin import beats, errors_needed, look_steps
 
-NORMAL = NormalDist()
-LOOK_RATIO = math.sqrt(2)  # between the steps of two looks
 # A model whose held-out loss does not change by even this, in nats per token, when its contexts are exchanged, so few
 # looks before the end: none that did was seen to certify (docs/search_replay.md).
 NO_CONTEXT = 1e-6
@@ -25,11 +22,6 @@ LOOKS_WITHOUT_CONTEXT = 3
 FASTEST_FALL = 0.04
 
 
-def look_steps(looks: int, total_steps: int) -> list[int]:
-    """The steps of at most `looks` looks, each a factor of √2 after the one before, the last at the end."""
-    return sorted({max(1, round(total_steps / LOOK_RATIO**back)) for back in range(looks)})
-
-
 def evaluation_steps(config: Config) -> frozenset[int]:
     """The steps after which a run is evaluated: the looks, or every trainer.eval_interval; the last one always."""
     trainer, looks = config.trainer, config.certify.looks
@@ -38,11 +30,6 @@ def evaluation_steps(config: Config) -> frozenset[int]:
     every = trainer.eval_interval
     steps = range(every, trainer.total_steps, every) if every else ()
     return frozenset([*steps, trainer.total_steps])
-
-
-def errors_needed(single_look: float, looks: int) -> float:
-    """How many standard errors each of `looks` looks needs for the error rate of `single_look` on one look."""
-    return -NORMAL.inv_cdf(NORMAL.cdf(-single_look) / max(1, looks))
 
 
 def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
@@ -69,19 +56,23 @@ class EarlyStopping:
         self.rows.append(row)
         if not self.config.certify.stop:
             return
-        slowest = self.config.search.min_steps_per_minute
+        slowest = self.config.certify.min_steps_per_minute
         if slowest is not None and steps_per_minute < slowest:
             self.ruling = "too_slow"
-        elif shortfall(self.config.certify, row, self.errors) <= 0:
+        elif beats(*margin(self.config.certify, row), self.errors):
             self.ruling = "certified"
         elif self.steps and row["step"] < self.steps[-1] and is_hopeless(self.config.certify, self.rows, self.steps):
             self.ruling = "pruned"
 
 
 def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> float:
-    """What a row lacks to be certified, in nats per token; 0 or less where nothing."""
+    """What a row lacks to be certified, in nats per token: 0 or less where it is, above 0 where it is not."""
     value, error = margin(config, row)
-    return errors * error - value if math.isfinite(value + error) else math.inf
+    lacking = errors * error - value
+    if not math.isfinite(lacking):
+        return math.inf
+    # A margin of 0 without any error lacks nothing by this arithmetic, and yet beats nothing.
+    return lacking if beats(value, error, errors) else max(lacking, sys.float_info.epsilon)
 
 
 def is_hopeless(config: CertifyConfig, rows: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:

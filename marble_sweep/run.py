@@ -7,17 +7,19 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import pandas as pd
 import torch
 
-from marble_sweep.config import Config, dump, require
+from marble_sweep.config import Config, VerdictConfig, dump, require
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.metadata import describe, header
+from marble_sweep.metrics.margin import errors_needed_by_run
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs.files import (
@@ -186,6 +188,8 @@ def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | Non
     held_out = len(corpus.val_tokens) > 0
     tokens = corpus.val_tokens if held_out else corpus.train_tokens
     scored = eval_windows(tokens, config.trainer.seq_len, config.trainer.eval_windows)
+    allowed = "such that two windows or more are held out with certify.stop=true"
+    require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
     baselines = measure_baselines(corpus.train_tokens, scored, len(corpus.dead_mask))
     return (scored if held_out else None), baselines
 
@@ -211,10 +215,19 @@ def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
     require(began == now, "resume", directory, f"on the corpus it began with ({began[:12]}…; this one is {now[:12]}…)")
 
 
+def judged_by(config: Config) -> VerdictConfig:
+    """The run's criteria: what may end at any of its looks needs as many standard errors as a look that ends it."""
+    certify, single_look = config.certify, config.verdict.min_standard_errors
+    errors = errors_needed_by_run(
+        single_look, stop=certify.stop, looks=certify.looks, total_steps=config.trainer.total_steps
+    )
+    return replace(config.verdict, min_standard_errors=errors)
+
+
 def conclude(config: Config, directory: Path, status: str) -> Verdict:
     """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
     steps, evals = pd.read_csv(directory / "metrics.csv"), pd.read_csv(directory / "evals.csv")
-    verdict = judge(config.verdict, steps, evals, autocorrelation_lag(config))
+    verdict = judge(judged_by(config), steps, evals, autocorrelation_lag(config))
     write_json(directory / "verdict.json", verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

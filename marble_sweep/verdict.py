@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from marble_sweep.config import VerdictConfig
+from marble_sweep.metrics.margin import beats
 
 MIN_LAG = 100  # steps: over fewer, h_mean looks frozen in every model
 
@@ -129,18 +130,25 @@ _BASELINES = {
 def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> Check:
     label, won, lost = _BASELINES[name]
     errors_needed = config.min_standard_errors
-    if final is None or math.isnan(final[f"{name}_margin_se"]):
-        reading = f"held-out loss against {label}: not measured (no evaluation of two held-out windows or more)"
+    passed = None if final is None else beats(final[f"{name}_margin"], final[f"{name}_margin_se"], errors_needed)
+    if final is None or passed is None:
+        reading = f"held-out loss against {label}: {_not_measured(final)}"
         return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides=name == "unigram")
     margin, error = final[f"{name}_margin"], final[f"{name}_margin_se"]
     errors = in_standard_errors(margin, error)
-    passed = errors >= errors_needed
     side = "below" if margin > 0 else "above"
     reading = (
         f"held-out loss {final['val_loss']:.3f} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
-        f"({errors:+.1f} standard errors, {errors_needed:g} needed): {won if passed else lost}"
+        f"({errors:+.1f} standard errors, {errors_needed:.3g} needed): {won if passed else lost}"
     )
     return Check(f"{name}_margin_in_se", finite(errors), errors_needed, passed, reading, decides=name == "unigram")
+
+
+def _not_measured(final: dict[str, Any] | None) -> str:
+    """Why the last evaluation, if there is one, says nothing."""
+    if final is not None and not math.isfinite(final["val_loss"]):
+        return f"not measured (the held-out loss is {final['val_loss']})"
+    return "not measured (no evaluation of two held-out windows or more)"
 
 
 def _loss_checks(config: VerdictConfig, steps: pd.DataFrame, margins: dict[str, Check]) -> list[Check]:
@@ -155,8 +163,9 @@ def _loss_checks(config: VerdictConfig, steps: pd.DataFrame, margins: dict[str, 
 
 def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list[Check]:
     errors_needed = config.min_standard_errors
-    if final is None or math.isnan(final["context_gain_se"]):
-        nothing = "not measured (no evaluation of two held-out windows or more)"
+    passed = None if final is None else beats(final["context_gain"], final["context_gain_se"], errors_needed)
+    if final is None or passed is None:
+        nothing = _not_measured(final)
         return [
             Check("context_gain_in_se", None, errors_needed, None, f"gain from the true context: {nothing}"),
             Check("off_unigram", None, config.min_off_unigram, None, f"predictions off the unigram: {nothing}"),
@@ -169,9 +178,9 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list
             "context_gain_in_se",
             finite(errors),
             errors_needed,
-            errors >= errors_needed,
+            passed,
             f"behind another window's context the same targets cost {gain:+.3f} ± {error:.3f} nats more "
-            f"({errors:+.1f} standard errors, {errors_needed:g} needed)",
+            f"({errors:+.1f} standard errors, {errors_needed:.3g} needed)",
         ),
         Check(
             "off_unigram",

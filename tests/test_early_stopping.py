@@ -1,22 +1,19 @@
 """When a margin certifies, when a run may end, and how often it is looked at."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from helpers import tiny_config
 
-from marble_sweep.config import CertifyConfig
-from marble_sweep.early_stopping import (
-    EarlyStopping,
-    errors_needed,
-    evaluation_steps,
-    is_hopeless,
-    look_steps,
-    margin,
-    shortfall,
-)
+import marble_sweep
+from marble_sweep.config import NOT_OF_A_RUN, CertifyConfig, load
+from marble_sweep.early_stopping import EarlyStopping, evaluation_steps, is_hopeless, margin, shortfall
+from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.run import run
 from marble_sweep.runs.status import read_metadata
+from marble_sweep.training.trainer import Trainer
 
 STOPPING = ("certify.looks=5", "certify.stop=true")
 
@@ -128,8 +125,35 @@ def test_the_referee_rules_only_where_asked() -> None:
 
 
 def test_too_slow() -> None:
-    assert rulings(row(10, 5.0), overrides=(*STOPPING, "search.min_steps_per_minute=501")) == ["too_slow"]
-    assert rulings(row(10, 5.0), overrides=(*STOPPING, "search.min_steps_per_minute=499")) == ["certified"]
+    assert rulings(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=501")) == ["too_slow"]
+    assert rulings(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=499")) == ["certified"]
+
+
+def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continued by hand, by its own config alone, a trial ends as the unbroken one."""
+    config = tiny_config(*STOPPING, "certify.min_steps_per_minute=1e9")
+    assert run(config, tmp_path / "unbroken", show=False) == "too_slow"
+
+    train = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self, _: train(self, lambda: self.step == 3))
+    assert run(config, tmp_path / "broken", show=False) == "interrupted"
+    monkeypatch.setattr(Trainer, "train", train)
+    own = load(tmp_path / "broken" / "config.yaml")
+    assert own.certify == config.certify
+    assert run(own, tmp_path / "broken", resume=True, show=False) == "too_slow"
+    for name in ("evals.csv", "verdict.json"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+
+def test_what_a_run_computes_from_is_all_in_its_config() -> None:
+    """What config.yaml leaves out, no part of a run may read."""
+    package = Path(marble_sweep.__file__).parent
+    parts = ["run.py", "certify.py", "verdict.py", "metadata.py"]
+    folders = ["training", "data", "model", "metrics"]
+    files = [package / name for name in parts] + [path for name in folders for path in (package / name).glob("*.py")]
+    assert len(files) > 20
+    read = re.compile(rf"config\.({'|'.join(NOT_OF_A_RUN)})\b")
+    assert {str(path): read.findall(path.read_text()) for path in files if read.search(path.read_text())} == {}
 
 
 LONG = (*STOPPING, "trainer.total_steps=160")

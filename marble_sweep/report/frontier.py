@@ -14,7 +14,8 @@ DPI = 130
 STYLES = {  # status: label, colour, marker
     "certified": ("certified", "#117733", "o"),
     "refuted": ("refuted", "#cc3311", "X"),
-    "open": ("tried in vain, not refuted", "#999933", "D"),
+    "too_slow": ("too slow", "#aa4499", "v"),
+    "open": ("tried, not refuted", "#999933", "D"),
     "crashed": ("crashed", "#000000", "x"),
     "implied": ("implied by a wider one", "#bbbbbb", "|"),
     "untried": ("not tried", "#6699cc", "|"),

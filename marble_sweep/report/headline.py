@@ -29,13 +29,13 @@ def plain(value: object) -> str:
 
 def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
     """Which is best, which is the smallest that beats unigram, and what was compared."""
-    if comparison.step is None:  # nothing to rank by
+    if comparison.step is None and not comparison.stopping:  # nothing to judge by
         return [_what(comparison, groups)]
     column = comparison.objective
     names = dict(zip(map(id, groups), labels(comparison, groups), strict=True))
     measured = [group for group in groups if group[column] is not None]
     sentences = []
-    if measured:
+    if measured and not comparison.stopping:
         best = min(measured, key=lambda group: group[column])
         text = f"{'Best' if len(measured) > 1 else 'One configuration'}: {names[id(best)]}, "
         spread = best[f"{column}_sd"]

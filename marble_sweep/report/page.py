@@ -71,6 +71,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
     page = environment.get_template("page.html.j2").render(
         headline=headline(comparison, groups) if search is None else search["words"],
         search_image=search_image,
+        ranked=not comparison.stopping,
         notes=comparison.notes,
         columns=columns,
         rows=[

@@ -90,8 +90,11 @@ def _value(text: str) -> Any:
 
 
 def repeats(comparison: Comparison) -> list[str]:
-    """The columns in which runs agree that repeat each other over seeds."""
-    return ["name", *comparison.varied, "corpus_sha256"]
+    """The columns in which runs agree that repeat each other over seeds.
+
+    Where runs may stop early none is a repeat: each ends at a step of its own, and a mean over steps says nothing.
+    """
+    return ["name", *comparison.varied, "corpus_sha256", *(["run"] if comparison.stopping else [])]
 
 
 def group_rows(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
@@ -118,7 +121,7 @@ def _merge(group: list[Row]) -> Row:
         elif all(value == values[0] for value in values):
             merged[column] = values[0]
         elif isinstance(known[0], bool):
-            merged[column] = all(known)
+            merged[column] = False if False in known else None  # not every run does, or of some it is not known
         elif column in WITH_SPREAD or column.endswith("_se"):
             merged[column] = statistics.fmean(known)
         else:

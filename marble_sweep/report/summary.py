@@ -1,4 +1,7 @@
-"""Many runs, one row each: what differs between them and what they reached, all at the same step."""
+"""Many runs, one row each: what differs between them and what they reached, all at the same step.
+
+A run that certify.stop may end early, as a trial of a search, is shown with what it ended with instead.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_sweep.metrics.margin import beats, errors_needed_by_run
 from marble_sweep.runs.run import Run
 
 if TYPE_CHECKING:
@@ -24,6 +28,10 @@ ALWAYS = {
 }
 NOT_PARAMETERS = {"model.name", "experiment_name", "notes", "resume"}  # derived, or free text
 STOPPED = ("diverged", "failed")  # these will get no further
+STOPPING_NOTE = (
+    "Runs that certify.stop may end early are shown at their own last evaluation, whose step is in the table: "
+    "their losses at different steps do not rank them."
+)
 MEASURED = (
     "n_params",
     "val_loss",
@@ -58,9 +66,20 @@ class Comparison:
     runs: list[Run]
     rows: list[Row]
     varied: list[str]  # the columns of parameters that differ, `seed` not among them
-    step: int | None  # at which they are compared; None where they share no measured step
+    step: int | None  # at which they are compared; None where they share no measured step, or some may stop early
     notes: list[str]  # what a reader must know before comparing numbers, a sentence each
     comparable: bool  # whether losses in nats per token may be ranked
+
+    @property
+    def stopping(self) -> bool:
+        """Whether certify.stop may end some of the runs early: those are shown at their own last evaluation."""
+        return any(map(may_stop, self.runs))
+
+    @property
+    def thresholds(self) -> list[str]:
+        """The baselines that runs which may stop early are certified against, unigram left out."""
+        thresholds = {str(run.config.get("certify.threshold")) for run in self.runs if may_stop(run)}
+        return [name for name in ("oracle", "bigram") if name in thresholds]
 
     @property
     def objective(self) -> str:
@@ -78,14 +97,28 @@ def compare_directories(directories: Sequence[Path]) -> "pd.DataFrame":
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
-    """Measure all runs at the last step that all of them have been evaluated at."""
+    """Measure all runs at the last step that all of them have been evaluated at.
+
+    Those that certify.stop may end early have no say in that, and are measured at their own last evaluation.
+    """
     keys = _differing(runs)
     columns = _short_names(keys)
-    step = common_step(runs)
-    rows = [_row(run, columns, step) for run in runs]
+    others = [run for run in runs if not may_stop(run)]
+    step = common_step(others)
+    rows = [_row(run, columns, None if may_stop(run) else step) for run in runs]
     varied = [columns[key] for key in keys if key != "seed"]
+    other_rows = [row for run, row in zip(runs, rows, strict=True) if not may_stop(run)]
+    notes = _step_notes(others, other_rows, step)
+    if len(others) < len(runs):
+        notes.insert(0, STOPPING_NOTE)
+        step = None
     corpus_notes = _corpus_notes(rows)
-    return Comparison(list(runs), rows, varied, step, _step_notes(runs, rows, step) + corpus_notes, not corpus_notes)
+    return Comparison(list(runs), rows, varied, step, notes + corpus_notes, not corpus_notes)
+
+
+def may_stop(run: Run) -> bool:
+    """Whether the run may end at any of its looks."""
+    return run.config.get("certify.stop") is True
 
 
 def common_step(runs: Sequence[Run]) -> int | None:
@@ -149,16 +182,25 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
         "corpus_sha256": run.corpus.get("sha256"),
     }
     if held_out:
-        errors_needed = run.config.get("verdict.min_standard_errors", 3.0)
+        errors = _errors_needed(run)
         for column in ("val_loss", "val_loss_se", "bits_per_byte", "accuracy"):
             row[column] = held_out.get(column)
         for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
             margin, error = held_out.get(f"{name}_margin", math.nan), held_out.get(f"{name}_margin_se", math.nan)
             row[f"{column}_margin"], row[f"{column}_margin_se"] = margin, error
-            row[f"beats_{name}"] = (
-                None if math.isnan(margin + error) else margin > 0 and margin >= errors_needed * error
-            )
+            row[f"beats_{name}"] = beats(margin, error, errors)
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
+
+
+def _errors_needed(run: Run) -> float:
+    """How many standard errors the run's margins need."""
+    config = run.config
+    return errors_needed_by_run(
+        config.get("verdict.min_standard_errors", 3.0),
+        stop=may_stop(run),
+        looks=config.get("certify.looks", 0),
+        total_steps=config.get("trainer.total_steps", 1),
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -38,11 +38,15 @@ def default_columns(comparison: Comparison, rows: Sequence[Row], grouped_by: Seq
 
     Rows grouped by columns the user named have those in place of the runs and what differs within.
     """
-    seeds = ["seed"] if "n" not in rows[0] and len({row["seed"] for row in rows}) > 1 else []
+    single = "n" not in rows[0] or (comparison.stopping and not grouped_by)
+    seeds = ["seed"] if single and len({row["seed"] for row in rows}) > 1 else []
     repeats = ["n"] if grouped_by or any(row.get("n", 1) > 1 for row in rows) else []
     names = [] if comparison.varied else ["name"]  # a model's name says what its parameters do
     bits = [] if comparison.comparable else ["bits_per_byte"]
-    results = ["val_loss", "val_margin", "beats_unigram", "beats_bigram", *bits, "final_loss", "dead_moving"]
+    step = ["step"] if comparison.stopping else []
+    certified = [column for name in comparison.thresholds for column in (f"{name}_margin", f"beats_{name}")]
+    results = [*step, "val_loss", "val_margin", "beats_unigram", *certified, "beats_bigram", *bits]
+    results += ["final_loss", "dead_moving"]
     columns = [*(grouped_by or ["run", *names, *comparison.varied, *seeds]), *repeats, "n_params", *results]
     return list(dict.fromkeys([*columns, "freeze_step", "steps_per_minute", "status"]))
 

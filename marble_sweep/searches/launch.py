@@ -20,8 +20,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep import config as schema
-from marble_sweep.early_stopping import errors_needed, look_steps, margin, shortfall
+from marble_sweep.early_stopping import margin, shortfall
 from marble_sweep.hydra_app.callbacks import without_hydra
+from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.searches.space import Value
@@ -169,7 +170,8 @@ class TrialWatch:
     def result(self, run_dir: Path | str) -> Result:
         """How the run ended, from its directory."""
         if isinstance(run_dir, str):
-            return Result("failed", str(self.directory), 0, 0, 0.0, None, None, None, None, reason=run_dir)
+            directory = str(self.directory)
+            return Result("failed", directory, 0, 0, 0.0, None, None, None, None, reason=run_dir, stage="start")
         self.look(run_dir)
         metadata = read_metadata(run_dir)
         status, step, last = metadata["status"], metadata.get("step") or 0, Run.read(run_dir).evals[-1:]
@@ -185,4 +187,5 @@ class TrialWatch:
             margin=value,
             margin_se=error,
             reason=metadata.get("reason"),
+            stage="training" if "corpus" in metadata else "setup",  # written when all is ready to train
         )

@@ -10,10 +10,10 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import errors_needed, look_steps
 from marble_sweep.humanize import counted, duration
+from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.strategy import SearchState, TrialRecord, next_probe
+from marble_sweep.searches.strategy import SearchState, TrialRecord, forget_crashes, next_probe
 from marble_sweep.searches.study import HEARTBEAT, as_record, result_of
 
 THRESHOLDS = {
@@ -27,11 +27,24 @@ ENDINGS = {
     "max_tokens": "search.max_tokens are used up",
     "max_minutes": "search.max_minutes are used up",
     "max_failures": "sweep.max_failures trials crashed",
+    "crashed": "Nothing is left to try",
     "interrupted": "It was interrupted",
+    "error": "It ended in an error",
     "running": "It is going on",
 }
+SIZES = {  # status of the sizes below the answer, in words
+    "refuted": "refuted by training",
+    "implied": "narrower than a refuted one and otherwise the same",
+    "too_slow": "ruled out as too slow",
+    "crashed": "crashed",
+    "open": "tried, with other recipes left",
+    "untried": "not tried",
+}
+APART = {"too_slow": "too slow", "crashed": "crashed"}  # what a bracket does not count as refuted
 RECIPES_TO_REFUTE = 3  # what a size takes as a rule: the best recipe and its two neighbours
 PRUNED = ("pruned", "diverged", "too_slow")
+CRASHED_SIZES = 2  # after so many, and nothing else, every trial is taken to crash
+MOST_NAMED = 3  # crashed sizes; search.json has all
 
 
 @dataclass(frozen=True)
@@ -42,10 +55,12 @@ class SearchResult:
     base: Config  # of any trial: the budget, the threshold
     trials: Sequence[FrozenTrial]  # withdrawn ones left out
     fixed: Sequence[str]  # the overrides that all trials share
+    first_trial: int = 0  # of this start of the search: earlier trials that crashed are tried again
 
     @functools.cached_property
     def records(self) -> list[TrialRecord]:
-        return [record for trial in self.trials if (record := as_record(trial)) is not None]
+        found = [record for trial in self.trials if (record := as_record(trial)) is not None]
+        return forget_crashes(found, self.first_trial)
 
     @functools.cached_property
     def state(self) -> SearchState:
@@ -58,7 +73,7 @@ class SearchResult:
     # ------------------------------------------------------------------ what was spent
 
     def num_trials(self) -> int:
-        """Trials begun, those that were lost and taken up again counted once."""
+        """Trials begun, those that were lost or crashed and were taken up again counted once."""
         return len(self.records) - len(self._taken_up())
 
     def tokens(self) -> int:
@@ -74,19 +89,19 @@ class SearchResult:
         """The time of all ended trials together, from being asked for to being told; of lost ones to the last beat."""
         seconds = 0.0
         for trial, record in zip(self.trials, self.records, strict=True):
-            if record.outcome == "stale":
+            if record.outcome == "stale" and not result_of(trial):
                 seconds += trial.user_attrs.get(HEARTBEAT, 0.0)
             elif trial.duration is not None:
                 seconds += trial.duration.total_seconds()
         return seconds
 
     def _taken_up(self) -> set[int]:
-        """Lost trials whose configuration another trial has continued."""
-        kept = {(each.size, each.recipe, each.seed) for each in self.records if each.outcome != "stale"}
+        """Trials that were lost or crashed, and whose configuration a later one has continued."""
+        latest = {(each.size, each.recipe, each.seed): each.number for each in self.records}
         return {
             each.number
             for each in self.records
-            if each.outcome == "stale" and (each.size, each.recipe, each.seed) in kept
+            if each.outcome in ("stale", "failed") and latest[each.size, each.recipe, each.seed] != each.number
         }
 
     def ended_by(self, *, settled: bool) -> str | None:
@@ -94,7 +109,9 @@ class SearchResult:
         search, failures = self.base.search, self.base.sweep.max_failures
         crashed = sum(each.outcome == "failed" for each in self.records)
         if settled:
-            return "settled"
+            return "crashed" if self.crashes() else "settled"
+        if self._everything_crashes():
+            return "crashed"
         if failures is not None and crashed >= failures:
             return "max_failures"
         if self.num_trials() >= search.n_trials:
@@ -104,6 +121,26 @@ class SearchResult:
         if search.max_minutes is not None and self.seconds() >= 60 * search.max_minutes:
             return "max_minutes"
         return None
+
+    @property
+    def nothing_trained(self) -> bool:
+        """Whether no trial has come as far as its first look."""
+        return not any(each.margins or each.outcome not in ("running", "failed", "stale") for each in self.records)
+
+    def _everything_crashes(self) -> bool:
+        """Whether a few sizes have crashed, each twice, and no trial has done anything else."""
+        twice = {each.size for each in self.state.records if each.outcome == "failed"}
+        return self.nothing_trained and len(twice) >= CRASHED_SIZES
+
+    def crashes(self) -> list[dict[str, Any]]:
+        """The crashes between the answer and its proof, by size: the trials, and why the last one crashed."""
+        below = self._below(self.state)
+        found = []
+        for size in sorted(size for size, status in self.statuses.items() if status == "crashed" and size in below):
+            trials = [each.number for each in self.records if each.size == size and each.outcome == "failed"]
+            reason = result_of(self._trial(trials[-1])).get("reason")
+            found.append({"size": str(self.space.sizes[size]), "trials": trials, "reason": reason})
+        return found
 
     # ------------------------------------------------------------------ what was found
 
@@ -126,10 +163,14 @@ class SearchResult:
             "seed": self.base.seed,
             "trial": record.number,
             **{key: result_of(trial).get(key) for key in keys},
-            "confirmed": state.confirmed(size),
+            "confirmed": self._confirmed(size),
             "confirming_seeds": seeds,
             "command": self.command(params),
         }
+
+    def _confirmed(self, size: int) -> bool:
+        """Whether it certified again on every fresh seed, of one or more."""
+        return self.base.search.confirm_seeds > 0 and self.state.confirmed(size)
 
     def command(self, params: Mapping[str, Any]) -> str:
         """Trains such a model for the whole budget."""
@@ -142,17 +183,21 @@ class SearchResult:
 
     @functools.cached_property
     def statuses(self) -> dict[int, str]:
-        """By index of every size: certified, refuted, crashed, implied, open (tried in vain so far) or untried."""
+        """By index of every size: certified, refuted, too_slow, implied, crashed, open or untried.
+
+        Too slow is one that is ruled out, by some recipe's speed; open one that was tried and is not ruled out.
+        """
         state = self.state
         found = {}
         for size in range(len(self.space.sizes)):
             if state.certified(size):
                 found[size] = "certified"
             elif size in state.refuted:
-                crashed = all(each.outcome == "failed" for each in state.by_size[size].values())
-                found[size] = "crashed" if crashed else "refuted"
+                found[size] = "refuted" if size in state.refuted_by_loss else "too_slow"
             elif state.implied(size):
                 found[size] = "implied"
+            elif size in state.crashed:
+                found[size] = "crashed"
             else:
                 found[size] = "open" if size in state.by_size else "untried"
         return found
@@ -164,7 +209,7 @@ class SearchResult:
         rows = []
         for index, size in enumerate(self.space.sizes):
             tried = state.by_size.get(index, {})
-            if not tried and (top is None or index > top):
+            if not tried and statuses[index] != "crashed" and (top is None or index > top):
                 continue
             best = self._best(state, index)
             rows.append(
@@ -201,7 +246,7 @@ class SearchResult:
         statuses, state = self.statuses, self.state
         below = {size: status for size, status in statuses.items() if size in self._below(state)}
         refuted = [size for size, status in below.items() if status == "refuted"]
-        counts = Counter(each.outcome for each in self.records)
+        counts = Counter(record.outcome for trial in self.trials if (record := as_record(trial)) is not None)
         looks = look_steps(config.certify.looks, config.trainer.total_steps)
         found = {
             "threshold": config.certify.threshold,
@@ -217,6 +262,7 @@ class SearchResult:
             "answer": answer,
             "largest_refuted_below": str(self.space.sizes[max(refuted)]) if refuted else None,
             "sizes_below": dict(Counter(below.values())),
+            "crashes": self.crashes(),
             "sizes_in_space": len(self.space.sizes),
             "impossible_sizes": list(self.space.impossible),
             "trials": self.num_trials(),
@@ -255,14 +301,16 @@ class SearchResult:
         top = state.smallest()
         below = self._below(state)
         refuted = [size for size in below if statuses[size] == "refuted"]
-        closed = len(refuted) + sum(statuses[size] in ("implied", "crashed") for size in below)
+        counts = Counter(statuses[size] for size in below)
+        apart = [f", {counts[status]} {name}" for status, name in APART.items() if counts[status]]
         if top is None:
             parts = ["none certified"]
         else:
-            parts = [f"{sizes[top]} {'confirmed' if state.confirmed(top) else 'certified'}"]
+            parts = [f"{sizes[top]} {'confirmed' if self._confirmed(top) else 'certified'}"]
         smaller = "smaller " if top is not None else ""
         largest = f", largest {sizes[max(refuted)]}" if refuted else ""
-        parts.append(f"{closed} of {len(below)} {smaller}refuted{largest}")
+        closed = counts["refuted"] + counts["implied"]
+        parts.append(f"{closed} of {len(below)} {smaller}refuted{largest}{''.join(apart)}")
         if (left := self.seconds_left(state, top)) is not None:
             parts.append(f"about {duration(left)} left")
         return " | ".join(parts)
@@ -275,7 +323,8 @@ class SearchResult:
         training = [60 * each["step"] / each["steps_per_minute"] for each in ended]
         step_seconds = sum(training) / sum(each["step"] for each in ended)
         other_seconds = sum(each["seconds"] for each in ended) - sum(training)
-        recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) for size in state.widest_below(top))
+        still_open = [size for size in state.widest_below(top) if size not in state.crashed]
+        recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) for size in still_open)
         steps = recipes * self.base.trainer.total_steps
         record = state.certified(top)
         seeds = len(state.missing_seeds(record, running=False)) if record is not None else 0
@@ -284,37 +333,17 @@ class SearchResult:
 
     def _words(self, found: dict[str, Any]) -> list[str]:
         """The answer, what proves it, and what it cost, a line each."""
-        answer, config = found["answer"], self.base
-        threshold = THRESHOLDS.get(config.certify.threshold, f"a loss of {config.certify.threshold}")
-        budget = (
-            f"{config.trainer.total_steps:,} steps of {config.trainer.batch_size} x {config.trainer.seq_len} tokens"
-        )
-        lines = []
-        if answer is None:
-            lines.append(f"Nothing is certified: no size tried beats {threshold} within {budget}.")
-        else:
-            confirmed = f"confirmed on {counted(len(answer['confirming_seeds']), 'fresh seed')}"
-            lines += [
-                f"The smallest model that beats {threshold} within {budget}: {answer['size']}, "
-                f"{answer['n_params']:,} parameters.",
-                f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
-                f"{answer['val_loss']:.4f}, {answer['margin']:.4f} ± {answer['margin_se']:.4f} nats below, at step "
-                f"{answer['step']:,}; {confirmed if answer['confirmed'] else 'not confirmed: ' + confirmed} "
-                f"of {config.search.confirm_seeds}.",
-            ]
+        answer = found["answer"]
+        lines = self._answer_words(found)
         below = found["sizes_below"]
-        names = {
-            "refuted": "refuted by training",
-            "implied": "narrower than a refuted one of the same depth",
-            "open": "tried in vain, other recipes left",
-            "untried": "not tried",
-            "crashed": "crashed",
-        }
-        told = ", ".join(f"{below[status]} {name}" for status, name in names.items() if below.get(status))
+        told = ", ".join(f"{below[status]} {name}" for status, name in SIZES.items() if below.get(status))
         which = "all sizes in the space" if answer is None else "all smaller sizes in the space"
         lines.append(f"Of {which}: {told}." if told else "There is no smaller size in the space.")
+        if found["crashes"]:
+            lines.append(f"The question is not settled: {_crashes(found['crashes'])}.")
         if self.space.impossible:
-            lines.append(f"{len(self.space.impossible)} sizes cannot be, such as {self.space.impossible[0]}.")
+            number = counted(len(self.space.impossible), "size")
+            lines.append(f"{number} cannot be, such as {self.space.impossible[0]}.")
         early, hopeless = (found["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
         lines.append(
             f"{ENDINGS[found['ended']]} after {counted(found['trials'], 'trial')}, "
@@ -324,3 +353,39 @@ class SearchResult:
         if answer is not None:
             lines.append(f"To train it: {answer['command']}")
         return lines
+
+    def _answer_words(self, found: dict[str, Any]) -> list[str]:
+        """The answer, or that there is none."""
+        answer, config, trainer = found["answer"], self.base, self.base.trainer
+        threshold = THRESHOLDS.get(config.certify.threshold, f"a loss of {config.certify.threshold}")
+        within = f"within {trainer.total_steps:,} steps of {trainer.batch_size} x {trainer.seq_len} tokens"
+        if (slowest := config.certify.min_steps_per_minute) is not None:
+            within += f" at {slowest:g} steps a minute or more"
+        if answer is None:
+            if found["outcomes"].keys() - {"running", "stale", "failed"}:
+                return [f"Nothing is certified: no size tried beats {threshold} {within}."]
+            return [f"Nothing is certified: every trial {'crashed' if found['crashes'] else 'was cut short'}."]
+        which = "model" if found["ended"] == "settled" else "model found"  # a smaller one may be left
+        seeds = config.search.confirm_seeds
+        confirmed = f"confirmed on {counted(len(answer['confirming_seeds']), 'fresh seed')} of {seeds}"
+        if not answer["confirmed"]:
+            confirmed = f"not confirmed: {confirmed if seeds else 'search.confirm_seeds = 0'}"
+        return [
+            f"The smallest {which} that beats {threshold} {within}: {answer['size']}, "
+            f"{answer['n_params']:,} parameters.",
+            f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
+            f"{answer['val_loss']:.4f}, {answer['margin']:.4f} ± {answer['margin_se']:.4f} nats below, at step "
+            f"{answer['step']:,}; {confirmed}.",
+        ]
+
+
+def _crashes(crashes: Sequence[Mapping[str, Any]]) -> str:
+    """As `2 sizes crashed: 0L4D (trials 3 and 4: RuntimeError: …), 1L2D (…)`."""
+    named = []
+    for each in crashes[:MOST_NAMED]:
+        *others, last = map(str, each["trials"])
+        numbers = f"{', '.join(others)} and {last}" if others else last
+        reason = " ".join((each["reason"] or "no reason is known").split())
+        named.append(f"{each['size']} (trial{'s' if len(each['trials']) > 1 else ''} {numbers}: {reason})")
+    more = f" and {len(crashes) - MOST_NAMED} more" if len(crashes) > MOST_NAMED else ""
+    return f"{counted(len(crashes), 'size')} crashed: {', '.join(named)}{more}"

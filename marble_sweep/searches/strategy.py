@@ -5,8 +5,7 @@ and that depends on the recipe, above all on the learning rate. So:
 
 1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that served last.
    Once one certifies, nothing that is no smaller is trained any more.
-2. *Confirm.* The smallest certified size trains again on fresh seeds. A recipe that fails one is rejected; a crash
-   says nothing of it, so a confirmation that crashed is repeated, once.
+2. *Confirm.* The smallest certified size trains again on fresh seeds. A recipe that fails one is rejected.
 3. *Refute.* Every smaller size climbs: from the best recipe known, its recipe moves to the better neighbour until
    the best one has only worse neighbours, by so much that not even a parabola through them reaches the threshold.
    A size is then *refuted*. One that is narrower than a refuted size of the same depth is *implied*: it is taken
@@ -14,17 +13,21 @@ and that depends on the recipe, above all on the learning rate. So:
 
 The search is settled when the answer is confirmed and every smaller size is refuted or implied. Since every decision
 is drawn from the records alone, any number of workers can make them, and a search that was interrupted goes on.
+
+A crash says nothing of a size or a recipe. A trial that crashed is repeated, once. If it crashes again its size is
+*crashed*: it can still certify with another recipe, and a wider size can imply it, but it is not refuted.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from marble_sweep.searches.space import Space
 
 WHOLE = 1.0  # between neighbouring recipes
 HALF = 0.5  # between a near miss and its closer neighbours
 FAILURES_BEFORE_LARGEST = 2
+NO_MARGIN = ("diverged", "failed")  # outcomes whose last look says nothing of where training would have led
 Recipe = tuple[float, ...]  # a position in each recipe dimension's values
 
 
@@ -45,8 +48,8 @@ class TrialRecord:
 
     @property
     def margin(self) -> float:
-        """At the last look; -inf where there was none or the loss diverged."""
-        return self.margins[self.last_step] if self.margins and self.outcome != "diverged" else -math.inf
+        """At the last look; -inf where there was none, the loss diverged or the trial crashed."""
+        return self.margins[self.last_step] if self.margins and self.outcome not in NO_MARGIN else -math.inf
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,18 @@ class SearchState:
         self.space = space
         self.confirm_seeds = confirm_seeds
         self.records: list[TrialRecord] = []
-        self.stale: list[TrialRecord] = []  # whose worker died, and the first crash of each confirmation
-        crashed = set()
+        self.stale: list[TrialRecord] = []  # whose worker died, and the first crash of each trial
+        latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
+        crashed_before = set()
         for each in records:
             what = each.size, each.recipe, each.seed
-            first_crash = each.seed != 0 and each.outcome == "failed" and what not in crashed
+            first_crash = each.outcome == "failed" and what not in crashed_before
             if first_crash:
-                crashed.add(what)
+                crashed_before.add(what)
+            if each.outcome != "stale":
+                latest[what] = each
             (self.stale if first_crash or each.outcome == "stale" else self.records).append(each)
+        self.crashed = {each.size for each in latest.values() if each.outcome == "failed"}  # unless repeated since
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self.confirmations: dict[tuple[int, Recipe], dict[int, TrialRecord]] = {}
         for each in self.records:
@@ -91,9 +98,7 @@ class SearchState:
                 self.confirmations.setdefault((each.size, each.recipe), {})[each.seed] = each
         self.refuted = {size for size in self.by_size if self._is_refuted(size)}
         self.refuted_by_loss = {
-            size
-            for size in self.refuted
-            if all(each.outcome not in ("failed", "too_slow") for each in self.by_size[size].values())
+            size for size in self.refuted if all(each.outcome != "too_slow" for each in self.by_size[size].values())
         }
 
     # ------------------------------------------------------------------ what is known of a size
@@ -101,7 +106,8 @@ class SearchState:
     def certified(self, size: int, *, running: bool = False) -> TrialRecord | None:
         """The record by which a size is certified: no confirmation of its recipe has failed, it was quickest.
 
-        With `running`, one that is under way counts as well.
+        With `running`, one that is under way counts as well. A recipe that cannot be confirmed because its
+        confirmation crashes, twice, does not count either: another recipe may serve.
         """
         good = ("certified", "running") if running else ("certified",)
         found = [
@@ -130,11 +136,11 @@ class SearchState:
         """The worst margin of a recipe, over the search's seed and those that confirmed."""
         record = self.by_size[size][recipe]
         others = self.confirmations.get((size, recipe), {}).values()
-        failed = [each.margin for each in others if each.outcome not in ("certified", "running")]
+        failed = [each.margin for each in others if each.outcome not in ("certified", "running", "failed")]
         return min([record.margin, *failed])
 
     def implied(self, size: int) -> bool:
-        """Whether a wider size of the same depth is refuted by its losses; a crash or slowness implies nothing."""
+        """Whether a wider size of the same depth is refuted by its losses; slowness implies nothing."""
         return any(self.space.sizes[size].narrower_than(self.space.sizes[other]) for other in self.refuted_by_loss)
 
     def smallest(self, *, running: bool = False) -> int | None:
@@ -150,9 +156,13 @@ class SearchState:
         return [index for index in smaller if index not in self.refuted and not self.implied(index)]
 
     def widest_below(self, top: int | None) -> list[int]:
-        """The open sizes below `top` that are narrower than no other of them: a refuted one settles those that are."""
+        """The open sizes below `top` that are narrower than no other of them: a refuted one settles those that are.
+
+        One that crashed cannot be refuted, so the narrower ones do not wait for it.
+        """
         sizes, still_open = self.space.sizes, self.open_below(top)
-        return [one for one in still_open if not any(sizes[one].narrower_than(sizes[other]) for other in still_open)]
+        wider = [size for size in still_open if size not in self.crashed]
+        return [one for one in still_open if not any(sizes[one].narrower_than(sizes[other]) for other in wider)]
 
     # ------------------------------------------------------------------ the climb over recipes
 
@@ -167,7 +177,7 @@ class SearchState:
 
     def _beats(self, first: TrialRecord, second: TrialRecord) -> bool:
         common = set(first.margins) & set(second.margins)
-        if common and "diverged" not in (first.outcome, second.outcome):
+        if common and first.outcome not in NO_MARGIN and second.outcome not in NO_MARGIN:
             return first.margins[max(common)] > second.margins[max(common)]
         return first.margin > second.margin
 
@@ -213,12 +223,13 @@ class SearchState:
         lower = [0.0]
         for each in (tried[recipe] for recipe in self._neighbours(best) if recipe in tried):
             step = max(set(each.margins) & set(top.margins), default=0)
-            if 2 * step >= top.last_step > 0 and each.outcome != "diverged":
+            if 2 * step >= top.last_step > 0 and each.outcome not in NO_MARGIN:
                 lower.append(top.margins[step] - each.margins[step])
         return here < 0 and here + max(lower) / 8 >= 0
 
     def _is_refuted(self, size: int) -> bool:
-        if any(each.outcome == "running" for each in self.by_size[size].values()) or self.certified(size):
+        running = any(each.outcome == "running" for each in self.by_size[size].values())
+        if running or size in self.crashed or self.certified(size):
             return False
         return not any(self.next_recipes(size))
 
@@ -229,13 +240,27 @@ class SearchState:
             if (record := self.certified(other)) is not None:
                 return record.recipe
         for other in nearest:
-            if (best := self.best(other)) is not None:
+            best = self.best(other)
+            if best is not None and self.by_size[other][best].outcome != "failed":
                 return best
         return tuple(float((len(each.values) - 1) // 2) if each.ordered else 0.0 for each in self.space.recipes)
 
 
+def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialRecord]:
+    """The records with crashes numbered below `first` as lost ones: a search that starts again repeats them.
+
+    What made them crash may have been mended since.
+    """
+    return [
+        replace(each, outcome="stale") if each.outcome == "failed" and each.number < first else each for each in records
+    ]
+
+
 def decide(space: Space, records: Sequence[TrialRecord], confirm_seeds: int) -> Proposal | Wait | Settled:
-    """The next trial, or that there is none to start for now, or none at all."""
+    """The next trial, or that there is none to start for now, or none at all.
+
+    Nothing at all is left where the search is settled, or where only crashed sizes are between it and that.
+    """
     state = SearchState(space, records, confirm_seeds)
     answer = state.smallest()
     for lost in state.stale:
@@ -255,7 +280,7 @@ def decide(space: Space, records: Sequence[TrialRecord], confirm_seeds: int) -> 
 
 
 def _again(state: SearchState, lost: TrialRecord, answer: int | None) -> Proposal | None:
-    """A trial that was lost, unless it was taken up already or no longer matters."""
+    """A trial that was lost or has crashed once, unless it was taken up already or no longer matters."""
     trials = state.by_size.get(lost.size, {}) if lost.seed == 0 else {}
     repeated = lost.recipe in trials or lost.seed in state.confirmations.get((lost.size, lost.recipe), {})
     matters = lost.size in state.open_below(answer) if lost.seed == 0 else lost.size == answer
@@ -271,7 +296,9 @@ def next_probe(state: SearchState, hoped: int | None) -> int | None:
     sizes = state.space.sizes
     top = len(sizes) if hoped is None else hoped
     probed = {size for size, tried in state.by_size.items() if state.first_recipe(size) in tried}
-    failed = [size for size in probed if size < top and not state.certified(size, running=True)]
+    failed = [
+        size for size in probed if size < top and size not in state.crashed and not state.certified(size, running=True)
+    ]
     bottom = max(failed, default=-1)
     inside = [index for index in state.open_below(hoped) if index > bottom and index not in probed]
     if not inside:

@@ -158,6 +158,7 @@ class Result:
     margin: float | None  # nats per token to the threshold
     margin_se: float | None
     reason: str | None  # of a crash
+    stage: str = "training"  # that a crash was in: start (of its process), setup (before it trained) or training
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:

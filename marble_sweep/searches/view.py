@@ -37,7 +37,9 @@ class View:
 
     def end(self, trial: str, result: Result, bracket: str) -> None:
         """A line for the trial that ended, with where the search stands."""
-        outcome = f"crashed: {result.reason}" if result.outcome == "failed" else result.outcome
+        outcome = (
+            f"crashed: {' '.join((result.reason or '').split())}" if result.outcome == "failed" else result.outcome
+        )
         parts = [f"{trial:<32}", f"{outcome:<9} at step {result.step:>3}"]
         if result.margin is not None and result.margin_se is not None:
             parts.append(f"margin {result.margin:+.4f} ± {result.margin_se:.4f}")

@@ -22,11 +22,12 @@ from marble_sweep.report.table import render
 from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.run import Run, flat
 from marble_sweep.runs.status import find_run, mark_start, run_directories
+from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.launch import Composer, Runner, TrialWatch
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.space import Space, Value, build, parse
 from marble_sweep.searches.storage import StorageError, open_storage
-from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide, forget_crashes
 from marble_sweep.searches.study import as_record, open_study
 from marble_sweep.searches.view import View, describe_trial
 
@@ -63,6 +64,8 @@ class Search:
         self.runner = Runner(self.composer, launcher, context, task)
         self.directory = Path(master.hydra.sweep.dir)
         self.rerun = rerun_command(master, self.directory)
+        self.first_trial = 0  # of this start; known once there is a study
+        self.error: str | None = None  # that every trial would meet
 
     def run(self) -> int:
         """Search until there is an answer, or the budget is spent, or the user has had enough."""
@@ -83,26 +86,30 @@ class Search:
         self.shared = open_study(
             self.storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout
         )
+        self.first_trial = len(self.shared.study.get_trials(deepcopy=False))
         mark_start(self.directory)
         self.view = View(self.base.trainer.total_steps)
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}")
         self.shared.fail_stale_trials(alone=alone)
-        ended = "interrupted"
+        ended = "error"
         try:
             ended = self._loop()
         except KeyboardInterrupt:
+            ended = "interrupted"
             self.storage.hurry()
         except StorageError:
             self.storage.hurry()
             raise
         finally:
             self.view.close()
-            self._conclude(ended)
+            crashes = self._conclude(ended)
             self.storage.close()
         if ended == "interrupted":
             print(f"To go on:\n  {self.rerun}", file=sys.stderr)
             return EXIT_INTERRUPTED
-        return EXIT_FAILED if ended == "max_failures" else 0
+        if self.error is not None:
+            print(f"marble_sweep: {self.error}", file=sys.stderr)
+        return EXIT_FAILED if ended in ("error", "max_failures") or crashes else 0
 
     def _settings(self) -> dict[str, Any]:
         """What a study must agree on with whoever joins it, beside the space: all that a run computes from."""
@@ -115,11 +122,12 @@ class Search:
     def found(self) -> SearchResult:
         """What the study holds by now."""
         trials = [trial for trial in self.shared.study.get_trials(deepcopy=False) if as_record(trial) is not None]
-        return SearchResult(self.space, self.base, trials, self.fixed)
+        return SearchResult(self.space, self.base, trials, self.fixed, self.first_trial)
 
     def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
-        decision = decide(self.space, records, self.base.search.confirm_seeds)
+        tried = forget_crashes(records, self.first_trial)
+        decision = decide(self.space, tried, self.base.search.confirm_seeds)
         return Settled() if isinstance(decision, Proposal) and self._ended_by(self.found(), decision) else decision
 
     @staticmethod
@@ -143,6 +151,8 @@ class Search:
                 time.sleep(WAIT_SECONDS)
             elif (asked := self.shared.ask()) is not None:
                 self._train(*asked)
+                if self.error is not None:
+                    return "error"
 
     def _train(self, trial: Trial, plan: Proposal) -> None:
         """One trial, from its plan to its place in the study."""
@@ -164,15 +174,19 @@ class Search:
             self.shared.release(trial)
             raise
         result = watch.result(run_dir)
-        self.shared.tell(trial, result, size.num_parameters, config.search.min_steps_per_minute)
+        self.shared.tell(trial, result, size.num_parameters, config.certify.min_steps_per_minute)
         found = self.found()
-        self.view.end(words, result, found.bracket())
+        if found.ended_by(settled=False) != "max_failures":
+            searched = [each.key for each in self.space.dimensions]
+            self.error = shared_error(result, searched, nothing_trained=found.nothing_trained)
+        if self.error is None:
+            self.view.end(words, result, found.bracket())
         write_json(self.directory / "search.json", found.as_json("running"))
 
-    def _conclude(self, ended: str) -> None:
-        """Write what was found, and say it."""
+    def _conclude(self, ended: str) -> list[dict[str, Any]]:
+        """Write what was found, and say it; returns the crashes between the answer and its proof."""
         found = self.found()
-        summary = found.as_json(ended)
+        summary = found.as_json(ended) | {"error": self.error}
         write_json(self.directory / "search.json", summary)
         self.shared.study.set_user_attr("answer", summary["answer"])
         draw_frontier(summary, self.directory / FRONTIER)
@@ -181,5 +195,7 @@ class Search:
             comparison = compare_runs(runs)
             write_text(self.directory / "summary.csv", render(comparison.rows, list(comparison.rows[0]), "csv"))
             write_page(comparison, self.directory / "compare.html")
-        self.view.line("\n" + "\n".join(summary["words"]))
-        self.view.line(f"Everything is in {self.directory}")
+        if self.error is None or not found.nothing_trained:
+            self.view.line("\n" + "\n".join(summary["words"]))
+            self.view.line(f"Everything is in {self.directory}")
+        return found.crashes()

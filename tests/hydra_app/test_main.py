@@ -25,6 +25,10 @@ def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
         ("model=[1,2]", "model = [1,2]: must be one of 0L64D, 1L16D"),
         ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer"),
         ("+foo=1", "foo = 1: must be left out: there are only certify, data, device"),
+        (
+            "search.min_steps_per_minute=5",
+            "search.min_steps_per_minute: no such key; the nearest known one is certify.min_steps_per_minute",
+        ),
         ("zzzzzz=1", "zzzzzz: no such key; --help lists those there are"),
         ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),
         ("device=mps", "device.type = mps: must be auto or one that is there: "),

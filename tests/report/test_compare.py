@@ -163,6 +163,107 @@ def test_runs_are_compared_at_the_same_step(make_run: MakeRun, tmp_path: Path, c
     assert kept["step"] == 200
 
 
+STOPPING = ("certify.stop=true", "certify.looks=9", "trainer.total_steps=400")
+
+
+def make_search(make_run: MakeRun, folder: Path) -> Path:
+    """What a search leaves: the answer certified early, a lucky seed of a smaller size, one pruned, one refuted."""
+    # A run's loss falls towards `loss`; unigram is at 6.2 nats.
+    for name, layers, seed, steps, loss, status in (
+        ("0", 4, 42, 50, 5.0, "certified"),
+        ("1", 4, 43, 75, 5.0, "certified"),
+        ("2", 2, 42, 100, 6.0, "certified"),
+        ("3", 2, 43, 400, 6.4, "finished"),
+        ("4", 1, 42, 25, 6.9, "pruned"),
+    ):
+        overrides = (*STOPPING, f"model.num_layers={layers}", f"seed={seed}")
+        make_run(folder / name, *overrides, steps=steps, every=25, loss=loss, status=status)
+    (folder / "search.json").write_text(
+        json.dumps(
+            {
+                "words": ["The smallest model that beats the fitted unigram loss: 4L128D."],
+                "threshold": "unigram",
+                "standard_errors_each_look": 3.62,
+                "answer": {"size": "4L128D", "n_params": 2_082_816, "confirmed": True},
+                "frontier": [{"n_params": 2_082_816, "status": "certified", "margin": 1.0, "margin_se": 0.01}],
+            }
+        )
+    )
+    return folder
+
+
+def test_each_trial_of_a_search_is_shown_with_what_it_ended_with(
+    make_run: MakeRun, tmp_path: Path, rows: Any, compare: Any
+) -> None:
+    folder = make_search(make_run, tmp_path / "search")
+    found = {Path(row["run"]).name: row for row in rows(folder)}
+    assert {name: (row["status"], row["step"], row["beats_unigram"]) for name, row in found.items()} == {
+        "0": ("certified", 50, True),
+        "1": ("certified", 75, True),
+        "2": ("certified", 100, True),
+        "3": ("finished", 400, False),
+        "4": ("pruned", 25, False),
+    }
+    for name, row in found.items():
+        last = Run.read(folder / name).evals[-1]
+        assert (row["val_loss"], row["val_margin"]) == (last["val_loss"], last["unigram_margin"])
+        assert row["n"] == 1  # a mean over steps would say nothing
+    text = compare(folder)
+    assert text.startswith("The smallest model that beats the fitted unigram loss: 4L128D.")
+    assert "shown at their own last evaluation" in text
+    assert "all are compared at step" not in text
+    heads = compare(folder, "--format", "csv").splitlines()[0].split(",")
+    assert "step" in heads
+    shown = compare(folder, "--format", "markdown")
+    assert next(line for line in shown.splitlines() if line.startswith("| run |")).split(" | ")[1:5] == [
+        "num_layers",
+        "seed",
+        "n_params",
+        "step",
+    ]
+
+
+def test_the_page_of_a_search_ranks_no_losses_at_different_steps(make_run: MakeRun, tmp_path: Path) -> None:
+    from marble_sweep.report.page import write_page
+
+    folder = make_search(make_run, tmp_path / "search")
+    write_page(compare_runs([Run.read(folder / name) for name in "01234"]), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    head = page[: page.index("<script>")]
+    assert "<h1>The smallest model that beats the fitted unigram loss: 4L128D.</h1>" in head
+    cells = [line for line in head.splitlines() if "<tr data-group" in line]
+    beats = {"certified": "yes", "finished": "no", "pruned": "no"}
+    assert len(cells) == 5
+    for line in cells:
+        status = next(each for each in beats if f">{each}<" in line)
+        assert f">{beats[status]}<" in line
+    assert "compare the trials at the last step" not in head
+    assert "The line joins what no smaller model beats" not in head
+    assert 'id="effects"' not in head
+
+
+def test_runs_that_may_stop_have_no_say_in_the_step_of_others(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(tmp_path / "early", *STOPPING, steps=25, every=25, status="certified", loss=5.0)
+    make_run(tmp_path / "long", "model.num_layers=2", steps=200, every=25)
+    make_run(tmp_path / "short", "model.num_layers=1", steps=100, every=25)
+    comparison = compare_runs([Run.read(tmp_path / name) for name in ("early", "long", "short")])
+    assert [row["step"] for row in comparison.rows] == [25, 100, 100]
+    assert comparison.step is None
+    assert "all are compared at step 100" in " ".join(comparison.notes)
+
+
+def test_a_group_beats_only_where_every_run_is_known_to(make_run: MakeRun, tmp_path: Path, rows: Any) -> None:
+    make_run(tmp_path / "a", "seed=1", loss=5.0)
+    make_run(tmp_path / "b", "seed=2", loss=5.0)
+    evals = (tmp_path / "b" / "evals.csv").read_text().splitlines()
+    place = evals[0].split(",").index("unigram_margin_se")
+    blank = [",".join("" if at == place else value for at, value in enumerate(line.split(","))) for line in evals[1:]]
+    (tmp_path / "b" / "evals.csv").write_text("\n".join([evals[0], *blank]) + "\n")
+    (row,) = rows(tmp_path)
+    assert row["n"] == 2
+    assert row["beats_unigram"] is None
+
+
 def test_no_common_step_is_said(make_run: MakeRun, tmp_path: Path, compare: Any) -> None:
     make_run(tmp_path / "a", steps=30, every=30)
     make_run(tmp_path / "b", steps=40, every=40)

@@ -138,6 +138,118 @@ def test_an_answer_that_is_not_confirmed_says_so() -> None:
     assert "not confirmed" in found.as_json("n_trials")["words"][1]
 
 
+def crashing(crashes: set[int], smallest: int | None, *, most: int = 100) -> SearchResult:
+    """A search in which the sizes of these indices crash, and the others certify from `smallest` on."""
+    base = tiny_config(*BUDGET)
+    shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, 2), {}, timeout=60.0)
+
+    def found() -> SearchResult:
+        return SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
+
+    for _ in range(most):
+        settled = not isinstance(decide(SPACE, found().records, 2), Proposal)
+        if found().ended_by(settled=settled):
+            break
+        trial, plan = shared.ask() or pytest.fail("there is more to do")
+        if plan.size in crashes:
+            result = made_up("failed", step=0, margin=None)
+        else:
+            good = smallest is not None and plan.size >= smallest
+            trial.report(-0.1 if good else 0.05, 71)
+            result = made_up("certified" if good else "refuted", step=71, margin=0.14 if good else -0.05)
+        shared.tell(trial, result, SPACE.sizes[plan.size].num_parameters, None)
+    return found()
+
+
+def test_a_crash_between_the_answer_and_its_proof_is_named() -> None:
+    found = crashing({1}, smallest=3)
+    assert found.ended_by(settled=True) == "crashed"
+    summary = found.as_json("crashed")
+    (crash,) = summary["crashes"]
+    name = str(SPACE.sizes[1])
+    numbers = [trial.number for trial in found.trials if trial.user_attrs["outcome"] == "failed"]
+    assert crash == {"size": name, "trials": numbers, "reason": "boom"}
+    assert summary["answer"]["size"] == str(SPACE.sizes[3])
+    assert summary["sizes_below"]["crashed"] == 1
+    assert sum(summary["sizes_below"].values()) == 3
+    line = next(line for line in summary["words"] if "not settled" in line)
+    assert line.startswith(f"The question is not settled: 1 size crashed: {name} (trials {numbers[0]}, ")
+    assert line.endswith(": boom).")
+    text = "\n".join(summary["words"])
+    assert "The smallest model found that beats" in text
+    assert "The question is settled" not in text
+    assert {row["size"]: row["status"] for row in summary["frontier"]}[name] == "crashed"
+    assert ", 1 crashed" in found.bracket()
+    assert "2 of 3 smaller refuted" in found.bracket()
+
+
+def test_the_plot_counts_a_crashed_size_as_crashed() -> None:
+    summary = crashing({1}, smallest=3).as_json("crashed")
+    (axes,) = frontier_figure(summary).axes
+    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert "crashed (1)" in labels
+    refuted = sum(row["status"] == "refuted" for row in summary["frontier"])
+    assert f"refuted ({refuted})" in labels
+
+
+def test_a_crash_above_the_answer_does_not_matter() -> None:
+    found = crashing({len(SPACE.sizes) // 2}, smallest=0)
+    assert found.ended_by(settled=True) == "settled"
+    assert found.crashes() == []
+
+
+def test_a_search_in_which_everything_crashes_ends_after_two_sizes() -> None:
+    found = crashing(set(range(len(SPACE.sizes))), smallest=0)
+    assert found.ended_by(settled=False) == "crashed"
+    assert [trial.user_attrs["outcome"] for trial in found.trials] == ["failed"] * 4
+    assert found.num_trials() == 2  # each was repeated
+    summary = found.as_json("crashed")
+    assert summary["words"][0] == "Nothing is certified: every trial crashed."
+    assert [len(crash["trials"]) for crash in summary["crashes"]] == [2, 2]
+
+
+def test_crashes_of_an_earlier_start_are_forgotten() -> None:
+    found = crashing({1}, smallest=3)
+    again = SearchResult(SPACE, found.base, found.trials, [], first_trial=len(found.trials))
+    assert again.ended_by(settled=False) is None
+    assert again.crashes() == []
+    plan = decide(SPACE, again.records, 2)
+    assert isinstance(plan, Proposal)
+    assert (plan.size, plan.reason) == (1, "retry")
+    assert again.as_json("running")["outcomes"]["failed"] == found.as_json("crashed")["outcomes"]["failed"]
+
+
+def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
+    base = tiny_config(*BUDGET, "certify.min_steps_per_minute=1000")
+    space = small_space("model.num_layers=0,1", "model.hidden_dim=2,4")
+    shared = open_study(InMemoryStorage(), "test", space, lambda tried: decide(space, tried, 2), {}, timeout=60.0)
+    while asked := shared.ask():
+        trial, plan = asked
+        trial.report(-0.1 if plan.size >= 2 else 0.3, 71)
+        outcome = "certified" if plan.size >= 2 else "too_slow"
+        shared.tell(trial, made_up(outcome, step=71), space.sizes[plan.size].num_parameters, 1000.0)
+    summary = SearchResult(space, base, [each for each in shared.study.get_trials() if as_record(each)], []).as_json(
+        "settled"
+    )
+    assert summary["sizes_below"] == {"too_slow": 2}
+    assert {row["status"] for row in summary["frontier"]} == {"certified", "too_slow"} <= set(STYLES)
+    text = "\n".join(summary["words"])
+    assert "Of all smaller sizes in the space: 2 ruled out as too slow." in text
+    assert "within 100 steps of 8 x 16 tokens at 1000 steps a minute or more: 0L4D" in text
+
+
+def test_an_answer_before_the_end_is_the_smallest_found() -> None:
+    assert "The smallest model found that beats" in searched(smallest=2, most=3).as_json("n_trials")["words"][0]
+
+
+def test_an_answer_that_nothing_had_to_confirm_is_not_called_confirmed() -> None:
+    found = searched("search.confirm_seeds=0", smallest=2)
+    summary = found.as_json("settled")
+    assert summary["answer"]["confirmed"] is False
+    assert "; not confirmed: search.confirm_seeds = 0." in summary["words"][1]
+    assert found.bracket().startswith(f"{SPACE.sizes[2]} certified")
+
+
 def test_the_bracket(found: SearchResult) -> None:
     assert found.bracket().startswith(f"{SPACE.sizes[2]} confirmed | 2 of 2 smaller refuted, largest ")
 

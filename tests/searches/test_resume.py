@@ -138,8 +138,49 @@ def test_crashes_end_a_search(tmp_path: Path) -> None:
     assert "sweep.max_failures trials crashed after 1 trial" in result.stderr
 
 
+def test_a_missing_corpus_stops_a_search_at_the_first_trial(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    words = (*(each for each in TWO_TRIALS if not each.startswith("data")), "data=text", f"data.path={text}")
+    words = (*words, "data.vocab_size=300")
+    result = search(tmp_path / "search", *words)
+    assert result.returncode == 1
+    greeting, error = result.stderr.splitlines()
+    assert greeting.startswith("2 sizes to search in ")
+    assert error.startswith(f"marble_sweep: data.path = '{text}': must be a file")
+    (trial,) = trials(tmp_path / "search")
+    assert trial.user_attrs["outcome"] == "failed"
+    assert summary(tmp_path / "search")["error"] == error.removeprefix("marble_sweep: ")
+    # Once it is there, the same command tries what crashed again, and goes on to the end.
+    text.write_text("\n\n".join(f"paragraph {number} is about the number {number * 7919}" for number in range(3000)))
+    result = search(tmp_path / "search", *words)
+    assert result.returncode == 0, result.stderr
+    assert "The question is settled after 2 trials" in result.stderr
+    assert summary(tmp_path / "search")["error"] is None
+
+
+def test_a_trial_that_crashes_twice_fails_the_search(tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "search"
+    (sweep_dir / "1" / "checkpoints.safetensors").mkdir(parents=True)  # where a file is to be written
+    result = search(sweep_dir, *TWO_TRIALS)
+    assert result.returncode == 1, result.stderr
+    first, crash, again = trials(sweep_dir)
+    assert [each.user_attrs["outcome"] for each in (first, crash, again)] == ["refuted", "failed", "failed"]
+    found = summary(sweep_dir)
+    size = crash.user_attrs["size"]
+    assert found["ended"] == "crashed"
+    assert [(each["size"], each["trials"]) for each in found["crashes"]] == [(size, [1, 2])]
+    assert found["sizes_below"] == {"refuted": 1, "crashed": 1}
+    assert f"The question is not settled: 1 size crashed: {size} (trials 1 and 2: IsADirectoryError" in result.stderr
+    assert "The question is settled" not in result.stderr
+    (sweep_dir / "1" / "checkpoints.safetensors").rmdir()
+    result = search(sweep_dir, *TWO_TRIALS)
+    assert result.returncode == 0, result.stderr
+    assert summary(sweep_dir)["ended"] == "settled"
+    assert summary(sweep_dir)["crashes"] == []
+
+
 def test_what_is_too_slow_is_ruled_out(tmp_path: Path) -> None:
-    result = search(tmp_path / "search", *TWO_TRIALS, "search.min_steps_per_minute=1e12")
+    result = search(tmp_path / "search", *TWO_TRIALS, "certify.min_steps_per_minute=1e12")
     assert result.returncode == 0, result.stderr
     found = trials(tmp_path / "search")
     assert len(found) == 2

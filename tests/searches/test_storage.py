@@ -128,7 +128,7 @@ def test_nobody_dies_while_the_storage_is_away(storage: PatientStorage, within: 
     heartbeats = HeartbeatMonitor(1.0, storage)
     (trial,) = shared.study.get_trials()
     assert not heartbeats.is_gone(trial)
-    signs._seen[0] = (None, signs._seen[0][1] - 100)  # as if it had been silent for so long
+    heartbeats._seen[0] = (None, heartbeats._seen[0][1] - 100)  # as if it had been silent for so long
     assert heartbeats.is_gone(trial)
     within.failures = {"get_all_trials": [AWAY]}
     shared.study.get_trials()

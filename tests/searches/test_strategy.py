@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marble_sweep.searches.space import Space, build, parse
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide, forget_crashes
 
 STEPS = (100, 200, 400)
 SEEDS = 2  # that confirm
@@ -30,6 +31,7 @@ def make_space(*words: str) -> Space:
 
 
 SPACE = make_space()
+FEW_SIZES = make_space("model.num_layers=0,1", "model.hidden_dim=range(2,7)", "optimizer.lr=tag(log,interval(1e-3,1))")
 
 
 def train(space: Space, world: World, number: int, plan: Proposal) -> TrialRecord:
@@ -152,11 +154,10 @@ def test_a_narrower_size_is_implied_by_a_refuted_one_of_its_depth_alone() -> Non
     assert "0L10D" not in implied
 
 
-@pytest.mark.parametrize("outcome", ["failed", "too_slow"])
-def test_crashes_and_slowness_imply_nothing(outcome: str) -> None:
+def test_slowness_implies_nothing() -> None:
     space = make_space("model.hidden_dim=2,4", "precision=bf16,fp32")
     recipes = ((0.0,), (1.0,))
-    for last, implied in ((outcome, False), ("refuted", True)):
+    for last, implied in (("too_slow", False), ("refuted", True)):
         tried = [
             TrialRecord(number, 1, recipe, 0, kind, {400: -0.1})
             for number, (recipe, kind) in enumerate(zip(recipes, ("refuted", last), strict=True))
@@ -201,16 +202,128 @@ def test_a_crashed_confirmation_is_repeated_once() -> None:
     assert plan == Proposal(size, first.recipe, 1, "retry")
     state = SearchState(SPACE, [*rest, crash, first], SEEDS)
     assert state.confirmed(size)
+    # A second crash leaves the recipe unconfirmed and the size unsettled.
     state = SearchState(SPACE, [*rest, crash, crash], SEEDS)
     assert state.certified(size) is None
+    assert size not in state.refuted
+    assert size in state.open_below(None)
+
+
+# ------------------------------------------------------------------------------------------------- crashes
+
+
+def search_with_crashes(
+    space: Space, world: World, crashes: Callable[[int, float, int], bool], *, most: int = 400
+) -> tuple[list[TrialRecord], SearchState]:
+    """One worker's records until nothing is left; `crashes` says of a size, a recipe and a seed that it crashes."""
+    records: list[TrialRecord] = []
+    while isinstance(plan := decide(space, records, SEEDS), Proposal):
+        assert len(records) < most
+        if crashes(plan.size, plan.recipe[0], plan.seed):
+            # It looked well up to there: what a crash leaves is no evidence.
+            records.append(TrialRecord(len(records), plan.size, plan.recipe, plan.seed, "failed", {100: 9.0}))
+        else:
+            records.append(train(space, world, len(records), plan))
+    assert plan == Settled()
+    return records, SearchState(space, records, SEEDS)
+
+
+def index_of(name: str) -> int:
+    return next(index for index, size in enumerate(SPACE.sizes) if str(size) == name)
+
+
+def test_a_size_whose_middle_recipe_loses_and_whose_neighbours_crash_is_not_refuted() -> None:
+    space = make_space("model.hidden_dim=2,4", "optimizer.lr=tag(log,interval(1e-3,1))")
+    records, state = search_with_crashes(
+        space, lambda layers, width, lr, seed: 1.0 if width == 4 else -0.5, lambda size, at, seed: size == 0 and at != 3
+    )
+    assert answer(space, records) == "hidden_dim=4"
+    assert [each.outcome for each in records if each.size == 0 and each.recipe == (3.0,)] == ["refuted"]
+    assert state.refuted == set()
+    assert state.crashed == {0}
+    assert state.open_below(1) == [0]
+
+
+def test_a_crash_that_does_not_come_again_changes_nothing() -> None:
+    """Every configuration crashes at its first try: the answer and what is refuted are those of a world without."""
+    alone, _ = search(SPACE, hill(4.99))
+    seen: set[tuple[int, float, int]] = set()
+
+    def at_first(*trial: float) -> bool:
+        first = trial not in seen
+        seen.add(trial)  # type: ignore[arg-type]
+        return first
+
+    records, state = search_with_crashes(SPACE, hill(4.99), at_first)
+    assert [each for each in records if each.outcome == "failed"]
+    assert len(records) == 2 * len(alone)
+    assert answer(SPACE, records) == answer(SPACE, alone) == "0L5D"
+    assert (state.refuted, state.crashed) == (SearchState(SPACE, alone, SEEDS).refuted, set())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    boundary=st.integers(2, 6),
+    peak=st.sampled_from([-2.5, -1.5, -0.5]),
+    chance=st.sampled_from([0.1, 0.4, 0.8]),
+    seed=st.integers(0, 10**6),
+)
+def test_crashes_refute_nothing_wherever_they_strike(boundary: int, peak: float, chance: float, seed: int) -> None:
+    """What is refuted in a world with crashes cannot certify; each trial crashes at most twice."""
+    world = hill(boundary - 0.01, peak)
+
+    def crashes(size: int, at: float, confirming: int) -> bool:
+        return random.Random(f"{seed} {size} {at} {confirming}").random() < chance
+
+    records, state = search_with_crashes(FEW_SIZES, world, crashes)
+    tries = Counter((each.size, each.recipe, each.seed) for each in records if each.outcome == "failed")
+    assert set(tries.values()) <= {1, 2}
+    for size in state.refuted:
+        params = dict(FEW_SIZES.sizes[size].params)
+        assert world(int(params["model.num_layers"]), int(params["model.hidden_dim"]), peak, 0) < 0
+        assert size not in state.crashed
+    # Whatever is left between the answer and its proof has crashed.
+    assert set(state.open_below(state.smallest())) <= state.crashed
+
+
+def test_narrower_sizes_do_not_wait_for_one_that_crashed() -> None:
+    wide = index_of("1L16D")
+    records, state = search_with_crashes(SPACE, lambda *_: -0.5, lambda size, at, seed: size == wide)
+    assert state.crashed == {wide}
+    assert index_of("1L15D") in state.refuted
+    assert state.open_below(None) == [wide]
+    assert len([each for each in records if each.size == wide and each.recipe == (3.0,)]) <= 2
+
+
+def test_a_crash_says_nothing_of_where_the_boundary_is() -> None:
+    """The bisection goes on around a size that crashed, as if it were not there."""
+    first = decide(SPACE, [], SEEDS)
+    assert isinstance(first, Proposal)
+    crash = TrialRecord(0, first.size, first.recipe, 0, "failed")
+    assert decide(SPACE, [crash], SEEDS) == Proposal(first.size, first.recipe, 0, "retry")
+    after = decide(SPACE, [crash, crash], SEEDS)
+    assert isinstance(after, Proposal)
+    assert (after.size, after.reason) == (first.size + 1, "probe")
+
+
+def test_a_search_that_starts_again_tries_once_more_what_crashed() -> None:
+    first = decide(SPACE, [], SEEDS)
+    assert isinstance(first, Proposal)
+    crashes = [TrialRecord(number, first.size, first.recipe, 0, "failed") for number in (0, 1)]
+    assert decide(SPACE, forget_crashes(crashes, 1), SEEDS) == Proposal(first.size, first.recipe, 0, "retry")
+    assert decide(SPACE, forget_crashes(crashes, 2), SEEDS) == Proposal(first.size, first.recipe, 0, "retry")
+    assert SearchState(SPACE, forget_crashes(crashes, 2), SEEDS).crashed == set()
+
+
+# ------------------------------------------------------------------------------------------------- the climb
 
 
 def test_crashed_and_diverged_recipes_are_worse_than_any_other() -> None:
     size = len(SPACE.sizes) - 1
     fine = TrialRecord(0, size, (3.0,), 0, "refuted", {100: -0.5, 400: -0.3})
-    for outcome, margins in (("failed", {}), ("diverged", {100: 0.5})):
-        state = SearchState(SPACE, [fine, TrialRecord(1, size, (4.0,), 0, outcome, margins)], SEEDS)
-        assert state.best(size) == (3.0,)
+    for outcome, margins in (("failed", {}), ("failed", {100: 0.5}), ("diverged", {100: 0.5})):
+        other = TrialRecord(1, size, (4.0,), 0, outcome, margins)
+        assert SearchState(SPACE, [fine, other, other], SEEDS).best(size) == (3.0,)
 
 
 def test_a_rejected_recipe_counts_with_the_seed_that_rejected_it() -> None:

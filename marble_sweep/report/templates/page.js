@@ -144,7 +144,7 @@ function frontier() {
 
 function drawFrontier(chart) {
   const shown = data.groups.map((group, index) => ({ ...group, index })).filter((group) => group.value !== null && group.n_params !== null);
-  const edge = frontier(), sizes = shown.map((g) => g.n_params), wide = Math.max(...sizes) > 8 * Math.min(...sizes);
+  const edge = data.step === null ? [] : frontier(), sizes = shown.map((g) => g.n_params), wide = Math.max(...sizes) > 8 * Math.min(...sizes);
   const traces = [
     { type: "scatter", mode: "lines", x: edge.map((g) => g.n_params), y: edge.map((g) => g.value), hoverinfo: "skip",
       line: { color: "#999", width: 1.5, shape: "hv" } },
@@ -260,7 +260,7 @@ document.querySelector("#picked button").addEventListener("click", () => pick(pi
 
 charts.push(new Chart(document.getElementById("frontier"), drawFrontier));
 for (const element of document.querySelectorAll(".curve")) charts.push(new Chart(element, drawCurves));
-for (const each of effects) {
+for (const each of document.getElementById("effects") ? effects : []) { // left out where runs end at steps of their own
   const figure = document.createElement("figure"), caption = document.createElement("figcaption"), element = document.createElement("div");
   caption.textContent = Number.isFinite(each.range) ? `${each.name}: ${each.range.toFixed(3)} between its means` : each.name;
   element.className = "chart";

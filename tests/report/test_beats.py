@@ -1,0 +1,110 @@
+"""One answer to whether a margin beats, wherever it is asked: in the verdict, the table and the certification."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers import tiny_config
+
+from marble_sweep.config import CertifyConfig, VerdictConfig
+from marble_sweep.early_stopping import EarlyStopping, shortfall
+from marble_sweep.metrics.margin import beats, errors_needed_by_run
+from marble_sweep.metrics.step import MEASURED
+from marble_sweep.report.summary import compare_runs
+from marble_sweep.run import judged_by, run
+from marble_sweep.runs.run import Run
+from marble_sweep.training.evaluation import EVAL_COLUMNS
+from marble_sweep.verdict import judge
+
+INF, NAN = math.inf, math.nan
+CASES = [  # margin, its error, whether it beats at 3 standard errors
+    (0.31, 0.1, True),
+    (0.29, 0.1, False),
+    (0.75, 0.25, True),  # exactly three errors, in binary too
+    (-0.31, 0.1, False),
+    (0.1, 0.0, True),
+    (0.0, 0.0, False),
+    (-0.0, 0.0, False),
+    (-0.1, 0.0, False),
+    (0.0, 0.1, False),
+    (0.31, INF, False),
+    (0.0, INF, False),
+    (INF, INF, False),
+    (INF, 0.1, False),
+    (-INF, 0.1, False),
+    (NAN, 0.1, None),
+    (0.31, NAN, None),  # a single window
+    (-INF, NAN, None),  # a loss that ran to infinity
+    (NAN, NAN, None),
+]
+
+
+def row(margin: float, error: float) -> dict[str, float]:
+    """A row of evals.csv with this margin to each baseline, and this gain from the context."""
+    margins = dict.fromkeys(EVAL_COLUMNS, 0.5) | {"step": 40, "context_gain": margin, "context_gain_se": error}
+    for name in ("unigram", "oracle", "bigram"):
+        margins |= {f"{name}_margin": margin, f"{name}_margin_se": error}
+    return margins
+
+
+@pytest.mark.parametrize(("margin", "error", "expected"), CASES)
+def test_every_place_gives_the_same_answer(margin: float, error: float, expected: bool | None, tmp_path: Path) -> None:
+    assert beats(margin, error, 3.0) is expected
+
+    steps = pd.DataFrame([dict.fromkeys(["loss", "h_autocorr", "h_autocorr_lag", *MEASURED], 0.5)])
+    verdict = judge(VerdictConfig(), steps, pd.DataFrame([row(margin, error)]), lag=100)
+    assert (verdict.beats_unigram, verdict.beats_oracle, verdict.beats_bigram) == (expected,) * 3
+    gain = next(check for each in verdict.criteria for check in each.checks if check.name == "context_gain_in_se")
+    assert gain.passed is expected
+
+    with (tmp_path / "evals.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, EVAL_COLUMNS)
+        writer.writeheader()
+        writer.writerow(row(margin, error))
+    (shown,) = compare_runs([Run.read(tmp_path)]).rows
+    assert (shown["beats_unigram"], shown["beats_oracle"], shown["beats_bigram"]) == (expected,) * 3
+
+    early_stopping = EarlyStopping(tiny_config("certify.looks=1", "certify.stop=true"))
+    assert early_stopping.errors == 3.0
+    early_stopping.look(row(margin, error), steps_per_minute=500.0)
+    assert (early_stopping.ruling == "certified") is (expected is True)
+    assert (shortfall(CertifyConfig(), row(margin, error), 3.0) <= 0) is (expected is True)
+
+
+def test_a_run_that_may_stop_needs_at_every_place_what_a_look_needs(
+    tmp_path: Path, make_run: Callable[..., Path]
+) -> None:
+    """3.3 standard errors are enough for one evaluation, and too few for one of nine looks."""
+    whole = tiny_config("certify.looks=9", "trainer.total_steps=400")
+    stopping = tiny_config("certify.looks=9", "trainer.total_steps=400", "certify.stop=true")
+    for config, expected in ((whole, True), (stopping, False)):
+        assert beats(0.33, 0.1, judged_by(config).min_standard_errors) is expected
+    assert judged_by(stopping).min_standard_errors == EarlyStopping(stopping).errors
+    assert errors_needed_by_run(3.0, stop=False, looks=9, total_steps=400) == 3.0
+    for name, stop in (("whole", "false"), ("stopping", "true")):
+        folder = make_run(tmp_path / name, f"certify.stop={stop}", "certify.looks=9", steps=40, every=40)
+        with (folder / "evals.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, EVAL_COLUMNS)
+            writer.writeheader()
+            writer.writerow(row(0.33, 0.1))
+    shown = {
+        each["run"]: each["beats_unigram"] for each in compare_runs([Run.read(p) for p in tmp_path.iterdir()]).rows
+    }
+    assert shown == {str(tmp_path / "whole"): True, str(tmp_path / "stopping"): False}
+
+
+def test_a_run_that_must_certify_holds_out_two_windows_or_more(tmp_path: Path) -> None:
+    stopping = ("certify.looks=2", "certify.stop=true")
+    with pytest.raises(ValueError, match=r"trainer\.eval_windows = 1: must be >= 2 with certify\.stop=true"):
+        tiny_config(*stopping, "trainer.eval_windows=1")
+    with pytest.raises(ValueError, match=r"data\.val_fraction = 0\.001: must be such that two windows or more"):
+        run(tiny_config(*stopping, "data.val_fraction=0.001"), tmp_path / "run", show=False)
+
+
+def test_a_verdict_says_that_a_loss_ran_to_infinity() -> None:
+    steps = pd.DataFrame([dict.fromkeys(["loss", "h_autocorr", "h_autocorr_lag", *MEASURED], 0.5)])
+    verdict = judge(VerdictConfig(), steps, pd.DataFrame([row(-INF, NAN) | {"val_loss": INF}]), lag=100)
+    assert "held-out loss against fitted unigram: not measured (the held-out loss is inf)" in verdict.as_text()
