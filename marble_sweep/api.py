@@ -21,7 +21,7 @@ from torch import Tensor
 from marble_sweep.config import Config, TokensConfig, require
 from marble_sweep.hydra_app.compose import compose_config
 from marble_sweep.loaded_run import Run
-from marble_sweep.report.search import read_search_json
+from marble_sweep.report.damage import read_json
 from marble_sweep.report.summary import compare_directories
 from marble_sweep.run import run as run_in_directory
 from marble_sweep.runs.discovery import find_runs
@@ -146,7 +146,7 @@ def search(overrides: Sequence[str] = (), directory: str | Path | None = None) -
     >>> ms.search(["model.hidden_dim=range(2,9)"]).answer  # doctest: +SKIP
     """
     directory = _multirun(["hydra/sweeper=smallest", *overrides], directory)
-    return Search(directory, load_runs(directory), read_search_json(directory))
+    return Search(directory, load_runs(directory), read_json(directory / "search.json"))
 
 
 def _on_tokens(config: Config, tokens: Tensor, directory: Path) -> Config:

@@ -9,9 +9,10 @@ from pathlib import Path
 from marble_sweep.report.rows import group_rows, matches, parse_filter, repeats, require_column, sort_rows
 from marble_sweep.report.search import read_search
 from marble_sweep.report.summary import Comparison, Row, compare_runs
-from marble_sweep.report.table import FORMATS, default_columns, legend, render
+from marble_sweep.report.table import FORMATS, default_columns, legend, markdown_text, render
 from marble_sweep.runs.discovery import find_runs, newest
 from marble_sweep.runs.run import Run
+from marble_sweep.terminal import printable, use_replacements
 
 EXIT_ERROR = 2
 REPEATS, NONE = "repeats", "none"
@@ -35,37 +36,54 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 with one line that says what to mend."""
+    use_replacements()
     options = parser().parse_args(arguments)
-    for_people = options.format in ("table", "markdown")
     try:
         comparison = choose(options.paths or [newest()], options.filter)
         rows = arrange(comparison, options)
-        if options.columns:
-            columns = options.columns.split(",")
-        elif for_people:
-            columns = default_columns(comparison, rows, named_groups(options))
-        else:
-            columns = list(rows[0])
-        for column in columns:
-            require_column("--columns", column, rows)
+        columns = chosen_columns(comparison, rows, options)
         if options.html:
             from marble_sweep.report.page import write_page  # late: the table needs no Plotly
 
             write_page(comparison, options.html)
+        table = render(rows, columns, options.format)
     except (ValueError, OSError) as error:
-        print(f"marble_sweep.compare: {error}", file=sys.stderr)
+        print(f"marble_sweep.compare: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
-    search = read_search(comparison.runs)
+    report(comparison, table, legend(rows, columns), options.format)
+    return 0
+
+
+def report(comparison: Comparison, table: str, explained: Sequence[str], form: str) -> None:
+    """Print the table with what must be known of it; for programs, that goes to standard error."""
+    search, damages = read_search(comparison.runs)
+    damages += comparison.damages
+    for_people = form in ("table", "markdown")
+    shown = markdown_text if form == "markdown" else printable
     if for_people and search is not None:
-        print(*search["words"], "", sep="\n")
+        print(*map(shown, search["words"]), "", sep="\n")
     for note in comparison.notes:
-        print(note, file=sys.stdout if for_people else sys.stderr)
+        print(shown(note), file=sys.stdout if for_people else sys.stderr)
     if for_people and comparison.notes:
         print()
-    print(render(rows, columns, options.format))
+    print(table)
     if for_people:
-        print("", *legend(rows, columns), sep="\n")
-    return 0
+        print("", *map(shown, damages), *explained, sep="\n")
+    else:
+        print(*damages, sep="\n", end="\n" if damages else "", file=sys.stderr)
+
+
+def chosen_columns(comparison: Comparison, rows: Sequence[Row], options: argparse.Namespace) -> list[str]:
+    """The columns to show: those named, those for people, or all for programs."""
+    if options.columns:
+        columns = [column.strip() for column in options.columns.split(",")]
+    elif options.format in ("table", "markdown"):
+        columns = default_columns(comparison, rows, named_groups(options))
+    else:
+        columns = list(rows[0])
+    for column in columns:
+        require_column("--columns", column, rows)
+    return columns
 
 
 def choose(paths: Sequence[Path], expression: str) -> Comparison:
@@ -85,7 +103,9 @@ def choose(paths: Sequence[Path], expression: str) -> Comparison:
 
 def named_groups(options: argparse.Namespace) -> list[str]:
     """The columns that --group-by names, if it names any."""
-    return [] if options.group_by in (REPEATS, NONE) else options.group_by.split(",")
+    if options.group_by in (REPEATS, NONE):
+        return []
+    return [column.strip() for column in options.group_by.split(",")]
 
 
 def arrange(comparison: Comparison, options: argparse.Namespace) -> list[Row]:

@@ -94,7 +94,7 @@ class Run:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.path)
+        return read_tokenizer(self.path, self.config.data.vocab_size)
 
     def model(self) -> Transformer:
         """The trained model on the CPU, in the dtype it was trained in. Raises ValueError where there is none."""

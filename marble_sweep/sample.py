@@ -1,11 +1,14 @@
 """`python -m marble_sweep.sample RUN_DIR --prompt "..."`: what a trained model writes, or would write next."""
 
 import argparse
+import contextlib
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -14,30 +17,63 @@ from torch import Tensor
 from marble_sweep import config as schema
 from marble_sweep.data.tokenizer import load_tokenizer
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.report.damage import DamageError, read_text, read_yaml
 from marble_sweep.run import build_model
+from marble_sweep.terminal import printable, use_replacements
 from marble_sweep.training.precision import POLICIES
 
 
 def load_model(directory: Path) -> Transformer:
     """A run's model, on the CPU in the dtype it was trained in.
 
-    Raises ValueError where the directory holds no trained model.
+    Raises ValueError where the directory holds no trained model, or a file in it is damaged.
     """
     for name in ("config.yaml", "model.safetensors"):
         found = (directory / name).is_file()
         schema.require(found, "RUN_DIR", directory, f"a run directory with a {name}")
-    config = schema.load(directory / "config.yaml")
-    weights = load_file(directory / "model.safetensors")
-    model = build_model(config, vocab_size=len(weights["embedding.weight"]))
-    model.to(POLICIES[config.precision.name].param_dtype).load_state_dict(weights)
+    with naming(directory / "config.yaml", ValueError, DamageError, OmegaConfBaseException):
+        read_yaml(directory / "config.yaml")  # first: it refuses what would crash other readers
+        config = schema.load(directory / "config.yaml")
+    # A RuntimeError is what torch raises for weights of other names or shapes.
+    with naming(directory / "model.safetensors", ValueError, OSError, SafetensorError, RuntimeError):
+        weights = load_file(directory / "model.safetensors")
+        embedding = weights.get("embedding.weight", torch.empty(0))
+        if embedding.ndim != 2 or embedding.shape[1] != config.model.hidden_dim:
+            raise ValueError(f"must hold an embedding.weight of width {config.model.hidden_dim}")
+        model = build_model(config, vocab_size=len(embedding))
+        model.to(POLICIES[config.precision.name].param_dtype).load_state_dict(weights)
+        if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            raise ValueError("its weights must be finite; those of a run that diverged are not")
     return model.eval()
 
 
-def read_tokenizer(directory: Path) -> Tokenizer:
-    """A run's tokenizer. Raises ValueError where the directory holds none."""
+def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
+    """A run's tokenizer, of at most `vocab_size` tokens. Raises ValueError where the directory holds none."""
     path = directory / "tokenizer.json"
     schema.require(path.is_file(), "RUN_DIR", directory, "a run directory with a tokenizer.json")
-    return load_tokenizer(path.read_text(encoding="utf-8"))
+    with naming(path, Exception):  # tokenizers raise nothing more specific
+        tokenizer = load_tokenizer(read_text(path))
+        if max(tokenizer.get_vocab().values(), default=0) >= vocab_size:
+            raise ValueError(f"must have at most the {vocab_size:,} tokens that the model has")
+    return tokenizer
+
+
+def load_unigram(path: Path, vocab_size: int) -> Tensor:
+    """Log-probabilities (V,) of the fitted unigram. Raises ValueError where the file does not hold them."""
+    with naming(path, ValueError, OSError, SafetensorError):
+        log_probs = load_file(path).get("log_probs", torch.empty(0))
+        if log_probs.shape != (vocab_size,):
+            raise ValueError(f"must hold {vocab_size:,} log-probabilities, as many as the model has tokens")
+    return log_probs
+
+
+@contextlib.contextmanager
+def naming(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors that reading a file may raise into a ValueError of one line that names the file."""
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 @torch.no_grad()
@@ -57,18 +93,32 @@ def generate(model: Transformer, tokens: list[int], num_tokens: int, temperature
         if temperature == 0:
             token = int(log_probs.argmax())
         else:
-            token = int(torch.multinomial((log_probs / temperature).softmax(-1), 1, generator=generator))
+            # From the largest, and in float64: a tiny temperature then leaves it 0 and takes the others to -inf.
+            scaled = (log_probs - log_probs.max()).double() / temperature
+            token = int(torch.multinomial(scaled.softmax(-1).float(), 1, generator=generator))
         tokens.append(token)
         yield token
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids of a prompt. Raises ValueError where it has none, or its bytes are no text."""
+    schema.require(is_utf8(prompt), "prompt", repr(prompt), "UTF-8")
+    try:
+        tokens: list[int] = tokenizer.encode(prompt).ids
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"prompt = {prompt!r}: must be text that the tokenizer knows ({error})") from None
+    schema.require(len(tokens) > 0, "prompt", repr(prompt), "text of at least one token")
+    return tokens
 
 
 def generate_text(
     model: Transformer, tokenizer: Tokenizer, prompt: str, num_tokens: int, temperature: float, seed: int
 ) -> str:
-    """The prompt and `num_tokens` more tokens as text. Raises ValueError for an empty prompt or a temperature < 0."""
-    tokens = tokenizer.encode(prompt).ids
-    schema.require(len(tokens) > 0, "prompt", repr(prompt), "text of at least one token")
-    schema.require(temperature >= 0, "temperature", temperature, ">= 0")
+    """The prompt and `num_tokens` more tokens as text. Raises ValueError for what makes no sense."""
+    schema.require(0 <= temperature < math.inf, "temperature", temperature, "a finite number >= 0")
+    schema.require(num_tokens >= 0, "tokens", num_tokens, ">= 0")
+    schema.require(0 <= seed < 1 << 63, "seed", seed, "in [0, 2^63)")
+    tokens = encode_prompt(tokenizer, prompt)
     text: str = tokenizer.decode([*tokens, *generate(model, tokens, num_tokens, temperature, seed)])
     return text
 
@@ -85,7 +135,7 @@ def top_table(log_probs: Tensor, unigram: Tensor, tokenizer: Tokenizer, k: int) 
     return "\n".join(f"{left:<{width}}   {right}" for left, right in rows)
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m marble_sweep.sample", description=__doc__)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--prompt", required=True, help="the text to go on from")
@@ -93,22 +143,37 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100, help="how many to write (default 100)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 always takes the likeliest (default 1)")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    use_replacements()
     try:
-        model, tokenizer = load_model(arguments.run_dir), read_tokenizer(arguments.run_dir)
-        if arguments.top is not None:
-            prompt = tokenizer.encode(arguments.prompt).ids
-            schema.require(len(prompt) > 0, "prompt", repr(arguments.prompt), "text of at least one token")
-            vocab_size = model.embedding.num_embeddings
-            schema.require(1 <= arguments.top <= vocab_size, "--top", arguments.top, f"in [1, {vocab_size}]")
-            unigram = load_file(arguments.run_dir / "unigram.safetensors")["log_probs"]
-            print(top_table(next_log_probs(model, prompt), unigram, tokenizer, arguments.top))
-            return
-        wishes = arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed
-        print(generate_text(model, tokenizer, *wishes))
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"marble_sweep.sample: {error}", file=sys.stderr)
+        print(printable(answer(arguments), keep="\n\t"))
+    except (ValueError, OSError) as error:
+        print(f"marble_sweep.sample: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text is one; what came as other bytes on the command line stands in it as half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def answer(arguments: argparse.Namespace) -> str:
+    """What the options ask for. Raises ValueError for what makes no sense."""
+    schema.require(is_utf8(arguments.prompt), "prompt", repr(arguments.prompt), "UTF-8")
+    model = load_model(arguments.run_dir)
+    vocab_size = model.embedding.num_embeddings
+    tokenizer = read_tokenizer(arguments.run_dir, vocab_size)
+    if arguments.top is None:
+        wishes = arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed
+        return generate_text(model, tokenizer, *wishes)
+    schema.require(1 <= arguments.top <= vocab_size, "top", arguments.top, f"in [1, {vocab_size}]")
+    unigram = load_unigram(arguments.run_dir / "unigram.safetensors", vocab_size)
+    log_probs = next_log_probs(model, encode_prompt(tokenizer, arguments.prompt))
+    return top_table(log_probs, unigram, tokenizer, arguments.top)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.sweeps.jobs import train_job
+from marble_sweep.terminal import use_replacements
 
 
 def run_directory(resume: str | None) -> str:
@@ -112,6 +113,7 @@ def threads_of_one(jobs_at_once: int) -> int | None:
 
 def main() -> None:
     """Run the command line. Exits with 0 when a run finished (or diverged: that is an outcome too)."""
+    use_replacements()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
     try:
         with exiting_on_errors():

@@ -1,24 +1,7 @@
 """metrics.csv as curves short enough to send to a browser."""
 
-from collections.abc import Sequence
-from io import StringIO
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-
-
-def read_csv(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """All whole rows of a CSV file that may be in the writing, of all or some columns; empty where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return pd.DataFrame()
-    whole = text[: text.rfind("\n") + 1]
-    if not whole:
-        return pd.DataFrame()
-    return pd.read_csv(StringIO(whole), usecols=None if columns is None else lambda name: name in columns)
 
 
 def shorten(values: NDArray[np.float64], num_points: int) -> NDArray[np.float64]:

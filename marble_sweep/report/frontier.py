@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from marble_sweep.runs.files import atomic_write
+from marble_sweep.terminal import printable
 
 DPI = 130
 STYLES = {  # status: label, colour, marker
@@ -81,8 +82,8 @@ def frontier_figure(summary: dict[str, Any]) -> Figure:
         axes.legend(loc="best", frameon=False)
     axes.set_xlabel("parameters")
     threshold = WORDS.get(summary["threshold"], f"loss {summary['threshold']}")
-    axes.set_ylabel(f"best margin to {threshold}\n(nats per token; bars: what certifies)")
-    axes.set_title(title, loc="left")
+    axes.set_ylabel(f"best margin to {threshold}\n(nats per token; bars: what certifies)", parse_math=False)
+    axes.set_title(printable(title), loc="left", parse_math=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure

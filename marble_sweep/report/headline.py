@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from marble_sweep.report.summary import Comparison, Row
+from marble_sweep.runs.run import DAMAGED
+from marble_sweep.terminal import printable
 
 UNITS = {"val_loss": "nats per token", "final_loss": "nats per token", "bits_per_byte": "bits per byte"}
 WORDS = {"val_loss": "held-out loss", "final_loss": "last training loss", "bits_per_byte": "held-out loss"}
@@ -19,7 +21,8 @@ def labels(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
         found.append(", ".join([group["name"], *parts]))
     counts = Counter(found)
     return [
-        label if counts[label] == 1 else f"{label} ({group['run']})" for label, group in zip(found, groups, strict=True)
+        printable(label if counts[label] == 1 else f"{label} ({group['run']})")
+        for label, group in zip(found, groups, strict=True)
     ]
 
 
@@ -33,7 +36,8 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
         return [_what(comparison, groups)]
     column = comparison.objective
     names = dict(zip(map(id, groups), labels(comparison, groups), strict=True))
-    measured = [group for group in groups if group[column] is not None]
+    sound = [group for group in groups if group["status"] != DAMAGED]
+    measured = [group for group in sound if group[column] is not None]
     sentences = []
     if measured and not comparison.stopping:
         best = min(measured, key=lambda group: group[column])
@@ -41,7 +45,7 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
         spread = best[f"{column}_sd"]
         text += f"{WORDS[column]} {best[column]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
         sentences.append(f"{text} {UNITS[column]}.")
-    judged = [group for group in groups if group["beats_unigram"] is not None]
+    judged = [group for group in sound if group["beats_unigram"] is not None]
     winners = [group for group in judged if group["beats_unigram"]]
     if winners:
         smallest = min(winners, key=lambda group: (group["n_params"] or 0, group[column]))
@@ -74,5 +78,5 @@ def _what(comparison: Comparison, groups: Sequence[Row]) -> str:
     if comparison.step is not None:
         text += f", at step {comparison.step:,}"
     unfinished = Counter(row["status"] for row in comparison.rows if row["status"] != "finished")
-    fates = [f"{count} {status}" for status, count in unfinished.items()]
+    fates = [f"{count} {printable(status)}" for status, count in unfinished.items()]
     return f"{text}; {', '.join(fates)}." if fates else f"{text}."

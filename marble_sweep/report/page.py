@@ -1,6 +1,7 @@
 """One HTML page that compares runs: it holds all it needs and opens offline."""
 
 import base64
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
-from marble_sweep.report.curves import read_csv, shorten
+from marble_sweep.report.curves import shorten
 from marble_sweep.report.headline import UNITS, WORDS, headline, labels
 from marble_sweep.report.rows import group_rows, repeats, sort_rows
-from marble_sweep.report.search import read_search
+from marble_sweep.report.search import can_be_drawn, read_search
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.report.table import cell, default_columns, with_short_paths
 from marble_sweep.runs.files import write_text
 from marble_sweep.runs.run import Run
+from marble_sweep.terminal import printable
 
 CURVES = {  # column of metrics.csv: what the page calls it
     "loss": "Training loss (nats per token)",
@@ -63,19 +65,20 @@ def write_page(comparison: Comparison, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    search, search_image = read_search(comparison.runs), None
-    if search is not None:
+    (search, damages), search_image = read_search(comparison.runs), None
+    if search is not None and can_be_drawn(search):
         from marble_sweep.report.frontier import frontier_image  # late: Matplotlib, which no other page needs
 
         search_image = frontier_image(search)
     page = environment.get_template("page.html.j2").render(
-        headline=headline(comparison, groups) if search is None else search["words"],
+        headline=headline(comparison, groups) if search is None else list(map(printable, search["words"])),
         search_image=search_image,
         ranked=not comparison.stopping,
-        notes=comparison.notes,
-        columns=columns,
+        notes=list(map(printable, comparison.notes)),
+        damages=damages + comparison.damages,
+        columns=list(map(printable, columns)),
         rows=[
-            [(cell(group, column), sort_value(group[column])) for column in columns if column in group]
+            [(cell(group, column), sort_value(group.get(column))) for column in columns if column in group]
             for group in groups
         ],
         data=data,
@@ -89,7 +92,9 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
 def sort_value(value: Any) -> str:
     """What a browser sorts a cell by; empty where unknown."""
-    return "" if value is None else str(float(value)) if isinstance(value, bool | int | float) else str(value)
+    if value is None:
+        return ""
+    return str(float(value)) if isinstance(value, bool | int | float) else printable(str(value))
 
 
 def page_data(comparison: Comparison, groups: Sequence[Row]) -> dict[str, Any]:
@@ -105,13 +110,13 @@ def page_data(comparison: Comparison, groups: Sequence[Row]) -> dict[str, Any]:
         "objective": f"{WORDS[objective]} ({UNITS[objective]})".capitalize(),
         "step": comparison.step,
         "baselines": baselines,
-        "parameters": comparison.varied,
+        "parameters": list(map(printable, comparison.varied)),
         "groups": [
             {
                 "label": label,
-                "parameters": [group[column] for column in comparison.varied],
+                "parameters": [finite(group[column]) for column in comparison.varied],
                 "n_params": group["n_params"],
-                "value": group[objective],
+                "value": finite(group[objective]),
                 "spread": group[f"{objective}_sd"],
             }
             for label, group in zip(labels(comparison, groups), groups, strict=True)
@@ -123,6 +128,13 @@ def page_data(comparison: Comparison, groups: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def finite(value: Any) -> Any:
+    """A value as JSON can have it: a browser reads nothing of a page whose data hold an infinity."""
+    if isinstance(value, str):
+        return printable(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def run_curves(run: Run, num_points: int) -> dict[str, Any]:
     """A run's curves: `first` and `last` step and, by column, packed values; `evals` as steps and losses."""
     evals = run.evals[:: max(1, len(run.evals) // num_points)]
@@ -130,14 +142,15 @@ def run_curves(run: Run, num_points: int) -> dict[str, Any]:
         "steps": [int(row["step"]) for row in evals],
         "losses": [round(row["val_loss"], 5) if np.isfinite(row["val_loss"]) else None for row in evals],
     }
-    steps = read_csv(run.path / "metrics.csv", ["step", *CURVES])
+    steps = run.steps.table(["step", *CURVES])
     if not len(steps):
         return {"evals": held_out, "steps": None, "curves": {}}
     scale = OFF_SCALE * max(np.nan_to_num(steps["loss"].iloc[0]), run.baselines.get("unigram_fitted", 0.0))
     steps["loss"] = steps["loss"].where(steps["loss"] <= scale)
     columns = [column for column in CURVES if column in steps]
-    short = shorten(steps[["step", *columns]].to_numpy(dtype=np.float64).T, num_points)
-    packed = {column: pack(values) for column, values in zip(["step", *columns], short, strict=True)}
+    with np.errstate(over="ignore", invalid="ignore"):  # values of any size may stand in a file
+        short = shorten(steps[["step", *columns]].to_numpy(dtype=np.float64).T, num_points)
+        packed = {column: pack(values) for column, values in zip(["step", *columns], short, strict=True)}
     return {"evals": held_out, "steps": packed.pop("step"), "curves": packed}
 
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from marble_sweep.report.curves import read_csv
 from marble_sweep.runs.files import atomic_write
 from marble_sweep.runs.run import Run
+from marble_sweep.terminal import printable
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -39,7 +39,7 @@ def draw_figures(directory: Path, status: str | None = None) -> dict[str, Figure
     run = Run.read(directory)
     if status is not None:
         run = replace(run, metadata=run.metadata | {"status": status})
-    steps, evals = read_csv(directory / "metrics.csv"), read_csv(directory / "evals.csv")
+    steps, evals = run.steps.table(), pd.DataFrame(run.evals)
     if not len(steps):
         return {}
     return {
@@ -83,7 +83,7 @@ def loss_figure(run: Run, steps: pd.DataFrame, evals: pd.DataFrame) -> Figure:
     on_scale_steps = steps.assign(loss=steps["loss"].where(on_scale))
     labels.append(draw_series(axes, on_scale_steps, "loss", BLUE, text, "{:.3f}"))
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title(run, "loss, and what is reached without a model"))
+    axes.set_title(title(run, "loss, and what is reached without a model"), parse_math=False)
     label_right(axes, labels)
     return figure
 
@@ -91,7 +91,7 @@ def loss_figure(run: Run, steps: pd.DataFrame, evals: pd.DataFrame) -> Figure:
 def lattice_figure(run: Run, steps: pd.DataFrame) -> Figure:
     """How many tokens move in a step, how dead tokens move, how far, and how much of the updates is rounded away."""
     figure, (moving, regimes, distance, lost) = panels([2.6, 2.8, 2.2, 2.2], steps)
-    moving.set_title(title(run, "motion of tokens on the bfloat16 lattice"))
+    moving.set_title(title(run, "motion of tokens on the bfloat16 lattice"), parse_math=False)
     as_share(moving, "share of tokens\nmoving in a step")
     live = draw_series(moving, steps, "live_moving", BLUE, "live tokens", "{:.0%}")
     label_right(moving, [live, draw_series(moving, steps, "dead_moving", RED, "dead tokens", "{:.0%}")])
@@ -124,7 +124,7 @@ def lattice_figure(run: Run, steps: pd.DataFrame) -> Figure:
 def hidden_figure(run: Run, steps: pd.DataFrame) -> Figure:
     """Whether the mean hidden state turns, how far single ones spread around it, and how long they are."""
     figure, (turn, spread, norm) = panels([3.0, 2.4, 2.4], steps)
-    turn.set_title(title(run, "the hidden state"))
+    turn.set_title(title(run, "the hidden state"), parse_math=False)
     lag = run.metadata.get("h_autocorr_lag")
     before = f"{lag:,} steps before" if lag else "many steps before"
     turn.set_ylabel("cosine of the\nmean hidden state")
@@ -191,7 +191,7 @@ def as_share(axes: Axes, text: str) -> None:
 def title(run: Run, subject: str) -> str:
     """Which run, and what is shown; a run that did not finish says so."""
     ending = "" if run.status in ("finished", "running") else f" ({run.status})"
-    return f"{run.name}{ending}: {subject}"
+    return printable(f"{run.name}{ending}: {subject}")
 
 
 def label_right(axes: Axes, labels: Sequence[Label]) -> None:

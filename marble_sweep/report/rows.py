@@ -1,14 +1,17 @@
 """Rows of a comparison: filtered, grouped over seeds, sorted."""
 
 import difflib
+import math
 import operator
 import re
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from marble_sweep.report.summary import Comparison, Row
+from marble_sweep.runs.run import DAMAGED
 
 # Columns whose spread over a group is shown beside the mean, as COLUMN_sd.
 WITH_SPREAD = (
@@ -101,10 +104,11 @@ def group_rows(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
     """One row for all rows that agree in the columns `by`: means, with the standard deviation as COLUMN_sd.
 
     `n` counts the runs. A standard error is the mean of the runs' own: they share the held-out windows.
+    Damaged runs are groups of their own, so that they change no mean.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[column] for column in by), []).append(row)
+        groups.setdefault((row["status"] == DAMAGED, *(row[column] for column in by)), []).append(row)
     return [_merge(group) for group in groups.values()]
 
 
@@ -112,7 +116,7 @@ def _merge(group: list[Row]) -> Row:
     first, n = group[0], len(group)
     merged: Row = {"run": first["run"], "n": n}
     for column in first:
-        if column in ("run", "status"):
+        if column in ("run", "status", "damage"):
             continue
         values = [row[column] for row in group]
         known = [value for value in values if value is not None]
@@ -123,21 +127,44 @@ def _merge(group: list[Row]) -> Row:
         elif isinstance(known[0], bool):
             merged[column] = False if False in known else None  # not every run does, or of some it is not known
         elif column in WITH_SPREAD or column.endswith("_se"):
-            merged[column] = statistics.fmean(known)
+            merged[column] = _mean(known)
         else:
             merged[column] = None  # a parameter or a text that differs within the group
         if column in WITH_SPREAD:
-            spread = len(known) > 1 and merged[column] is not None
-            merged[f"{column}_sd"] = statistics.stdev(known) if spread else None
+            merged[f"{column}_sd"] = None if merged[column] is None else _standard_deviation(known)
     counts = Counter(row["status"] for row in group)
     merged["status"] = first["status"] if len(counts) == 1 else ", ".join(f"{k} {name}" for name, k in counts.items())
     merged["runs"] = [row["run"] for row in group]
     merged["seeds"] = [row["seed"] for row in group]
+    merged["damage"] = "; ".join(row["damage"] for row in group if row["damage"]) or None
     return merged
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(np.mean(values))
+    return None if math.isnan(mean) else mean  # as of both infinities
+
+
+def _standard_deviation(values: Sequence[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = float(np.std(values, ddof=1))
+    return deviation if math.isfinite(deviation) else None
 
 
 def sort_rows(rows: Sequence[Row], column: str, *, descending: bool = False) -> list[Row]:
     """Rows by one column, those without a value last either way."""
     known = [row for row in rows if row[column] is not None]
-    known.sort(key=lambda row: (isinstance(row[column], str), row[column]), reverse=descending)
+    known.sort(key=lambda row: _in_order(row[column]), reverse=descending)
     return known + [row for row in rows if row[column] is None]
+
+
+def _in_order(value: Any) -> tuple[Any, ...]:
+    """A sort key: numbers, then texts, then lists; a column may hold them all."""
+    if isinstance(value, list):
+        return 2, [_in_order(item) for item in value]
+    if value is None or isinstance(value, str):
+        return 1, value or ""
+    return 0, value

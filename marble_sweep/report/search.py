@@ -1,25 +1,51 @@
 """What a search has left beside its trials: search.json."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from marble_sweep.report.damage import NUMBER, OR_NULL, TEXT, WHOLE, DamageError, Kinds, is_kind, keep_sound, read_json
 from marble_sweep.runs.run import Run
+from marble_sweep.terminal import printable
+
+DRAWN: Kinds = {"status": TEXT, "n_params": WHOLE, "margin": NUMBER + OR_NULL, "margin_se": NUMBER + OR_NULL}
 
 
-def read_search(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """The search.json of the search that all these runs are trials of; None where they are not."""
+def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The search.json of the search that all these runs are trials of, and a line for one that is damaged.
+
+    None where they are not, or it is damaged.
+    """
     folders = {run.path.resolve().parent for run in runs}
     if len(folders) != 1:
-        return None
+        return None, []
+    path = folders.pop() / "search.json"
     try:
-        return read_search_json(folders.pop())
-    except (FileNotFoundError, ValueError):
-        return None
+        found = read_json(path)
+        _require_words(found)
+    except FileNotFoundError:
+        return None, []
+    except DamageError as error:
+        return None, [printable(f"damaged: {path}: {error}")]
+    return found, []
 
 
-def read_search_json(directory: Path) -> dict[str, Any]:
-    """What a search has found, as docs/search.md has it. Raises FileNotFoundError where there was none."""
-    found: dict[str, Any] = json.loads((directory / "search.json").read_text(encoding="utf-8"))
-    return found
+def can_be_drawn(summary: dict[str, Any]) -> bool:
+    """Whether search.json holds what the frontier plot shows."""
+    rows, answer = summary.get("frontier"), summary.get("answer")
+    return (
+        isinstance(rows, list)
+        and all(_is_sound(row, DRAWN) and row["n_params"] > 0 for row in rows)
+        and (answer is None or (_is_sound(answer, {"n_params": WHOLE, "size": TEXT}) and "confirmed" in answer))
+        and is_kind(summary.get("standard_errors_each_look"), NUMBER)
+        and "threshold" in summary
+    )
+
+
+def _is_sound(found: Any, kinds: Kinds) -> bool:
+    return isinstance(found, dict) and kinds.keys() <= found.keys() and not keep_sound(found, kinds)[1]
+
+
+def _require_words(found: dict[str, Any]) -> None:
+    words = found.get("words")
+    if not isinstance(words, list) or not words or not all(isinstance(line, str) for line in words):
+        raise DamageError("must say in words what was found")

@@ -4,13 +4,14 @@ A run that certify.stop may end early, as a trial of a search, is shown with wha
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_sweep.metrics.margin import beats, errors_needed_by_run
-from marble_sweep.runs.run import Run
+from marble_sweep.runs.run import DAMAGED, Run, damage_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,7 @@ ALWAYS = {
     "seed": "seed",
 }
 NOT_PARAMETERS = {"model.name", "experiment_name", "notes", "resume"}  # derived, or free text
-STOPPED = ("diverged", "failed")  # these will get no further
+STOPPED = ("diverged", "failed", DAMAGED)  # these will get no further
 STOPPING_NOTE = (
     "Runs that certify.stop may end early are shown at their own last evaluation, whose step is in the table: "
     "their losses at different steps do not rank them."
@@ -80,6 +81,11 @@ class Comparison:
         """The baselines that runs which may stop early are certified against, unigram left out."""
         thresholds = {str(run.config.get("certify.threshold")) for run in self.runs if may_stop(run)}
         return [name for name in ("oracle", "bigram") if name in thresholds]
+
+    @property
+    def damages(self) -> list[str]:
+        """A line for every damaged file."""
+        return damage_lines(self.runs)
 
     @property
     def objective(self) -> str:
@@ -150,10 +156,11 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
     """
     columns = dict(ALWAYS)
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
-    taken = [*ALWAYS.values(), *MEASURED, "run", "name", "status", "reason", "step", "n", "runs", "seeds"]
+    taken = {*ALWAYS.values(), *MEASURED, "run", "name", "status", "reason", "damage", "step", "n", "runs", "seeds"}
+    counts = Counter(short.values())
     for key in keys:
-        clear = short[key] not in taken and list(short.values()).count(short[key]) == 1
-        columns.setdefault(key, short[key] if clear else key)
+        clear = short[key] not in taken and counts[short[key]] == 1
+        columns.setdefault(key, short[key] if clear else key if key not in taken else f"config.{key}")
     return columns
 
 
@@ -189,6 +196,7 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
             margin, error = held_out.get(f"{name}_margin", math.nan), held_out.get(f"{name}_margin_se", math.nan)
             row[f"{column}_margin"], row[f"{column}_margin_se"] = margin, error
             row[f"beats_{name}"] = beats(margin, error, errors)
+    row["damage"] = "; ".join(f"{damage.file}: {damage.reason}" for damage in run.damages) or None
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
 
 
@@ -209,6 +217,10 @@ def _plain(value: Any) -> Any:
 
 
 def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> list[str]:
+    runs = [run for run in runs if run.status != DAMAGED]  # of the others there are lines of their own
+    rows = [row for row in rows if row["status"] != DAMAGED]
+    if not runs:
+        return []
     evaluated = [run for run in runs if run.evals]
     if step is None:
         each = "Each is shown at its own last evaluation: do not rank them."
@@ -225,7 +237,9 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> l
         ]
         if behind:
             notes.append(f"No further yet: {_some(behind)}. --filter status==finished leaves them out.")
-    without = [f"{row['run']} ({row['status']})" for row in rows if row["val_loss"] is None]
+    without = [
+        f"{row['run']} ({row['status']})" for row in rows if row["val_loss"] is None and row["status"] != DAMAGED
+    ]
     if without and evaluated:
         notes.append(f"No evaluation at step {step:,}: {_some(without)}.")
     return notes

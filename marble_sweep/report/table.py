@@ -3,13 +3,17 @@
 import csv
 import io
 import json
+import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from marble_sweep.report.summary import Comparison, Row
+from marble_sweep.terminal import printable
 
 FORMATS = ("table", "markdown", "csv", "json")
+FORMULA = tuple("=+-@\t\r")  # what a text in a spreadsheet begins with that is run, not shown
 UNKNOWN = "–"
 DECIMALS = {  # of nats, shares and errors; anything else is written as short as it goes
     "val_loss": ".4f",
@@ -59,10 +63,10 @@ def cell(row: Row, column: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return printable(", ".join(map(str, value)))
     if isinstance(value, str):
         more = row.get("n", 1) - 1 if column == "run" else 0
-        return " ".join(value.split()) + (f" +{more}" if more else "")
+        return printable(" ".join(value.split())) + (f" +{more}" if more else "")
     form = DECIMALS.get(column, ".6g")
     error = row.get(f"{column}_se" if column.endswith("_margin") else f"{column}_sd")
     return f"{value:{form}}" + (f" ± {error:{form.lstrip('+')}}" if error is not None else "")
@@ -83,12 +87,12 @@ def legend(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 def render(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
     """The rows in one of FORMATS; CSV and JSON have bare values."""
     if form == "json":
-        bare = [{column: row.get(column) for column in columns} for row in rows]
-        return json.dumps(bare, indent=2, ensure_ascii=False)
+        bare = [{column: _finite(row.get(column)) for column in columns} for row in rows]
+        return json.dumps(bare, indent=2, allow_nan=False)
     if form == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([columns, *([_bare(row.get(column)) for column in columns] for row in rows)])
+        writer.writerows([map(_defused, columns), *([_bare(row.get(column)) for column in columns] for row in rows)])
         return text.getvalue().rstrip("\n")
     rows = with_short_paths(rows)
     cells = [[cell(row, column) for column in columns] for row in rows]
@@ -98,18 +102,41 @@ def render(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
 
 def with_short_paths(rows: Sequence[Row]) -> list[Row]:
     """The rows with `run` as short as it tells them apart: without the folder they share."""
-    paths = [row["run"] for row in rows]
-    shared = os.path.commonpath([os.path.dirname(path) or "." for path in paths]) if len(paths) > 1 else ""
-    return [row | {"run": os.path.relpath(row["run"], shared) if shared else row["run"]} for row in rows]
+    if len(rows) < 2:
+        return list(rows)
+    paths = [os.path.abspath(row["run"]) for row in rows]  # some may be given as relative ones and some not
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [row | {"run": os.path.relpath(path, shared)} for row, path in zip(rows, paths, strict=True)]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _bare(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
+    """A value for CSV; texts are made safe for the spreadsheets and terminals that show them."""
+    if isinstance(value, list):
+        return _defused(" ".join(map(str, value)))
+    return _defused(value) if isinstance(value, str) else value
+
+
+def _defused(text: str) -> str:
+    """With an apostrophe before what a spreadsheet would run as a formula, unless it is a number."""
+    return printable(f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _table(columns: Sequence[str], cells: list[list[str]], right: list[bool]) -> str:
     """Aligned columns; a long heading is broken at its underscores."""
-    heads = [_broken(column) for column in columns]
+    heads = [_broken(printable(column)) for column in columns]
     depth = max(map(len, heads))
     heads = [[""] * (depth - len(head)) + head for head in heads]
     lines = [[head[i] for head in heads] for i in range(depth)] + cells
@@ -134,10 +161,11 @@ def _broken(column: str) -> list[str]:
 
 def _markdown(columns: Sequence[str], cells: list[list[str]], right: list[bool]) -> str:
     def line(parts: Sequence[str]) -> str:
-        return (
-            "| "
-            + " | ".join(part.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for part in parts)
-            + " |"
-        )
+        return "| " + " | ".join(map(markdown_text, parts)) + " |"
 
     return "\n".join([line(columns), line(["--:" if r else "---" for r in right]), *map(line, cells)])
+
+
+def markdown_text(text: str) -> str:
+    """A text that Markdown shows as it is: no cell, code, link, emphasis or HTML begins or ends in it."""
+    return re.sub(r"([\\`*|\[\]<>&])", r"\\\1", printable(text))

@@ -1,7 +1,8 @@
 """Where run directories are: below the paths a user gives, or in the newest sweep."""
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 
@@ -35,27 +36,35 @@ def newest(root: Path = Path()) -> Path:
     raise ValueError("PATH: must be given: there is no run under multirun/ or outputs/")
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a run was begun here; a folder of Hydra configs has a config.yaml too, but no log."""
-    names = ("run.log", "metrics.csv")
-    begun = (path / "config.yaml").is_file() and any((path / name).is_file() for name in names)
-    return begun or (path / "metadata.json").is_file()
+def _is_run(names: Collection[str]) -> bool:
+    """Whether a folder of these names is a run's; one of Hydra configs has a config.yaml too, but no log."""
+    begun = "config.yaml" in names and ("run.log" in names or "metrics.csv" in names)
+    return begun or "metadata.json" in names
 
 
 def _below(path: Path) -> Iterator[Path]:
-    if _is_run(path):
-        yield path
-        return
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                yield from _below(Path(path, entry.name))
+    """The runs at or below a folder; one that cannot be looked into may be one, and is taken for one."""
+    folders = [path]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except OSError:
+            yield folder
+            continue
+        if _is_run(found):
+            yield folder
+            continue
+        folders += [folder / name for name, is_folder in found.items() if is_folder and not name.startswith(".")]
 
 
 def _started(run: Path) -> float:
     """When its config was written, which happens once; seconds since the epoch."""
-    config = run / "config.yaml"
-    return (config if config.exists() else run / "metadata.json").stat().st_mtime
+    for name in ("config.yaml", "metadata.json"):
+        with contextlib.suppress(OSError):
+            return (run / name).stat().st_mtime
+    return 0.0
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -1,39 +1,117 @@
 """What a run directory holds, read cheaply: a finished run's, a running one's, or what a crash left of it."""
 
-import csv
 import functools
-import json
-import math
-import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+from marble_sweep.report.damage import (
+    NUMBER,
+    OR_NULL,
+    TEXT,
+    WHOLE,
+    Damage,
+    DamageError,
+    Kinds,
+    keep_sound,
+    read_json,
+    read_yaml,
+)
+from marble_sweep.report.steps import StepFile, read_evals
+from marble_sweep.terminal import printable
 
-# The C loader, where PyYAML was built with it, reads a thousand configs in two seconds instead of twenty.
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DAMAGED = "damaged"
+COMPLETE = ("finished", "diverged", "certified", "pruned")  # all their rows are written
+PARAMETERS: Kinds = {  # of config.yaml: what every run has
+    "model.num_layers": WHOLE,
+    "model.hidden_dim": WHOLE,
+    "model.num_heads": WHOLE + OR_NULL,
+    "optimizer.lr": NUMBER,
+    "trainer.total_steps": WHOLE,
+    "seed": WHOLE,
+    "optimizer.name": TEXT,
+    "schedule.name": TEXT,
+    "precision.name": TEXT,
+    "data.name": TEXT,
+}
+CONFIG_KINDS: Kinds = {**PARAMETERS, "model.name": TEXT, "verdict.min_standard_errors": NUMBER}
+METADATA_KINDS: Kinds = {
+    "status": TEXT,
+    "reason": TEXT + OR_NULL,
+    "name": TEXT + OR_NULL,
+    "num_layers": WHOLE + OR_NULL,
+    "hidden_dim": WHOLE + OR_NULL,
+    "num_heads": WHOLE + OR_NULL,
+    "n_params": WHOLE + OR_NULL,
+    "vocab_size": WHOLE + OR_NULL,
+    "h_autocorr_lag": WHOLE + OR_NULL,
+    "step": WHOLE + OR_NULL,
+    "seconds": NUMBER + OR_NULL,
+    "steps_per_minute": NUMBER + OR_NULL,
+    "corpus": {"sha256": TEXT + OR_NULL, "entropy_rate": NUMBER + OR_NULL},
+    "baselines": {"unigram_fitted": NUMBER + OR_NULL, "unigram_oracle": NUMBER + OR_NULL, "bigram": NUMBER + OR_NULL},
+    "last_evaluation": {
+        "step": WHOLE + OR_NULL,
+        "val_loss": NUMBER + OR_NULL,
+        "unigram_margin": NUMBER + OR_NULL,
+        "unigram_margin_se": NUMBER + OR_NULL,
+    },
+}
+Content = TypeVar("Content")
+BASELINES = ("unigram_fitted", "unigram_oracle", "bigram")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. Small files are read at once, metrics.csv only where asked and as little as needed."""
+    """One run directory. Small files are read at once, metrics.csv only where asked.
+
+    What is damaged is left out and told of in `damages`: reading never fails.
+    """
 
     path: Path
     config: dict[str, Any]  # dotted key: value
     metadata: dict[str, Any]
     evals: list[dict[str, float]]  # the rows of evals.csv
+    small_damages: tuple[Damage, ...] = ()  # those of all files but metrics.csv
 
     @classmethod
     def read(cls, path: Path) -> "Run":
-        """Read the run in `path`; files that are missing or half written count as far as they go."""
-        return cls(path, _read_config(path / "config.yaml"), _read_json(path / "metadata.json"), _read_evals(path))
+        """Read the run in `path`; files that are missing or in the writing count as far as they go."""
+        damages: list[Damage] = []
+        config, metadata, evals = _read_config(path, damages), _read_metadata(path, damages), _read_evals(path, damages)
+        _read_if_there(path / "verdict.json", read_json, damages)
+        return cls(path, config, metadata, evals, tuple(damages))
+
+    @property
+    def damages(self) -> list[Damage]:
+        """What is damaged: a file and a reason each."""
+        found = list(self.small_damages)
+        if self.steps.damage:
+            found.append(Damage("metrics.csv", self.steps.damage))
+        elif self.recorded_status in COMPLETE and self.steps.num_rows < (self.metadata.get("step") or 0):
+            rows, step = self.steps.num_rows, self.metadata["step"]
+            found.append(Damage("metrics.csv", f"has rows up to step {rows}; the run went to step {step}"))
+        measured = (self.metadata.get("last_evaluation") or {}).get("step") or 0
+        if self.evals_until < measured and not any(damage.file == "evals.csv" for damage in found):
+            reason = f"has rows up to step {self.evals_until}; the run was evaluated at step {measured}"
+            found.append(Damage("evals.csv", reason))
+        return found
+
+    @property
+    def evals_until(self) -> int:
+        """The step of the last evaluation, 0 where there is none."""
+        return max(self.eval_at, default=0)
+
+    @property
+    def recorded_status(self) -> str:
+        """As metadata.json has it; `started` before there is one."""
+        return str(self.metadata.get("status") or "started")
 
     @property
     def status(self) -> str:
-        """As metadata.json has it; `started` before there is one."""
-        return str(self.metadata.get("status", "started"))
+        """As recorded; `damaged` where some file is."""
+        return DAMAGED if self.damages else self.recorded_status
 
     @property
     def name(self) -> str:
@@ -44,7 +122,7 @@ class Run:
     def baselines(self) -> dict[str, float]:
         """Loss in nats per token of `unigram_fitted`, `unigram_oracle`, `bigram`; empty where unknown."""
         found: dict[str, Any] = self.metadata.get("baselines") or {}
-        return {name: value for name, value in found.items() if name != "measured_on" and value is not None}
+        return {name: found[name] for name in BASELINES if found.get(name) is not None}
 
     @property
     def corpus(self) -> dict[str, Any]:
@@ -56,122 +134,50 @@ class Run:
         return {int(row["step"]): row for row in self.evals}
 
     @functools.cached_property
-    def steps(self) -> "StepFile":
+    def steps(self) -> StepFile:
         return StepFile(self.path / "metrics.csv")
 
 
-class StepFile:
-    """metrics.csv, in which a row is found by bisection instead of reading the rest."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @functools.cached_property
-    def last_step(self) -> int:
-        """The last whole row's step, 0 where there is none."""
-        text, _, start, end = self._read()
-        return _step(text, _line_start(text, start, end - 1)) if end > start else 0
-
-    def row(self, step: int) -> dict[str, float]:
-        """The row of `step`; empty where there is none."""
-        text, columns, start, end = self._read()
-        end = _end_of_step(text, start, end, step)
-        if end <= start:
-            return {}
-        fields = text[_line_start(text, start, end - 1) : end].decode().strip().split(",")
-        row = _numbers(columns, fields)
-        return row if row.get("step") == step else {}
-
-    def step_after_last(self, column: str, last_step: int) -> int | None:
-        """The first step after the last, up to `last_step`, with `column` > 0.
-
-        None where it still is at `last_step`, or where a value was never measured. Reads backwards, so a
-        run that never stops costs one row.
-        """
-        text, columns, start, end = self._read()
-        if column not in columns:
-            return None
-        place = columns.index(column)
-        end = _end_of_step(text, start, end, last_step)
-        stopped = None
-        while end > start:
-            begin = _line_start(text, start, end - 1)
-            fields = text[begin : end - 1].split(b",", place + 1)
-            value = float(fields[place] or math.nan)
-            if math.isnan(value):
-                return None
-            if value > 0:
-                break
-            stopped, end = int(fields[0]), begin
-        return stopped
-
-    def _read(self) -> tuple[mmap.mmap | bytes, list[str], int, int]:
-        """The bytes, of which only the pages looked at are read; the columns; where whole rows start and end."""
-        try:
-            with self.path.open("rb") as file:
-                text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (FileNotFoundError, ValueError):  # an empty file cannot be mapped
-            return b"", [], 0, 0
-        start = text.find(b"\n") + 1
-        return text, text[:start].decode().strip().split(","), start, text.rfind(b"\n") + 1
+def damage_lines(runs: Sequence[Run]) -> list[str]:
+    """A line for every damaged file."""
+    return [printable(f"damaged: {run.path}: {damage.file}: {damage.reason}") for run in runs for damage in run.damages]
 
 
-def _line_start(text: mmap.mmap | bytes, start: int, newline: int) -> int:
-    """Where the line that ends with the newline at `newline` begins."""
-    return max(start, text.rfind(b"\n", start, newline) + 1)
-
-
-def _step(text: mmap.mmap | bytes, line_start: int) -> int:
-    return int(text[line_start : text.find(b",", line_start)])
-
-
-def _end_of_step(text: mmap.mmap | bytes, start: int, end: int, step: int) -> int:
-    """Where the rows up to `step` end, among the rows in text[start:end], which are in the order of their steps."""
-    low, high = start, end  # every row before low is wanted, none from high on
-    while low < high:
-        middle = _line_start(text, low, text.find(b"\n", (low + high) // 2, high))
-        if _step(text, middle) <= step:
-            low = text.find(b"\n", middle, high) + 1
-        else:
-            high = middle
-    return low
-
-
-def _read_evals(path: Path) -> list[dict[str, float]]:
+def _read_if_there(path: Path, reader: Callable[[Path], Content], damages: list[Damage]) -> Content | None:
+    """What a file holds; None where there is none or it is damaged, which is then added to `damages`."""
     try:
-        text = (path / "evals.csv").read_text(encoding="utf-8")
+        return reader(path)
     except FileNotFoundError:
-        return []
-    columns, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
-    return [_numbers(columns, row) for row in rows]
+        return None
+    except DamageError as error:
+        damages.append(Damage(path.name, str(error)))
+        return None
 
 
-def _numbers(columns: list[str], fields: list[str]) -> dict[str, float]:
-    """A row's numbers by column; an empty field is NaN."""
-    return {column: float(field or math.nan) for column, field in zip(columns, fields, strict=False)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+def _read_config(path: Path, damages: list[Damage]) -> dict[str, Any]:
+    before = len(damages)
+    found = _read_if_there(path / "config.yaml", read_yaml, damages)
+    if found is None:
+        if len(damages) == before:
+            damages.append(Damage("config.yaml", "is missing"))
         return {}
-    return found if isinstance(found, dict) else {}
+    config, reasons = keep_sound(found, CONFIG_KINDS)
+    if missing := [key for key in PARAMETERS if key not in found]:
+        reasons.append(f"must have {', '.join(missing)}")
+    damages += [Damage("config.yaml", reason) for reason in reasons]
+    return config
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """A config's values by dotted key; nothing where it is missing or no YAML mapping."""
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML_LOADER)  # a safe loader either way
-    except (FileNotFoundError, yaml.YAMLError):
+def _read_metadata(path: Path, damages: list[Damage]) -> dict[str, Any]:
+    found = _read_if_there(path / "metadata.json", read_json, damages)
+    if found is None:
         return {}
-    return dict(flat(found, "")) if isinstance(found, dict) else {}
+    metadata, reasons = keep_sound(found, METADATA_KINDS)
+    if found.get("status") is None:
+        reasons.append("must have a status")
+    damages += [Damage("metadata.json", reason) for reason in reasons]
+    return metadata
 
 
-def flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """The values of a nested mapping with their dotted keys."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _read_evals(path: Path, damages: list[Damage]) -> list[dict[str, float]]:
+    return _read_if_there(path / "evals.csv", read_evals, damages) or []

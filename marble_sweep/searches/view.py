@@ -9,6 +9,7 @@ from marble_sweep.humanize import duration
 from marble_sweep.searches.space import Size, Value
 from marble_sweep.searches.strategy import Proposal
 from marble_sweep.searches.study import Result
+from marble_sweep.terminal import printable
 
 
 class View:
@@ -24,7 +25,7 @@ class View:
         )
 
     def line(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable(text, keep="\n"), file=sys.stderr)
 
     def begin(self, trial: str, bracket: str) -> None:
         """Show the trial that starts, and how far the search is."""

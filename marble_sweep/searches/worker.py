@@ -15,12 +15,13 @@ from optuna.trial import Trial
 from marble_sweep import config as schema
 from marble_sweep.hydra_app.callbacks import rerun_command
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from marble_sweep.report.damage import flat
 from marble_sweep.report.frontier import draw_frontier
 from marble_sweep.report.page import write_page
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
 from marble_sweep.runs.files import lock_directory, write_json, write_text
-from marble_sweep.runs.run import Run, flat
+from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import find_run, mark_start, run_directories
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.launch import Composer, Runner, TrialWatch

@@ -78,6 +78,7 @@ def make_run(
         },
         "status": status,
         "step": steps,
+        "last_evaluation": evals[-1] if evals else {},
         "final_loss": None if status == "diverged" else float(columns["loss"][-1]),
         "steps_per_minute": 60_000_000 / n_params,
     }

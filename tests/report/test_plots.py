@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from marble_sweep.report.curves import read_csv
 from marble_sweep.report.plots import draw_plots, loss_figure, spread_out
 from marble_sweep.runs.run import Run
 
@@ -40,7 +40,8 @@ def test_a_run_without_a_step_has_no_plots(make_run: MakeRun, tmp_path: Path) ->
 
 
 def loss_plot(run: Path) -> Figure:
-    return loss_figure(Run.read(run), read_csv(run / "metrics.csv"), read_csv(run / "evals.csv"))
+    found = Run.read(run)
+    return loss_figure(found, found.steps.table(), pd.DataFrame(found.evals))
 
 
 def test_the_loss_plot_names_every_line(make_run: MakeRun, tmp_path: Path) -> None:

@@ -285,8 +285,8 @@ def test_search_json_is_found_beside_its_trials_only(tmp_path: Path) -> None:
     from marble_sweep.runs.run import Run
 
     runs = [Run(tmp_path / "search" / name, {}, {}, []) for name in "01"]
-    assert read_search(runs) is None
+    assert read_search(runs) == (None, [])
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "search.json").write_text('{"words": ["found"]}')
-    assert read_search(runs) == {"words": ["found"]}
-    assert read_search([*runs, Run(tmp_path / "other" / "0", {}, {}, [])]) is None
+    assert read_search(runs) == ({"words": ["found"]}, [])
+    assert read_search([*runs, Run(tmp_path / "other" / "0", {}, {}, [])]) == (None, [])

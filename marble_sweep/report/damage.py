@@ -1,0 +1,156 @@
+"""Files of a run directory, read with care: nothing that lies in one may stop the reading of the others."""
+
+import json
+import os
+import reprlib
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, BinaryIO, NamedTuple
+
+import yaml
+
+# The C loader, where PyYAML was built with it, reads a thousand configs in half a second instead of ten.
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_BYTES = 1 << 24  # of a file that is read whole
+MAX_DEPTH = 50  # of a config; the C loader crashes the whole process at some ten thousand
+TEXT, WHOLE, NUMBER = "text", "a whole number", "a finite number"
+OR_NULL = " or null"  # behind one of these
+Kinds = Mapping[str, "str | Kinds"]  # key: one of these, or the kinds of a mapping's values
+
+
+class Damage(NamedTuple):
+    """A file that does not hold what it should."""
+
+    file: str
+    reason: str
+
+
+class DamageError(Exception):
+    """A file does not hold what it should; the message says why."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file. Raises FileNotFoundError where there is none, DamageError for anything else."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise DamageError("is a symbolic link to nothing") from None
+        raise
+    except OSError as error:
+        raise DamageError(f"cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamageError("must be a file; it is a folder or a device")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a small file. Raises as `open_file`, and DamageError where it is large or cannot be read."""
+    with open_file(path) as file:
+        try:
+            content = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise DamageError(f"cannot be read ({error.strerror})") from None
+    if len(content) > MAX_BYTES:
+        raise DamageError(f"must be at most {MAX_BYTES >> 20} MiB")
+    return content
+
+
+def read_text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DamageError(f"must be UTF-8; byte {error.start} is not ({error.reason})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises as `read_text`, and DamageError where it holds none."""
+    try:
+        found = json.loads(read_text(path), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of too many digits, nested too deeply
+        raise DamageError(f"must be JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise DamageError(f"must hold a mapping, not {reprlib.repr(found)}")
+    return found
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping by dotted keys, values as they fit a cell. Raises as `read_text`, and DamageError for others."""
+    text = read_text(path)
+    try:
+        _refuse_depth(text)
+        found = yaml.load(text, Loader=YAML_LOADER)  # a safe loader either way
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
+        raise DamageError(f"must be YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(found, dict):
+        raise DamageError(f"must hold a mapping, not {reprlib.repr(found)}")
+    return {key: _as_cell(value) for key, value in flat(found, "")}
+
+
+def _refuse_depth(text: str) -> None:
+    """Raise ValueError for what no config holds: deep nesting, and aliases, which can multiply or hold themselves."""
+    depth = 0
+    for event in yaml.parse(text, Loader=YAML_LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has an alias")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError("it is nested too deeply")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _as_cell(value: Any) -> Any:
+    """A config value that can be compared, sorted and printed; a date, say, as text."""
+    if isinstance(value, list):
+        return [_as_cell(item) for item in value]
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        return reprlib.repr(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The values of a nested mapping with their dotted keys."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def keep_sound(found: Mapping[str, Any], kinds: Kinds, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The values that are of their kind, or have none here, and what is wrong with the others."""
+    kept, reasons = {}, []
+    for key, value in found.items():
+        kind = kinds.get(key)
+        if isinstance(kind, Mapping):
+            inner, complaints = keep_sound(value, kind, f"{prefix}{key}.") if isinstance(value, dict) else ({}, [])
+            kept[key] = inner
+            reasons += complaints
+            if not isinstance(value, dict | NoneType):
+                reasons.append(f"{prefix}{key} = {reprlib.repr(value)}: must be a mapping")
+        elif kind is None or is_kind(value, kind):
+            kept[key] = value
+        else:
+            reasons.append(f"{prefix}{key} = {reprlib.repr(value)}: must be {kind}")
+    return kept, reasons
+
+
+def is_kind(value: Any, kind: str) -> bool:
+    if value is None:
+        return kind.endswith(OR_NULL)
+    if kind.startswith(TEXT):
+        return isinstance(value, str)
+    if isinstance(value, bool):
+        return False
+    if kind.startswith(WHOLE):
+        return isinstance(value, int) and 0 <= value < 1 << 63
+    return isinstance(value, int | float) and abs(value) < 1e100

@@ -1,0 +1,35 @@
+"""What reaches a terminal: text that others wrote made harmless, and an output that can show every text."""
+
+import codecs
+import io
+import re
+import sys
+
+# Control characters, escape sequences with them; marks that change the direction of the text around them; what a
+# terminal or a reader takes for the end of a line; and half characters, which no output can write.
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+PLAIN = {"─": "-", "–": "-", "−": "-", "…": "...", "±": "+-", "×": "x"}  # our own signs, for an output without them
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""The text with every character that could do more than show itself as an escape, like \x1b; `keep` stays."""
+    return UNSAFE.sub(lambda found: found[0] if found[0] in keep else escaped(found[0]), text)
+
+
+def escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def use_replacements() -> None:
+    """Let standard output and error replace what their encoding does not have, where they would raise."""
+    codecs.register_error("marble_sweep.replace", _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="marble_sweep.replace")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character) or escaped(character) for character in text), error.end
