@@ -11,6 +11,7 @@ from marble_sweep.report.search import read_search
 from marble_sweep.report.summary import Comparison, Row, compare_runs
 from marble_sweep.report.table import FORMATS, default_columns, legend, markdown_text, render
 from marble_sweep.runs.discovery import find_runs, newest
+from marble_sweep.runs.files import user_path
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable, use_replacements
 
@@ -21,7 +22,7 @@ REPEATS, NONE = "repeats", "none"
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m marble_sweep.compare", description=__doc__)
     add = parser.add_argument
-    add("paths", nargs="*", type=Path, metavar="PATH", help="run or sweep directories; the newest sweep if none")
+    add("paths", nargs="*", type=user_path, metavar="PATH", help="run or sweep directories; the newest sweep if none")
     add("--sort", metavar="COLUMN", help="order of the rows (the held-out loss)")
     add("--descending", action="store_true", help="largest first")
     add("--filter", metavar="EXPR", default="", help="as 'n_params<1e6 and status==finished'; applied to single runs")
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "--group-by", default=REPEATS, metavar="A,B,…", help="repeats (runs that differ only in seed), none, or columns"
     )
     add("--format", choices=FORMATS, default="table", help="json has every column")
-    add("--html", type=Path, metavar="FILE", help="write a page with curves too; it opens offline")
+    add("--html", type=user_path, metavar="FILE", help="write a page with curves too; it opens offline")
     return parser
 
 

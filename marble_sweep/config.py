@@ -6,6 +6,7 @@ Dataclasses check themselves when they are built (`resolve` builds them); every 
 """
 
 import copy
+import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -141,7 +142,9 @@ class SearchConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.storage is not None:
+            require(self.storage != "", "search.storage", "''", "null, a file, or the URL of a database")
             require(not has_password(self.storage), "search.storage", mask(self.storage), WITHOUT_PASSWORD)
+            self.storage = os.path.expanduser(self.storage)
         require(self.study != "", "search.study", repr(self.study), "a name")
 
 

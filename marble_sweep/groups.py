@@ -1,6 +1,8 @@
 """The groups that say what a run is made of: model, optimizer, schedule, device, precision and data."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from omegaconf import MISSING
@@ -188,6 +190,16 @@ class PrecisionConfig(Checked):
 # ------------------------------------------------------------------------------ data
 
 
+def absolute_path(name: str, path: str) -> str:
+    """The path from the root on, so that a run finds its data from any folder; `~` is the user's home."""
+    if path == MISSING:
+        return path
+    require(path != "", name, repr(path), "a path")
+    path = os.path.expanduser(path)
+    # What `..` leads to after a symbolic link only the file system knows.
+    return os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)
+
+
 @dataclass
 class DataConfig(Checked):
     """What every corpus has. `val_fraction` is the share held out; 0 trains on everything."""
@@ -222,6 +234,10 @@ class TextConfig(TokenizedConfig):
     name: str = "text"
     path: str = MISSING
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.path = absolute_path("data.path", self.path)
+
 
 @dataclass
 class NotebookConfig(DataConfig):
@@ -232,6 +248,11 @@ class NotebookConfig(DataConfig):
     tokenizer_path: str = MISSING  # tokenizers JSON
     dead_mask_path: str = MISSING  # safetensors: dead_mask (V,), dead_indices (num_dead,)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("corpus_path", "tokenizer_path", "dead_mask_path"):
+            setattr(self, name, absolute_path(f"data.{name}", getattr(self, name)))
+
 
 @dataclass
 class TokensConfig(DataConfig):
@@ -239,6 +260,10 @@ class TokensConfig(DataConfig):
 
     name: str = "tokens"
     path: str = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.path = absolute_path("data.path", self.path)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 import pandas as pd
 import torch
 
+from marble_sweep.commands import resume_command
 from marble_sweep.config import Config, VerdictConfig, dump, require
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
@@ -94,6 +94,9 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
                 if status != "interrupted":
                     verdict = conclude(config, directory, status)
                 outcome["status"] = status  # the last to be known: it vouches for the verdict and the plots
+            except KeyboardInterrupt:  # the user asked twice: what was saved last is what a resumed run goes on from
+                outcome["status"] = status = "interrupted"
+                verdict = None
             except BaseException as error:
                 outcome |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
                 raise
@@ -107,8 +110,7 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
 def tell(directory: Path, status: str, step: int, verdict: Verdict | None) -> None:
     """Say how the run ended; one that was interrupted has no verdict."""
     if verdict is None:
-        resume_command = f"python -m marble_sweep resume={shlex.quote(str(directory))}"
-        log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command)
+        log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command(directory))
         return
     if status == "diverged":
         log.info("Diverged: the loss of step %d is not a number.", step)
@@ -128,7 +130,7 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
         if (directory / "plots").is_dir():
             remove_temporaries(directory / "plots")
         if not resume:
-            free = f"a new directory: this one holds a run (resume={directory} would continue it)"
+            free = f"a new directory: this one holds a run, which {resume_command(directory)} would continue"
             require(not path.exists(), "hydra.run.dir", directory, free)
             write_text(path, dump(config))
         try:

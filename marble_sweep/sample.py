@@ -19,6 +19,7 @@ from marble_sweep.data.tokenizer import load_tokenizer
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.damage import DamageError, read_text, read_yaml
 from marble_sweep.run import build_model
+from marble_sweep.runs.files import user_path
 from marble_sweep.terminal import printable, use_replacements
 from marble_sweep.training.precision import POLICIES
 
@@ -137,7 +138,7 @@ def top_table(log_probs: Tensor, unigram: Tensor, tokenizer: Tokenizer, k: int) 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m marble_sweep.sample", description=__doc__)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
     parser.add_argument("--prompt", required=True, help="the text to go on from")
     parser.add_argument("--top", type=int, metavar="K", help="show the K likeliest next tokens instead of writing")
     parser.add_argument("--tokens", type=int, default=100, help="how many to write (default 100)")

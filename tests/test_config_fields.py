@@ -10,7 +10,6 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_sweep import config as schema
 from marble_sweep.config import (
     PRECISIONS,
     SCHEMAS,
@@ -36,7 +35,8 @@ from marble_sweep.config import (
     load,
     resolve,
 )
-from marble_sweep.hydra_app.main import CONF, option_groups, run_directory
+from marble_sweep.hydra_app.main import CONF
+from marble_sweep.hydra_versions import VERSION_BASE
 
 MANDATORY = {
     "tokens": ["data.path=ids.safetensors"],
@@ -51,10 +51,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra_on_conf():
-    schema.register_schemas()
-    OmegaConf.register_new_resolver("run_dir", run_directory, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         yield
 
 
@@ -202,7 +199,6 @@ def test_nesterov_needs_momentum():
         ("trainer.total_steps=0", "trainer.total_steps"),
         ("model.num_heads=3", "model.num_heads"),
         ("optimizer.lr=0", "optimizer.lr"),
-        ("optimizer.betas=[0.9]", "optimizer.betas"),
         ("model.mlp_ratio=inf", "model.mlp_ratio"),
         ("data=text", "data.path"),
         ("data=notebook", "data.corpus_path"),
@@ -212,6 +208,11 @@ def test_a_wrong_override_is_one_line(override, field):
     with pytest.raises(ValueError, match="must be") as caught:
         composed(override)
     assert_one_line(caught.value, field)
+
+
+def test_betas_must_be_two():
+    with pytest.raises((ValueError, ConfigCompositionException), match=r"optimizer\.betas"):  # OmegaConf 2.4 counts too
+        composed("optimizer.betas=[0.9]")
 
 
 def test_a_warm_up_must_end_before_the_run():
@@ -268,7 +269,9 @@ def test_defaults_are_the_notebooks():
         4,
         512,
     )
-    assert config.optimizer == AdamWConfig(lr=3e-4, weight_decay=0.01, betas=[0.9, 0.999], eps=1e-8)
+    betas = config.optimizer.betas  # a list, or from OmegaConf 2.4 on a tuple
+    assert list(betas) == [0.9, 0.999]
+    assert config.optimizer == AdamWConfig(lr=3e-4, weight_decay=0.01, betas=betas, eps=1e-8)
     trainer = config.trainer
     assert (trainer.total_steps, trainer.batch_size, trainer.seq_len, trainer.checkpoint_interval) == (
         5000,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,25 @@ def basic(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     rows = sweep(tmp_path_factory.mktemp("basic") / "sweep", "basic")
     assert sorted(rows) == ["0", "1", "2"]
     return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_failed_job_is_the_exit_code_under_every_launcher(launcher: str, tmp_path: Path) -> None:
+    """Without hydra.sweep.dir, and although the page cannot be written."""
+    words = [*TINY, "trainer.batch_size=8,100000", f"hydra/launcher={launcher}", *LAUNCHERS[launcher]]
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        while process.poll() is None and not list(tmp_path.glob("multirun/*/*/.started")):
+            time.sleep(0.02)
+        (started,) = tmp_path.glob("multirun/*/*/.started")
+        (started.parent / "compare.html").mkdir()
+        _, told = process.communicate(timeout=250)
+    assert process.returncode == 1, told
+    assert "1 finished, 1 failed" in told
+    assert "To run what is failed (1):\n  python -m marble_sweep --multirun " in told
+    assert [path.parent.name for path in sorted(tmp_path.glob("**/metadata.json"))] == ["0", "1"]
+    assert {path.parents[1] for path in tmp_path.glob("**/metadata.json")} == {started.parent}
 
 
 @pytest.mark.slow

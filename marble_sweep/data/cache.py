@@ -17,6 +17,8 @@ from pathlib import Path
 
 import platformdirs
 
+from marble_sweep.runs.files import user_path
+
 FORMAT_VERSION = 2  # raise it whenever the same inputs would build other files
 MANIFEST = "manifest.json"
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def cache_dir() -> Path:
     """Where entries live: the environment's MARBLE_SWEEP_CACHE, or the user's cache directory."""
-    return Path(os.environ.get("MARBLE_SWEEP_CACHE") or platformdirs.user_cache_dir("marble_sweep"))
+    return user_path(os.environ.get("MARBLE_SWEEP_CACHE") or platformdirs.user_cache_dir("marble_sweep"))
 
 
 def content_key(*parts: object) -> str:

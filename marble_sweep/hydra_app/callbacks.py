@@ -1,10 +1,12 @@
 """What Hydra calls before and after: configs are checked before anything starts, sweeps are watched."""
 
-import copy
+import contextlib
 import itertools
 import shlex
 import sys
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,57 +15,48 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, read_write
 
 from marble_sweep import config as schema
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
-from marble_sweep.runs.files import lock_directory
+from marble_sweep.commands import as_written, config_words, literal, override, shell_command
+from marble_sweep.compose import Composer, without_hydra
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line, exiting_on_errors
+from marble_sweep.runs.files import lock_directory, user_path
 from marble_sweep.runs.status import ENDED, latest, mark_start, read_metadata
 from marble_sweep.sweeps.length import require_few
 
 if TYPE_CHECKING:
     from marble_sweep.sweeps.watch import SweepWatch
 
+OF_SWEEPS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher", "hydra.sweep")
+GRIDS = ("BasicSweeper", "GridSweeper")
+
 
 class CheckAndWatch(Callback):
     """Checks every config, of a run or of all jobs of a sweep, before anything starts; watches sweeps."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        with exiting_on_errors():
+        with ending_the_program():
+            require_multirun(config)
+            require_own_directories(config)
             settings = schema.resolve(without_hydra(config))
+            schema.require(settings.resume != "", "resume", "''", "a run directory, one with a config.yaml")
+            fix_directory(config, "run")
             if settings.resume is None:
                 return
-            others = [each for each in config.hydra.overrides.task if not each.startswith("resume=")]
+            others = [each for each in as_written(config.hydra.overrides.task) if not each.startswith("resume=")]
             alone = f"alone: the run's own config is used (drop {', '.join(others)})"
             schema.require(not others, "resume", settings.resume, alone)
-            found = (Path(settings.resume) / "config.yaml").is_file()
+            found = (user_path(settings.resume) / "config.yaml").is_file()
             schema.require(found, "resume", settings.resume, "a run directory, one with a config.yaml")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global current
-        if is_search(config):
-            return  # it checks, holds and tells for itself
-        sweep_dir = Path(config.hydra.sweep.dir)
-        with exiting_on_errors():
-            resume = f"left out; a sweep goes on with hydra.sweep.dir={config.resume}"
-            schema.require(config.resume is None, "resume", config.resume, resume)
-            jobs = [check_job(config, number, job) for number, job in enumerate(grid(config))]
-            configs = [schema.dump(job) for job in jobs]
-            for number, text in enumerate(configs):
-                if (first := configs.index(text)) < number:
-                    raise ValueError(f"job {number}: must differ from job {first}, whose config is the same")
-            lock = lock_directory(sweep_dir, "hydra.sweep.dir")
-        from marble_sweep.sweeps.watch import SweepWatch
-
-        mark_start(sweep_dir)
-        print(f"{len(jobs) or 'An open number of'} jobs in {sweep_dir}", file=sys.stderr)
-        watch = SweepWatch(sweep_dir, sum(job.trainer.total_steps for job in jobs))
-        current = Sweep(sweep_dir, set(configs), rerun_command(config, sweep_dir), lock, watch)
-        current.watch.start()
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        if current is not None:
-            raise SystemExit(current.conclude())
+        with ending_the_program():
+            require_own_directories(config)
+            fix_directory(config, "sweep")
+            if not is_search(config):  # a search checks, holds and tells for itself
+                current = start_sweep(config)
 
 
 @dataclass
@@ -71,41 +64,97 @@ class Sweep:
     """The sweep that this process runs."""
 
     directory: Path
-    configs: set[str]  # the jobs' config.yaml; empty where the sweeper decides as it goes
+    jobs: list[schema.Config]  # none where the sweeper decides as it goes
     rerun: str  # the command that runs what is missing or failed
     lock: BaseFileLock
     watch: "SweepWatch"
 
-    def conclude(self) -> int:
-        """Say how the jobs ended and what to do about those that did not; returns the exit code."""
-        self.watch.stop()
-        self.lock.release()
-        runs = latest(self.directory, self.configs or None)
+    def conclude(self, *, interrupted: bool) -> int:
+        """Say how the jobs ended and what to do about those that did not; returns the exit code.
+
+        The run directories alone decide the code: whatever fails here afterwards, it holds.
+        """
+        configs = {schema.dump(job) for job in self.jobs}
+        runs = latest(self.directory, configs or None)
         statuses = {path: read_metadata(path).get("status") for path in runs}
         ended = [status for status in statuses.values() if status in ENDED]
         failed = [path for path, status in statuses.items() if status == "failed"]
-        missing = max(0, len(self.configs) - len(ended))
+        missing = max(0, len(configs) - len(ended))
         counts = {name: ended.count(name) for name in ENDED} | {"to do": missing}
-        print(", ".join(f"{number} {name}" for name, number in counts.items() if number), file=sys.stderr)
-        if failed or missing:
-            names = ", ".join(path.name for path in failed)
-            todo = " and ".join([f"failed ({names})"] * bool(failed) + ["to do"] * bool(missing))
-            print(f"To run what is {todo}:\n  {self.rerun}", file=sys.stderr)
-        written = [self.directory / name for name in ("summary.csv", "compare.html")]
-        if all(path.exists() for path in written):
-            print(f"Compared in {written[0]} and {written[1]}", file=sys.stderr)
-        return EXIT_FAILED if failed else EXIT_INTERRUPTED if missing else 0
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            with costing_a_line(f"the comparison in {self.directory}"):
+                self.watch.stop()
+            print(", ".join(f"{number} {name}" for name, number in counts.items() if number), file=sys.stderr)
+            if failed or missing:
+                names = ", ".join(path.name for path in failed)
+                todo = " and ".join([f"failed ({names})"] * bool(failed) + ["to do"] * bool(missing))
+                print(f"To run what is {todo}:\n  {self.rerun}", file=sys.stderr)
+            written = [self.directory / name for name in ("summary.csv", "compare.html")]
+            if all(path.exists() for path in written):
+                print(f"Compared in {written[0]} and {written[1]}", file=sys.stderr)
+        self.lock.release()
+        # A job that did not end in a sweep that did has failed too, though it could not record that: on a full disk.
+        if failed or (missing and not interrupted):
+            return EXIT_FAILED
+        return EXIT_INTERRUPTED if missing else 0
 
 
 current: Sweep | None = None
 
 
-def without_hydra(config: DictConfig) -> DictConfig:
-    """A run's own keys, leaving out Hydra's."""
-    own = copy.deepcopy(config)
-    with open_dict(own):
-        del own["hydra"]
-    return own
+@contextlib.contextmanager
+def ending_the_program() -> Iterator[None]:
+    """End the program with an error: of an Exception in a callback Hydra only warns, and goes on."""
+    try:
+        with exiting_on_errors():
+            yield
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(EXIT_FAILED) from None
+
+
+def require_multirun(config: DictConfig) -> None:
+    """Raises ValueError where one run is about to start and the command line speaks of a sweep."""
+    for word in as_written(config.hydra.overrides.hydra):
+        key, _, value = word.lstrip("+~").partition("=")
+        of_a_sweep = any(key == each or key.startswith(f"{each}.") for each in OF_SWEEPS)
+        schema.require(not of_a_sweep, key, value, "given with --multirun: without it one run is trained")
+
+
+def require_own_directories(config: DictConfig) -> None:
+    """Raises ValueError where Hydra would put jobs elsewhere than marble_sweep looks for them."""
+    here = "false: paths are relative to the directory in which the command is started"
+    schema.require(not config.hydra.job.chdir, "hydra.job.chdir", config.hydra.job.chdir, here)
+    subdir, number = as_written(config.hydra.sweep)["subdir"], "${hydra.job.num}"
+    allowed = f"{number}: a job's directory is its number below hydra.sweep.dir, which is free to choose"
+    schema.require(subdir == number, "hydra.sweep.subdir", subdir, allowed)
+
+
+def start_sweep(config: DictConfig) -> Sweep:
+    """Check every job, take the directory and start to watch it."""
+    resume = f"left out; a sweep goes on with {shlex.quote(override('hydra.sweep.dir', config.resume))}"
+    schema.require(config.resume is None, "resume", config.resume, resume)
+    jobs = check_jobs(config)
+    sweep_dir = Path(config.hydra.sweep.dir)
+    lock = lock_directory(sweep_dir, "hydra.sweep.dir")
+    from marble_sweep.sweeps.watch import SweepWatch
+
+    mark_start(sweep_dir)
+    print(f"{len(jobs) or 'An open number of'} jobs in {sweep_dir}", file=sys.stderr)
+    watch = SweepWatch(sweep_dir, sum(job.trainer.total_steps for job in jobs))
+    watch.start()
+    return Sweep(sweep_dir, jobs, rerun_command(config, sweep_dir), lock, watch)
+
+
+def fix_directory(config: DictConfig, mode: str) -> None:
+    """Set `hydra.run.dir` or `hydra.sweep.dir` to what it is now, for every job; `~` in it is the user's home."""
+    key = f"hydra.{mode}.dir"
+    directory = config.hydra[mode].dir
+    schema.require(directory != "", key, repr(directory), "a directory")
+    path = user_path(directory)
+    with read_write(config.hydra):
+        config.hydra[mode].dir = literal(str(path))
+        config.hydra.overrides.hydra.append(override(key, path))
 
 
 def is_search(config: DictConfig) -> bool:
@@ -113,29 +162,41 @@ def is_search(config: DictConfig) -> bool:
     return str(config.hydra.sweeper._target_).endswith(".SmallestSweeper")
 
 
+def check_jobs(config: DictConfig) -> list[schema.Config]:
+    """The checked configs of all jobs. Raises ValueError that names the job that cannot be, or is there twice."""
+    composer = Composer(GlobalHydra.instance().config_loader(), config)
+    jobs: list[schema.Config] = []
+    first: dict[str, int] = {}
+    for number, overrides in enumerate(grid(config)):
+        try:
+            job = composer.resolve(overrides)
+        except ValueError as error:
+            raise ValueError(f"job {number} ({' '.join(overrides)}): {error}") from None
+        computed = repr([getattr(job, key.name) for key in fields(job) if key.name not in schema.NOT_OF_A_RUN])
+        if (same := first.setdefault(computed, number)) < number:
+            raise ValueError(f"job {number}: must differ from job {same}, whose config is the same")
+        jobs.append(job)
+    return jobs
+
+
 def grid(config: DictConfig) -> list[list[str]]:
-    """The overrides of every job, where Hydra's own sweeper lays out a grid; empty for any other sweeper."""
-    if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+    """The overrides of every job, where a grid is laid out; empty for any other sweeper."""
+    if str(config.hydra.sweeper._target_).rpartition(".")[2] not in GRIDS:
         return []
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    overrides = OverridesParser.create(loader).parse_overrides([*params, *config.hydra.overrides.task])
+    given = as_written(config.hydra.overrides.task)
+    overrides = OverridesParser.create(loader).parse_overrides([*params, *given])
     require_few(overrides)
     return list(itertools.chain.from_iterable(BasicSweeper.split_arguments(overrides, None)))
 
 
-def check_job(config: DictConfig, number: int, overrides: list[str]) -> schema.Config:
-    """The checked config of one job. Raises ValueError that names the job."""
-    composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
-    try:
-        return schema.resolve(without_hydra(composed))
-    except ValueError as error:
-        raise ValueError(f"job {number} ({' '.join(overrides)}): {error}") from None
-
-
 def rerun_command(config: DictConfig, sweep_dir: Path) -> str:
     """The command that goes on with this sweep."""
-    given = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
-    kept = [each for each in given if not each.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    words = [*kept, f"hydra.sweep.dir={sweep_dir}"]
-    return f"python -m marble_sweep --multirun {' '.join(map(shlex.quote, words))}"
+    from marble_sweep.hydra_app.compose import CONF  # late: it imports this module
+
+    read = config_words(config, CONF)
+    given = [*as_written(config.hydra.overrides.task), *as_written(config.hydra.overrides.hydra)]
+    set_here = ("hydra.mode=", "hydra.sweep.dir=")
+    kept = [word for word in given if word not in read and not word.lstrip("+").startswith(set_here)]
+    return shell_command(["--multirun", *read, *kept, override("hydra.sweep.dir", sweep_dir)])

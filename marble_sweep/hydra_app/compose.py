@@ -6,11 +6,11 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from marble_sweep import config as schema
+from marble_sweep.hydra_versions import VERSION_BASE
 
-VERSION_BASE = "1.3"  # the behaviour of Hydra that this program was written for
 PACKAGE = Path(__file__).resolve().parents[1]
-# In a checkout conf/ lies beside the package; a wheel carries it inside.
-CONF = next(path for path in (PACKAGE.parent / "conf", PACKAGE / "conf") if path.is_dir())
+# A wheel carries conf/ inside, and what lies beside the package is then somebody else's; a checkout has it there.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
 def compose_config(overrides: Sequence[str]) -> schema.Config:
@@ -20,5 +20,5 @@ def compose_config(overrides: Sequence[str]) -> schema.Config:
     errors for an override that it cannot read.
     """
     schema.register_schemas()
-    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         return schema.resolve(compose("config", list(overrides)))

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,14 +16,19 @@ from hydra.core.override_parser.types import ChoiceSweep, QuotedString, Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep import config as schema
+from marble_sweep.commands import CONFIG_NAME, as_written, resume_command
 from marble_sweep.hydra_app import callbacks
-from marble_sweep.hydra_app.compose import CONF, VERSION_BASE
-from marble_sweep.hydra_app.errors import EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_app.compose import CONF
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_versions import MAIN_ARGUMENTS, register_resolver
 from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.sweeps.jobs import train_job
 from marble_sweep.terminal import use_replacements
+from marble_sweep.training.signals import interrupting
+
+NOT_BEGUN = "Interrupted before training began: nothing is lost, the same command starts again."
 
 
 def run_directory(resume: str | None) -> str:
@@ -57,9 +63,9 @@ def require_options(arguments: Sequence[str]) -> None:
 
 # At import, because a launcher's worker process imports this module for `job` and nothing else.
 schema.register_schemas()
-OmegaConf.register_new_resolver("run_dir", run_directory, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("sweep_time", now, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
+register_resolver("run_dir", run_directory, use_cache=True)
+register_resolver("sweep_time", now, use_cache=True)
+register_resolver("option_groups", option_groups)
 
 
 def job(config: DictConfig) -> float | str | None:
@@ -76,17 +82,34 @@ def job(config: DictConfig) -> float | str | None:
         if settings.objective is not None:
             return objective(settings.objective, run_dir)
         return None if run_dir is None else str(run_dir)
-    with exiting_on_errors():
-        keep_freed_memory()
-        from marble_sweep.run import run
+    # As it is: Hydra sets it to a path, in which `${` is no interpolation.
+    directory = Path(as_written(context.runtime)["output_dir"])
+    try:
+        with exiting_on_errors():
+            keep_freed_memory()
+            from marble_sweep.run import run
 
-        directory = Path(context.runtime.output_dir)
-        resumed = config.resume is not None
-        settings = schema.load(directory / "config.yaml") if resumed else schema.resolve(config)
-        status = run(settings, directory, resume=resumed)
+            resumed = config.resume is not None
+            settings = schema.load(directory / "config.yaml") if resumed else schema.resolve(config)
+            status = run(settings, directory, resume=resumed)
+    except KeyboardInterrupt:
+        print(interrupted(directory), file=sys.stderr)
+        status = "interrupted"
     if status == "interrupted":
         raise SystemExit(EXIT_INTERRUPTED)
     return None
+
+
+def interrupted(directory: Path) -> str:
+    """What to do where a run was interrupted while it did not train; one that had not begun to leaves nothing."""
+    if (directory / "metadata.json").exists():
+        return f"Interrupted; continue with:\n  {resume_command(directory)}"
+    if not (directory / "config.yaml").exists():
+        for name in ("run.log", ".lock"):
+            (directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what else is there is not this run's
+            directory.rmdir()
+    return NOT_BEGUN
 
 
 def objective(name: str, directory: Path | None) -> float:
@@ -115,14 +138,27 @@ def main() -> None:
     """Run the command line. Exits with 0 when a run finished (or diverged: that is an outcome too)."""
     use_replacements()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
+    ended: int | str | None = 0
     try:
-        with exiting_on_errors():
+        with interrupting(), exiting_on_errors():
             refuse_passwords(sys.argv[1:])
             require_options(sys.argv[1:])
             shows_config = any(word in ("-c", "-i") or word.startswith(("--cfg", "--info")) for word in sys.argv[1:])
             with masked_output() if shows_config else contextlib.nullcontext():
-                hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="config")(job)()
+                hydra.main(**MAIN_ARGUMENTS, config_path=str(CONF), config_name=CONFIG_NAME)(job)()
     except KeyboardInterrupt:
-        if callbacks.current is not None:
-            callbacks.current.conclude()
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        ended = EXIT_INTERRUPTED
+        if callbacks.current is None:
+            print(NOT_BEGUN, file=sys.stderr)
+    except SystemExit as error:
+        ended = error.code
+    except Exception:
+        if callbacks.current is None:
+            raise
+        traceback.print_exc()
+        ended = EXIT_FAILED
+    # Not in a callback: what that raises is lost, and it is not called when a launcher fails.
+    if callbacks.current is not None:
+        ended = callbacks.current.conclude(interrupted=ended == EXIT_INTERRUPTED) or ended
+    if ended:
+        raise SystemExit(ended)

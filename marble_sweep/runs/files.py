@@ -176,5 +176,10 @@ def remove_temporaries(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def user_path(path: str) -> Path:
+    """A path as a user gives it: `~` is a home."""
+    return Path(os.path.expanduser(path))
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,27 +1,23 @@
 """One trial's run: its config put together, launched by Hydra's launcher, watched while it trains."""
 
 import contextlib
-import copy
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep import config as schema
+from marble_sweep.compose import Composer
 from marble_sweep.early_stopping import margin, shortfall
-from marble_sweep.hydra_app.callbacks import without_hydra
 from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import read_metadata
@@ -34,15 +30,12 @@ JOIN_SECONDS = 5.0  # to wait for the thread that reports, once the run has ende
 OUTCOMES = {"finished": "refuted"}  # a run's status as a trial's outcome, where it has another name
 
 
-class Composer:
-    """Configs of trials. Hydra composes one for each choice of options; numbers are then put in, which is quick."""
+class TrialComposer:
+    """Configs of trials: what is fixed and what a trial tries, put together."""
 
-    def __init__(self, loader: ConfigLoader, master: DictConfig, fixed: Sequence[str]) -> None:
-        self.loader = loader
-        self.master = master
+    def __init__(self, composer: Composer, fixed: Sequence[str]) -> None:
+        self.composer = composer
         self.fixed = list(fixed)
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self._resolved: dict[tuple[str, ...], schema.Config] = {}
 
     def words(self, params: Mapping[str, Value]) -> list[str]:
         """The overrides that make this trial's config."""
@@ -50,42 +43,17 @@ class Composer:
 
     def compose(self, params: Mapping[str, Value]) -> DictConfig:
         """A trial's whole config, Hydra's part included."""
-        options, numbers = self._split(params)
-        config = copy.deepcopy(self._base(options))
-        for key, value in numbers.items():
-            OmegaConf.update(config, key, value)
-        return config
+        return self.composer.compose(self.words(params))
 
     def resolve(self, params: Mapping[str, Value]) -> schema.Config:
         """A trial's checked config. Raises ValueError for what cannot be."""
-        options, numbers = self._split(params)
-        if options not in self._resolved:
-            self._resolved[options] = schema.resolve(without_hydra(self._base(options)))
-        config: Any = self._resolved[options]
-        for key, value in numbers.items():
-            group, _, name = key.rpartition(".")
-            if group:
-                config = replace(config, **{group: replace(getattr(config, group), **{name: value})})
-            else:
-                config = replace(config, **{name: value})
-        return config
-
-    def _base(self, options: tuple[str, ...]) -> DictConfig:
-        if options not in self._composed:
-            self._composed[options] = self.loader.load_sweep_config(self.master, [*self.fixed, *options])
-        return self._composed[options]
-
-    @staticmethod
-    def _split(params: Mapping[str, Value]) -> tuple[tuple[str, ...], dict[str, Value]]:
-        """Words that Hydra must read (options of a group, null, strings), and numbers that can be put in."""
-        words = tuple(f"{key}={value}" for key, value in params.items() if isinstance(value, str))
-        return words, {key: value for key, value in params.items() if not isinstance(value, str)}
+        return self.composer.resolve(self.words(params))
 
 
 class Runner:
     """Runs trials through the launcher that the user chose."""
 
-    def __init__(self, composer: Composer, launcher: Launcher, context: HydraContext, task: TaskFunction) -> None:
+    def __init__(self, composer: TrialComposer, launcher: Launcher, context: HydraContext, task: TaskFunction) -> None:
         self.composer = composer
         self.launcher = launcher
         self.context = context

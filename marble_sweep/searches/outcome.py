@@ -1,7 +1,6 @@
 """What a search has found: search.json, the answer in words, and the bracket for whoever watches."""
 
 import functools
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.humanize import counted, duration
 from marble_sweep.metrics.margin import errors_needed, look_steps
@@ -56,6 +56,7 @@ class SearchResult:
     trials: Sequence[FrozenTrial]  # withdrawn ones left out
     fixed: Sequence[str]  # the overrides that all trials share
     first_trial: int = 0  # of this start of the search: earlier trials that crashed are tried again
+    config_words: Sequence[str] = ()  # that make Hydra read the same files
 
     @functools.cached_property
     def records(self) -> list[TrialRecord]:
@@ -174,9 +175,10 @@ class SearchResult:
 
     def command(self, params: Mapping[str, Any]) -> str:
         """Trains such a model for the whole budget."""
-        kept = [word for word in self.fixed if not word.startswith(("certify.stop=", "search.", "sweep."))]
-        words = [*kept, *(f"{key}={value}" for key, value in params.items())]
-        return f"python -m marble_sweep {' '.join(map(shlex.quote, words))}"
+        left_out = ("certify.stop=", "search.", "sweep.")
+        kept = [word for word in self.fixed if not word.lstrip("+").startswith(left_out)]
+        words = [*self.config_words, *kept, *(f"{key}={value}" for key, value in params.items())]
+        return shell_command(words)
 
     def _trial(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.trials if trial.number == number)

@@ -13,8 +13,11 @@ from omegaconf import DictConfig
 from optuna.trial import Trial
 
 from marble_sweep import config as schema
+from marble_sweep.commands import config_words
+from marble_sweep.compose import Composer
 from marble_sweep.hydra_app.callbacks import rerun_command
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from marble_sweep.hydra_app.compose import CONF
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line
 from marble_sweep.report.damage import flat
 from marble_sweep.report.frontier import draw_frontier
 from marble_sweep.report.page import write_page
@@ -24,7 +27,7 @@ from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import find_run, mark_start, run_directories
 from marble_sweep.searches.crashes import shared_error
-from marble_sweep.searches.launch import Composer, Runner, TrialWatch
+from marble_sweep.searches.launch import Runner, TrialComposer, TrialWatch
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.space import Space, Value, build, parse
 from marble_sweep.searches.storage import StorageError, open_storage
@@ -52,7 +55,7 @@ class Search:
         for key in ("seed", "objective", "resume"):
             schema.require(key not in searched, key, "a sweep", "one value; a search repeats by search.confirm_seeds")
         self.fixed = list(fixed.values())
-        self.composer = Composer(context.config_loader, master, self.fixed)
+        self.composer = TrialComposer(Composer(context.config_loader, master), self.fixed)
         first: dict[str, Value] = {each.key: each.values[0] for each in dimensions}
         for each in dimensions:
             for value in each.values:
@@ -67,6 +70,7 @@ class Search:
         self.rerun = rerun_command(master, self.directory)
         self.first_trial = 0  # of this start; known once there is a study
         self.error: str | None = None  # that every trial would meet
+        self.config_words = config_words(master, CONF)
 
     def run(self) -> int:
         """Search until there is an answer, or the budget is spent, or the user has had enough."""
@@ -123,7 +127,7 @@ class Search:
     def found(self) -> SearchResult:
         """What the study holds by now."""
         trials = [trial for trial in self.shared.study.get_trials(deepcopy=False) if as_record(trial) is not None]
-        return SearchResult(self.space, self.base, trials, self.fixed, self.first_trial)
+        return SearchResult(self.space, self.base, trials, self.fixed, self.first_trial, self.config_words)
 
     def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
@@ -190,12 +194,13 @@ class Search:
         summary = found.as_json(ended) | {"error": self.error}
         write_json(self.directory / "search.json", summary)
         self.shared.study.set_user_attr("answer", summary["answer"])
-        draw_frontier(summary, self.directory / FRONTIER)
-        runs = [Run.read(path) for path in run_directories(self.directory)]
-        if runs:
-            comparison = compare_runs(runs)
-            write_text(self.directory / "summary.csv", render(comparison.rows, list(comparison.rows[0]), "csv"))
-            write_page(comparison, self.directory / "compare.html")
+        with costing_a_line(f"the comparison in {self.directory}"):
+            draw_frontier(summary, self.directory / FRONTIER)
+            runs = [Run.read(path) for path in run_directories(self.directory)]
+            if runs:
+                comparison = compare_runs(runs)
+                write_text(self.directory / "summary.csv", render(comparison.rows, list(comparison.rows[0]), "csv"))
+                write_page(comparison, self.directory / "compare.html")
         if self.error is None or not found.nothing_trained:
             self.view.line("\n" + "\n".join(summary["words"]))
             self.view.line(f"Everything is in {self.directory}")

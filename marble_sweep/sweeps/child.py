@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging
-import os
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from marble_sweep.process import keep_freed_memory
 from marble_sweep.runs.files import lock_directory, write_exclusive
 from marble_sweep.runs.provenance import code_sha256
 from marble_sweep.runs.status import config_text, is_done, read_metadata, record_failure, run_directories
+from marble_sweep.training.signals import stop_this_process
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def stop_with_parent(parent: Connection) -> None:
     """End this process as SIGTERM would, state saved, when the parent closes its end or dies."""
     with contextlib.suppress(EOFError, OSError):
         parent.recv()
-    os.kill(os.getpid(), signal.SIGTERM)
+    stop_this_process()
 
 
 def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from marble_sweep.config import Config
 from marble_sweep.runs.status import count_failures, record_failure
 from marble_sweep.sweeps import child
-from marble_sweep.training.signals import stop_requests
+from marble_sweep.training.signals import stop_requests, unheard_by_children
 
 EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
 # What every job would import anew: torch's compiler, which the first optimizer asks for, takes a second, and the
@@ -43,7 +43,8 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=child.main, args=(config, sweep_dir, number, threads, theirs))
     with stop_requests() as should_stop:
-        start(process)
+        with unheard_by_children():  # nor by the fork server, without which no child can be waited for
+            start(process)
         theirs.close()  # so that reading from a child that is gone ends
         while process.is_alive() and not should_stop():
             process.join(POLL_SECONDS)

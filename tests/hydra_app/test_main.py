@@ -1,11 +1,15 @@
 """The command line: what it refuses, in which words, and how fast it answers."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers import TINY
+
+from marble_sweep.hydra_app import main as cli
 
 
 def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -33,11 +37,22 @@ def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
         ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),
         ("device=mps", "device.type = mps: must be auto or one that is there: "),
         ("data=text", "data.path = ???: must be given"),
-        ("data=text data.path=missing.txt", "data.path = 'missing.txt': must be"),
+        ("data=text data.path=/missing.txt", "data.path = '/missing.txt': must be"),
         ("data=markov data.num_tokens=5000", "trainer.batch_size = 128: must be <= 35"),
         ("resume=nowhere", "resume = nowhere: must be a run directory"),
         ("resume=nowhere seed=1", "resume = nowhere: must be alone"),
         ("schedule.warmup_steps=5000", "schedule.warmup_steps = 5000: must be < trainer.total_steps = 5000"),
+        ("hydra/sweeper=smallest", "hydra/sweeper = smallest: must be given with --multirun"),
+        ("hydra/launcher=joblib", "hydra/launcher = joblib: must be given with --multirun"),
+        ("hydra.sweep.dir=m", "hydra.sweep.dir = m: must be given with --multirun"),
+        (
+            "model.num_layers=choice(1,2)",
+            "model.num_layers = choice(1,2): must be one value: for several --multirun ",
+        ),
+        ("model.num_layers=1,2", "model.num_layers = 1,2: must be one value: for several --multirun is missing"),
+        ("hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
+        ("--multirun hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
+        ("--multirun hydra.sweep.subdir=x seed=1,2", "hydra.sweep.subdir = x: must be ${hydra.job.num}"),
     ],
 )
 def test_wrong_input_is_one_clear_line(overrides: str, line: str, tmp_path: Path) -> None:
@@ -46,6 +61,32 @@ def test_wrong_input_is_one_clear_line(overrides: str, line: str, tmp_path: Path
     assert result.stderr.startswith(f"marble_sweep: {line}"), result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_what_hydra_only_warns_of_ends_the_program(tmp_path: Path) -> None:
+    """Whoever asks for tracebacks gets one from a check before a sweep, and no sweep."""
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", "optimizer.lr=0,1"]
+    environment = os.environ | {"HYDRA_FULL_ERROR": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("ValueError: job 0 (optimizer.lr=0): optimizer.lr = 0.0: must be finite and > 0\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_package_uses_its_own_conf(tmp_path: Path) -> None:
+    """Laid out as a wheel is, beside somebody else's conf/."""
+    shutil.copytree(cli.PACKAGE, tmp_path / "marble_sweep")
+    shutil.copytree(cli.CONF, tmp_path / "marble_sweep" / "conf")
+    shutil.copytree(cli.PACKAGE.parent / "hydra_plugins", tmp_path / "hydra_plugins")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("foreign: true\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "marble_sweep", "--cfg", "job"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "num_layers: 4" in result.stdout
+    assert "foreign" not in result.stdout
 
 
 def test_a_refused_config_leaves_no_directory(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
+from marble_sweep import callbacks, cli
 from marble_sweep.config import OBJECTIVES
-from marble_sweep.hydra_app import main as cli
+from marble_sweep.hydra_versions import MAIN_ARGUMENTS
 from marble_sweep.runs.status import read_metadata
 
 
@@ -28,8 +29,9 @@ def sweep(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> 
     monkeypatch.setattr("sys.argv", words)
     state = Singleton.get_state()
     try:
-        with pytest.raises(SystemExit, match=r"^0$"):
-            hydra.main(version_base="1.3", config_path=str(cli.CONF), config_name="config")(job)()
+        hydra.main(**MAIN_ARGUMENTS, config_path=str(cli.CONF), config_name="config")(job)()
+        assert callbacks.current is not None
+        assert callbacks.current.conclude(interrupted=False) == 0
     finally:
         GlobalHydra.instance().clear()
         Singleton.set_state(state)

@@ -1,6 +1,8 @@
 """What a search says of itself: in JSON, in words and as a plot."""
 
+import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,21 @@ def test_words(found: SearchResult) -> None:
     assert "confirmed on 2 fresh seeds of 2" in text
     assert "Of all smaller sizes in the space: " in text
     assert "The question is settled after" in text
+
+
+def test_an_error_is_no_interruption(found: SearchResult) -> None:
+    text = "\n".join(found.as_json("error")["words"])
+    assert "It ended in an error after" in text
+    assert "interrupted" not in text
+
+
+def test_the_command_reads_the_same_files(found: SearchResult) -> None:
+    odd = dataclasses.replace(found, config_words=["--config-dir", "my conf"], fixed=[*found.fixed, 'notes="a b"'])
+    answer = odd.answer()
+    assert answer is not None
+    words = shlex.split(answer["command"])
+    assert words[3:5] == ["--config-dir", "my conf"]
+    assert 'notes="a b"' in words
 
 
 def test_words_where_nothing_certifies() -> None:

@@ -126,6 +126,22 @@ def test_a_settled_search_trains_nothing_more(finished: Path) -> None:
     assert "The question is settled after 2 trials" in result.stderr
 
 
+def test_a_search_that_ends_in_an_error_says_so(tmp_path: Path) -> None:
+    """A full disk is made up: where a real one fills first, nothing may be left to say it with."""
+    code = (
+        "from marble_sweep.hydra_app.main import main; from marble_sweep.searches.worker import Search\n"
+        "def full(*_): raise OSError(28, 'No space left on device', 'study.log')\n"
+        "Search._train = full; main()"
+    )
+    words = [sys.executable, "-c", code, *command(tmp_path / "search", *TWO_TRIALS)[3:]]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "It ended in an error after 1 trial" in result.stderr
+    assert "interrupted" not in result.stderr
+    assert result.stderr.endswith("marble_sweep: [Errno 28] No space left on device: 'study.log'\n")
+    assert summary(tmp_path / "search")["ended"] == "error"
+
+
 def test_crashes_end_a_search(tmp_path: Path) -> None:
     # More windows a batch than the corpus has: known only once the corpus is there.
     result = search(tmp_path / "search", *TWO_TRIALS, "trainer.batch_size=100000", "sweep.max_failures=1")

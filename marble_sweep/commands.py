@@ -1,0 +1,69 @@
+"""Commands for pasting: quoted for the shell outside, and for Hydra's grammar inside.
+
+The two differ. `resume=a=b` is one word to the shell, and an error to Hydra, which wants `resume="a=b"`.
+"""
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+PROGRAM = "python -m marble_sweep"
+CONFIG_NAME = "config"  # of the file in conf/ that the program starts from
+# A path, or a name, of letters that Hydra reads as they are; of other characters some have a meaning in its grammar.
+PLAIN = re.compile(r"[A-Za-z0-9_.+-]*/[A-Za-z0-9_/.+-]*|[A-Za-z_][A-Za-z0-9_-]*")
+NOT_TEXT = ("null", "true", "false", "inf", "nan")  # in any case: Hydra reads no string there
+
+
+def literal(text: str) -> str:
+    r"""The string that OmegaConf reads as `text`: `${` begins an interpolation, `\${` does not."""
+    return re.sub(r"(\\*)\$\{", lambda match: rf"{match[1] * 2}\${{", text)
+
+
+def override(key: str, value: object) -> str:
+    """The word `key=value` from which Hydra reads this very value, as text."""
+    text = literal(str(value))
+    if not PLAIN.fullmatch(text) or text.lower() in NOT_TEXT:
+        text = quoted(text)
+    return f"{key}={text}"
+
+
+def quoted(text: str) -> str:
+    """Text between Hydra's double quotes: a backslash is doubled only where a quote follows."""
+    escaped = re.sub(r'(\\*)("|\Z)', lambda match: match[1] * 2 + match[2].replace('"', r"\""), text)
+    return f'"{escaped}"'
+
+
+def shell_command(words: Iterable[str]) -> str:
+    """The command line of the program with these words, for a POSIX shell."""
+    return shlex.join([*PROGRAM.split(), *words])
+
+
+def resume_command(directory: Path) -> str:
+    """The command that continues a run, from any folder."""
+    return shell_command([override("resume", directory.absolute())])
+
+
+def config_words(config: DictConfig, conf: Path) -> list[str]:
+    """The words that make Hydra read the same files again: its flags, and its search path where that was given.
+
+    `conf` is where the files are that it reads without any flag.
+    """
+    sources = {source["provider"]: source for source in as_written(config.hydra.runtime.config_sources)}
+    words = []
+    if (path := sources["main"]["path"]) != str(conf):
+        words += ["--config-path", f"pkg://{path}" if sources["main"]["schema"] == "pkg" else path]
+    if (name := config.hydra.job.config_name) != CONFIG_NAME:
+        words += ["--config-name", name]
+    if "command-line" in sources:
+        words += ["--config-dir", sources["command-line"]["path"]]
+    given = as_written(config.hydra.overrides.hydra)
+    return words + [word for word in given if word.lstrip("+").startswith("hydra.searchpath=")]
+
+
+def as_written(node: Any) -> Any:
+    """A part of a config in plain dicts and lists. `${` in it is left alone: in an override it is no more than text."""
+    return OmegaConf.to_container(node, resolve=False)
