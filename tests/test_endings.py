@@ -110,6 +110,8 @@ def test_killed_after_the_last_step(name: str, tmp_path: Path) -> None:
     time.sleep(random.Random(seed).choice([0, 0.001, 0.003]))
     process.kill()
     process.communicate()
+    if read_metadata(directory)["status"] == "finished":
+        assert_complete(directory)
     written = rows.read_bytes()
     assert run(tiny_config(), directory, resume=True, show=False) == "finished"
     if name not in ENDINGS[:2]:  # before, the state may still be that of an earlier step

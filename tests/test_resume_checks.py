@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import shutil
 import stat
@@ -273,8 +274,11 @@ def test_nothing_in_a_run_directory_leads_out_of_it(name: str, kind: str, copy: 
     assert list(victim.iterdir()) == [] if name == "plots" else victim.read_text() == "precious"
 
 
-def test_a_file_with_a_second_name_keeps_its_content_there(copy: Path, tmp_path: Path) -> None:
+def test_a_file_with_a_second_name_keeps_its_content_there(
+    copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """As in a backup made of hard links, or where a stranger gave somebody else's file a name in the run."""
+    caplog.set_level(logging.INFO)  # as on the command line, so that there is something to log
     for name in FILES:
         os.link(copy / name, tmp_path / name)
     before = contents(tmp_path)
@@ -285,6 +289,7 @@ def test_a_file_with_a_second_name_keeps_its_content_there(copy: Path, tmp_path:
     }
     assert (tmp_path / "run.log").read_bytes() == log
     assert (copy / "run.log").read_bytes().startswith(log)
+    assert (copy / "run.log").stat().st_size > len(log) + 100
     assert stat.S_ISREG((copy / "run.log").lstat().st_mode)
 
 

@@ -81,7 +81,7 @@ def unreadable(word: str, reasons: Sequence[str]) -> str:
         OverridesParser.create().parse_override(override(key, value) if value else word)
     except HydraException:
         return f"{word}: must be KEY=VALUE, with a key that --help lists"
-    known = [line for line in reasons if not line.startswith(("LexerNoViableAlt", "Error parsing", "^"))]
+    known = [line for line in reasons if not line.startswith(("LexerNoViableAlt", "Error ", "^"))]
     why = f" ({known[0]})" if known else ""
     return f"{key} = {value}: must be quoted for Hydra where it is text, as in {as_text(key, value)}{why}"
 

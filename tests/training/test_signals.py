@@ -15,18 +15,20 @@ import pytest
 from helpers import TINY
 
 from marble_sweep.runs.status import read_metadata
-from marble_sweep.training.signals import PATIENT, STOPPING, interrupting, stop_requests
+from marble_sweep.training.signals import interrupting, stop_requests
+
+ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 
 @pytest.fixture(autouse=True)
 def _handlers_are_restored() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in (*ALL, signal.SIGUSR2)}
     yield
     after = {number: signal.getsignal(number) for number in before}
     assert after == before
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", ALL)
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
     with stop_requests() as should_stop:
         assert not should_stop()
@@ -34,7 +36,7 @@ def test_a_signal_is_a_request(number: signal.Signals) -> None:
         assert should_stop()
 
 
-@pytest.mark.parametrize("number", PATIENT)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_a_second_hang_up_changes_nothing(number: signal.Signals) -> None:
     with stop_requests() as should_stop:
         signal.raise_signal(number)
@@ -42,7 +44,7 @@ def test_a_second_hang_up_changes_nothing(number: signal.Signals) -> None:
         assert should_stop()
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", ALL)
 def test_a_second_ctrl_c_acts_at_once(number: signal.Signals) -> None:
     with stop_requests():
         signal.raise_signal(number)
@@ -67,13 +69,13 @@ def test_what_others_handle_or_ignore_is_theirs() -> None:
     assert heard == [signal.SIGUSR1, signal.SIGUSR2]
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", ALL)
 def test_before_training_every_one_interrupts(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), interrupting():
         signal.raise_signal(number)
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", ALL)
 def test_requests_come_through_where_signals_interrupt(number: signal.Signals) -> None:
     with interrupting(), stop_requests() as should_stop:
         signal.raise_signal(number)
