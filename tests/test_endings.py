@@ -34,7 +34,7 @@ def assert_complete(directory: Path, status: str = "finished") -> None:
 
 
 @pytest.mark.parametrize("status", ["finished", "running"])
-@pytest.mark.parametrize("stale", ["verdict.json", "plots/hidden.png", "plots"])
+@pytest.mark.parametrize("lost", ["verdict.json", "plots/hidden.png", "plots"])
 def test_what_is_missing_is_written_without_training(status: str, lost: str, finished: Path, tmp_path: Path) -> None:
     """`finished` without its verdict or plots is what versions that wrote the status first left after a kill."""
     shutil.copytree(finished, tmp_path / "sweep")

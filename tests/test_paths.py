@@ -18,7 +18,7 @@ from marble_sweep.commands import override
 from marble_sweep.hydra_app.errors import one_line
 from marble_sweep.run import run
 from marble_sweep.runs.status import find_run
-from marble_sweep.sample import load_run
+from marble_sweep.sample import load_model
 
 TEXTS = st.one_of(st.text(), st.text(alphabet=st.sampled_from("${}\\:x.'\"? \n"))).filter(lambda text: text != "???")
 
@@ -45,7 +45,7 @@ def test_a_run_goes_on_from_another_folder(text_run: Path, tmp_path: Path, monke
 
 def test_a_note_with_an_interpolation_can_be_read_back(text_run: Path) -> None:
     assert schema.load(text_run / "run" / "config.yaml").notes == "a ${x}"
-    model, _ = load_run(text_run / "run")
+    model = load_model(text_run / "run")
     assert model.embedding.num_embeddings == 300
 
 

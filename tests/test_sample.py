@@ -13,7 +13,7 @@ from helpers import tiny_config
 from safetensors.torch import load_file, save, save_file
 
 from marble_sweep.run import run
-from marble_sweep.sample import generate, load_run, main, next_log_probs
+from marble_sweep.sample import generate, load_model, main, next_log_probs, read_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def sample(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_generation_is_seeded_and_follows_the_chain(trained: Path) -> None:
-    model, tokenizer = load_run(trained)
+    model, tokenizer = load_model(trained), read_tokenizer(trained, 64)
     prompt = tokenizer.encode("t1 t2").ids
     first, again = (list(generate(model, prompt, 30, 1.0, seed=3)) for _ in range(2))
     assert first == again != list(generate(model, prompt, 30, 1.0, seed=4))
@@ -41,7 +41,7 @@ def test_generation_is_seeded_and_follows_the_chain(trained: Path) -> None:
 
 
 def test_only_the_last_window_is_seen(trained: Path) -> None:
-    model, _ = load_run(trained)
+    model = load_model(trained)
     tail = list(range(16))
     assert torch.equal(next_log_probs(model, [5, 6, 7, *tail]), next_log_probs(model, tail))
 
@@ -57,7 +57,7 @@ def test_the_door_writes_and_compares(trained: Path) -> None:
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-320, 5e-324])
 def test_a_tiny_temperature_takes_the_likeliest(trained: Path, temperature: float) -> None:
-    model, tokenizer = load_run(trained)
+    model, tokenizer = load_model(trained), read_tokenizer(trained, 64)
     prompt = tokenizer.encode("t1 t2").ids
     assert list(generate(model, prompt, 10, temperature, seed=5)) == list(generate(model, prompt, 10, 0.0, seed=5))
 
@@ -79,16 +79,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (["/nowhere", "--prompt", "x"], "RUN_DIR = /nowhere: must be a run directory with a config.yaml"),
         (["/no\x1b[31m", "--prompt", "x"], r"RUN_DIR = /no\x1b[31m: must be a run directory with a config.yaml"),
-        (["RUN", "--prompt", ""], "--prompt = '': must be text of at least one token"),
-        (["RUN", "--prompt", os.fsdecode(b"caf\xe9")], r"--prompt = 'caf\udce9': must be UTF-8"),
-        (["RUN", "--prompt", "t1", "--top", "0"], "--top = 0: must be in [1, 64]"),
-        (["RUN", "--prompt", "t1", "--top", "65"], "--top = 65: must be in [1, 64]"),
-        (["RUN", "--prompt", "t1", "--tokens", "-1"], "--tokens = -1: must be >= 0"),
-        (["RUN", "--prompt", "t1", "--seed", "-1"], "--seed = -1: must be in [0, 2^63)"),
+        (["RUN", "--prompt", ""], "prompt = '': must be text of at least one token"),
+        (["RUN", "--prompt", os.fsdecode(b"caf\xe9")], r"prompt = 'caf\udce9': must be UTF-8"),
+        (["RUN", "--prompt", "t1", "--top", "0"], "top = 0: must be in [1, 64]"),
+        (["RUN", "--prompt", "t1", "--top", "65"], "top = 65: must be in [1, 64]"),
+        (["RUN", "--prompt", "t1", "--tokens", "-1"], "tokens = -1: must be >= 0"),
+        (["RUN", "--prompt", "t1", "--seed", "-1"], "seed = -1: must be in [0, 2^63)"),
         *(
             (
                 ["RUN", "--prompt", "t1", "--temperature", given],
-                f"--temperature = {value}: must be a finite number >= 0",
+                f"temperature = {value}: must be a finite number >= 0",
             )
             for given, value in (("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("1e999", "inf"))
         ),
@@ -135,4 +135,4 @@ def test_weights_that_are_not_finite_are_refused(trained: Path, tmp_path: Path) 
     weights["embedding.weight"][3, 2] = float("nan")
     save_file(weights, path)
     with pytest.raises(ValueError, match="its weights must be finite"):
-        load_run(tmp_path / "run")
+        load_model(tmp_path / "run")

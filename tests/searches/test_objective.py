@@ -11,8 +11,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
-from marble_sweep import callbacks, cli
 from marble_sweep.config import OBJECTIVES
+from marble_sweep.hydra_app import callbacks
+from marble_sweep.hydra_app import main as cli
+from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_versions import MAIN_ARGUMENTS
 from marble_sweep.runs.status import read_metadata
 
@@ -29,7 +31,7 @@ def sweep(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> 
     monkeypatch.setattr("sys.argv", words)
     state = Singleton.get_state()
     try:
-        hydra.main(**MAIN_ARGUMENTS, config_path=str(cli.CONF), config_name="config")(job)()
+        hydra.main(**MAIN_ARGUMENTS, config_path=str(CONF), config_name="config")(job)()
         assert callbacks.current is not None
         assert callbacks.current.conclude(interrupted=False) == 0
     finally:
