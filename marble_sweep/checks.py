@@ -100,7 +100,7 @@ def check(name: str, value: Any, kind: Any, interval: Interval) -> None:
     elif kind is str:
         require(isinstance(value, str), name, value, f"{null}text")
         require(value != MISSING, name, value, "given")
-        require(is_plain_text(value), name, value, "text without control characters")
+        require(is_plain_text(value), name, value, "UTF-8 text without control characters")
     else:
         require(isinstance(value, kind), name, value, "true or false" if kind is bool else f"a {kind.__name__}")
 

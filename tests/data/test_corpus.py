@@ -151,15 +151,15 @@ def test_any_utf8_is_a_text(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_folder_of_names_that_are_not_utf8(tmp_path: Path, prose) -> None:
-    folder = tmp_path / os.fsdecode(b"caf\xe9")
-    folder.mkdir()
     for n in range(25):  # so many are split by their names
-        (folder / os.fsdecode(b"%d\xff.txt" % n)).write_text(prose(3, seed=n))
-    corpus = load_corpus(TextConfig(path=str(folder), vocab_size=300))
-    assert corpus.description == f"text: {tmp_path}/caf\\xe9; 25 files"
+        (tmp_path / os.fsdecode(b"%d\xff.txt" % n)).write_text(prose(3, seed=n))
+    corpus = load_corpus(TextConfig(path=str(tmp_path), vocab_size=300))
+    assert corpus.description == f"text: {tmp_path}; 25 files"
     assert len(corpus.val_tokens) > 0
+    with pytest.raises(ValueError, match=r"^data.path = '.*caf\\udce9': must be UTF-8 text"):  # config.yaml is UTF-8
+        TextConfig(path=str(tmp_path / os.fsdecode(b"caf\xe9")))
 
 
 def test_unknown_source() -> None:
-    with pytest.raises(ValueError, match=r"^data.name = other: must be one of pydocs, text, notebook, markov, iid$"):
+    with pytest.raises(ValueError, match=r"^data.name = other: must be one of pydocs, text, notebook, tokens, markov, iid$"):
         load_corpus(DataConfig(name="other"))
