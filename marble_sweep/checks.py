@@ -11,7 +11,7 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
-SHOWN = 80  # characters of a value that a complaint repeats
+SHOWN = 400  # characters of a value that a complaint repeats: more than most paths have
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
