@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from marble_sweep.commands import override
 from marble_sweep.config import Config, TokensConfig, require
 from marble_sweep.hydra_app.compose import compose_config
 from marble_sweep.loaded_run import Run
@@ -132,7 +133,7 @@ def sweep(overrides: Sequence[str], grid: Mapping[str, Sequence[Any]], directory
     >>> import marble_sweep as ms
     >>> ms.sweep(["experiment=quick"], {"model.num_layers": [2, 4, 6]}).runs  # doctest: +SKIP
     """
-    swept = [f"{key}={','.join(map(str, values))}" for key, values in grid.items()]
+    swept = [f"{key}={','.join(map(_value, values))}" for key, values in grid.items()]
     directory = _multirun([*overrides, *swept], directory)
     return Sweep(directory, load_runs(directory))
 
@@ -147,6 +148,15 @@ def search(overrides: Sequence[str] = (), directory: str | Path | None = None) -
     """
     directory = _multirun(["hydra/sweeper=smallest", *overrides], directory)
     return Search(directory, load_runs(directory), read_json(directory / "search.json"))
+
+
+def _value(value: Any) -> str:
+    """A value of Python in Hydra's syntax; text is the option of a group, or a text, that it names."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_value, value))}]"
+    return override("", value).removeprefix("=") if isinstance(value, str) else str(value)
 
 
 def _on_tokens(config: Config, tokens: Tensor, directory: Path) -> Config:
@@ -179,7 +189,7 @@ def _logging_here() -> Iterator[None]:
 def _multirun(overrides: Sequence[str], directory: str | Path | None) -> Path:
     """Run the command line in a process of its own, its output shown as it comes; returns the sweep's directory."""
     place = Path(directory) if directory is not None else Path("multirun", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
-    command = [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, f"hydra.sweep.dir={place}"]
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, override("hydra.sweep.dir", place)]
     # A session of its own: an interrupt reaches it once, from here.
     last_line = ""
     with subprocess.Popen(

@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from helpers import TINY
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 
 import marble_sweep as ms
 from marble_sweep import api, loaded_run
@@ -165,6 +168,14 @@ def test_an_interrupt_saves_the_state(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(resumed.metrics[columns], whole.metrics[columns])
     with pytest.raises(ValueError, match="left out with resume=True"):
         ms.train(overrides, tmp_path / "run", resume=True)
+
+
+def test_values_of_a_grid_are_what_hydra_reads() -> None:
+    values: list[Any] = [None, True, 3, 1e-3, "adamw", "a, b (1).txt", "null", [0.9, 0.95]]
+    words = [f"key={api._value(value)}" for value in values]
+    read = [each.value() for each in OverridesParser.create().parse_overrides(words)]
+    assert [str(each) if isinstance(each, QuotedString) else each for each in read[:5]] == values[:5]
+    assert [each.text if isinstance(each, QuotedString) else each for each in read[5:]] == values[5:]
 
 
 @pytest.mark.slow

@@ -161,5 +161,7 @@ def test_a_folder_of_names_that_are_not_utf8(tmp_path: Path, prose) -> None:
 
 
 def test_unknown_source() -> None:
-    with pytest.raises(ValueError, match=r"^data.name = other: must be one of pydocs, text, notebook, tokens, markov, iid$"):
+    with pytest.raises(
+        ValueError, match=r"^data.name = other: must be one of pydocs, text, notebook, tokens, markov, iid$"
+    ):
         load_corpus(DataConfig(name="other"))
