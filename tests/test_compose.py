@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.marble_sweeper.grid_sweeper import GridSweeper
 from marble_sweep import config as schema
 from marble_sweep.compose import Composer, without_hydra
-from marble_sweep.hydra_app import main as cli
 from marble_sweep.hydra_app.callbacks import fix_directory
+from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_versions import VERSION_BASE
 
 
@@ -35,7 +35,7 @@ class CountingLoader:
 
 @pytest.fixture(scope="module")
 def loader() -> Iterator[ConfigLoader]:
-    with initialize_config_dir(str(cli.CONF), **VERSION_BASE):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         yield GlobalHydra.instance().config_loader()
 
 

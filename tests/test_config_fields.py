@@ -35,7 +35,7 @@ from marble_sweep.config import (
     load,
     resolve,
 )
-from marble_sweep.hydra_app.main import CONF
+from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_versions import VERSION_BASE
 
 MANDATORY = {

@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from marble_sweep import config as schema
 from marble_sweep.checks import Checked
 from marble_sweep.config import SCHEMAS, Config
+from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.errors import one_line
-from marble_sweep.hydra_app.main import CONF, require_options
+from marble_sweep.hydra_app.main import require_options
 
 PATHS = {
     "text": ["data.path=c.txt"],

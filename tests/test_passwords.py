@@ -12,6 +12,7 @@ from helpers import TINY, tiny_config
 from postgresql import Server
 
 from marble_sweep.hydra_app import main as cli
+from marble_sweep.hydra_app.compose import PACKAGE
 from marble_sweep.passwords import has_password, mask, refuse_passwords
 from marble_sweep.searches.storage import open_storage
 
@@ -156,7 +157,7 @@ def search(folder: Path, url: str, *words: str, **environment: str) -> subproces
         text=True,
         check=False,
         cwd=folder,
-        env=kept | {"PYTHONPATH": str(cli.PACKAGE.parent), "HOME": str(folder)} | environment,
+        env=kept | {"PYTHONPATH": str(PACKAGE.parent), "HOME": str(folder)} | environment,
     )
     assert SECRET not in result.stdout + result.stderr
     for path in folder.rglob("*"):

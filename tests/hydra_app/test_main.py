@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY
 
-from marble_sweep.hydra_app import main as cli
+from marble_sweep.hydra_app.compose import CONF, PACKAGE
 
 
 def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
         ("device=mps", "device.type = mps: must be auto or one that is there: "),
         ("data=text", "data.path = ???: must be given"),
         ("data=text data.path=/missing.txt", "data.path = '/missing.txt': must be"),
-        ("data=markov data.num_tokens=5000", "trainer.batch_size = 128: must be <= 35"),
+        ("data=markov data.num_tokens=5000", "data.num_tokens = 5000: must have 16,384 tokens to train on"),
         ("resume=nowhere", "resume = nowhere: must be a run directory"),
         ("resume=nowhere seed=1", "resume = nowhere: must be alone"),
         ("schedule.warmup_steps=5000", "schedule.warmup_steps = 5000: must be < trainer.total_steps = 5000"),
@@ -76,9 +76,9 @@ def test_what_hydra_only_warns_of_ends_the_program(tmp_path: Path) -> None:
 
 def test_an_installed_package_uses_its_own_conf(tmp_path: Path) -> None:
     """Laid out as a wheel is, beside somebody else's conf/."""
-    shutil.copytree(cli.PACKAGE, tmp_path / "marble_sweep")
-    shutil.copytree(cli.CONF, tmp_path / "marble_sweep" / "conf")
-    shutil.copytree(cli.PACKAGE.parent / "hydra_plugins", tmp_path / "hydra_plugins")
+    shutil.copytree(PACKAGE, tmp_path / "marble_sweep")
+    shutil.copytree(CONF, tmp_path / "marble_sweep" / "conf")
+    shutil.copytree(PACKAGE.parent / "hydra_plugins", tmp_path / "hydra_plugins")
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "config.yaml").write_text("foreign: true\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

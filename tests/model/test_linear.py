@@ -124,7 +124,7 @@ def test_backward_keeps_no_float32_copy_of_an_operand(has_units, monkeypatch):
         kept.extend(tensors)
         save(context, *tensors)
 
-    monkeypatch.setattr(transformer, "narrowed", seen)
+    monkeypatch.setattr(transformer, "save_as_bf16", seen)
     monkeypatch.setattr(torch.autograd.function.FunctionCtx, "save_for_backward", saving)
     model = Transformer(50, 16, 1, 32, 2, 128, seed=0).bfloat16()
     model(torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0)))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from marble_sweep.config import AdamWConfig, Config, ConstantConfig, PydocsConfig, VerdictConfig
+from marble_sweep.config import EXPERIMENT_NAME, Config
+from marble_sweep.groups import MODEL_NAME
 from marble_sweep.runs.csv_log import Recorder
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.training.trainer import STEP_COLUMNS
@@ -33,9 +34,8 @@ def make_run(
     vocab_size: int = 10_000,
 ) -> Path:
     """Write a run directory as `overrides` would give it; `loss` is where the held-out loss tends to, in nats."""
-    config = OmegaConf.structured(
-        Config(optimizer=AdamWConfig(), schedule=ConstantConfig(), data=PydocsConfig(), verdict=VerdictConfig())
-    )
+    config = OmegaConf.structured(Config())
+    config.model.name, config.experiment_name = MODEL_NAME, EXPERIMENT_NAME  # these follow the overrides
     config.trainer.total_steps, config.trainer.eval_interval = steps, every
     for key, value in (override.split("=", 1) for override in overrides):
         OmegaConf.update(config, key, yaml.safe_load(value))

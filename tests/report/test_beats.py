@@ -1,6 +1,5 @@
 """One answer to whether a margin beats, wherever it is asked: in the verdict, the table and the certification."""
 
-import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from marble_sweep.metrics.margin import beats, errors_needed_by_run
 from marble_sweep.metrics.step import MEASURED
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.run import judged_by, run
+from marble_sweep.runs.csv_log import Recorder
 from marble_sweep.runs.run import Run
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.verdict import judge
@@ -50,6 +50,13 @@ def row(margin: float, error: float) -> dict[str, float]:
     return margins
 
 
+def write_evals(path: Path, values: dict[str, float]) -> None:
+    """An evals.csv of one row, as a run writes it."""
+    file = Recorder(path, EVAL_COLUMNS)
+    file.write([values])
+    file.close()
+
+
 @pytest.mark.parametrize(("margin", "error", "expected"), CASES)
 def test_every_place_gives_the_same_answer(margin: float, error: float, expected: bool | None, tmp_path: Path) -> None:
     assert beats(margin, error, 3.0) is expected
@@ -60,10 +67,7 @@ def test_every_place_gives_the_same_answer(margin: float, error: float, expected
     gain = next(check for each in verdict.criteria for check in each.checks if check.name == "context_gain_in_se")
     assert gain.passed is expected
 
-    with (tmp_path / "evals.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, EVAL_COLUMNS)
-        writer.writeheader()
-        writer.writerow(row(margin, error))
+    write_evals(tmp_path / "evals.csv", row(margin, error))
     (shown,) = compare_runs([Run.read(tmp_path)]).rows
     assert (shown["beats_unigram"], shown["beats_oracle"], shown["beats_bigram"]) == (expected,) * 3
 
@@ -86,10 +90,7 @@ def test_a_run_that_may_stop_needs_at_every_place_what_a_look_needs(
     assert errors_needed_by_run(3.0, stop=False, looks=9, total_steps=400) == 3.0
     for name, stop in (("whole", "false"), ("stopping", "true")):
         folder = make_run(tmp_path / name, f"certify.stop={stop}", "certify.looks=9", steps=40, every=40)
-        with (folder / "evals.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, EVAL_COLUMNS)
-            writer.writeheader()
-            writer.writerow(row(0.33, 0.1))
+        write_evals(folder / "evals.csv", row(0.33, 0.1))
     shown = {
         each["run"]: each["beats_unigram"] for each in compare_runs([Run.read(p) for p in tmp_path.iterdir()]).rows
     }
