@@ -22,9 +22,9 @@ from marble_sweep.commands import override
 from marble_sweep.config import Config, TokensConfig, require
 from marble_sweep.hydra_app.compose import compose_config
 from marble_sweep.loaded_run import Run
-from marble_sweep.report.damage import read_json
 from marble_sweep.report.summary import compare_directories
 from marble_sweep.run import run as run_in_directory
+from marble_sweep.runs.damage import read_json
 from marble_sweep.runs.discovery import find_runs
 from marble_sweep.runs.tensors import write_tensors
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from marble_sweep import config as schema
 from marble_sweep.data.tokenizer import load_tokenizer
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.report.damage import DamageError, read_text, read_yaml
 from marble_sweep.run import build_model
+from marble_sweep.runs.damage import DamageError, read_text, read_yaml
 from marble_sweep.runs.files import user_path
 from marble_sweep.terminal import printable, use_replacements
 from marble_sweep.training.precision import POLICIES

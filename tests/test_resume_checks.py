@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from marble_sweep.run import FILES, run
-from marble_sweep.training.state import read_info
+from marble_sweep.runs.state import read_info
 
 tiny_config = functools.cache(compose_tiny_config)
 

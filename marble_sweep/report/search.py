@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from marble_sweep.report.damage import NUMBER, OR_NULL, TEXT, WHOLE, DamageError, Kinds, is_kind, keep_sound, read_json
+from marble_sweep.runs.damage import NUMBER, OR_NULL, TEXT, WHOLE, DamageError, Kinds, is_kind, keep_sound, read_json
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
 

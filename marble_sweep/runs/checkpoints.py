@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from marble_sweep.runs.state import readable
 from marble_sweep.runs.tensors import write_tensors
-from marble_sweep.training.state import readable
 
 
 class EmbeddingSnapshots:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from marble_sweep.report.damage import (
+from marble_sweep.runs.damage import (
     NUMBER,
     OR_NULL,
     TEXT,
@@ -18,7 +18,7 @@ from marble_sweep.report.damage import (
     read_json,
     read_yaml,
 )
-from marble_sweep.report.steps import StepFile, read_evals
+from marble_sweep.runs.steps import StepFile, read_evals
 from marble_sweep.terminal import printable
 
 DAMAGED = "damaged"

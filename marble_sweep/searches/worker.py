@@ -18,11 +18,11 @@ from marble_sweep.compose import Composer
 from marble_sweep.hydra_app.callbacks import rerun_command
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line
-from marble_sweep.report.damage import flat
 from marble_sweep.report.frontier import draw_frontier
 from marble_sweep.report.page import write_page
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
+from marble_sweep.runs.damage import flat
 from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import find_run, mark_start, run_directories

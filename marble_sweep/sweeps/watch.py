@@ -10,12 +10,12 @@ from typing import Any
 from tqdm import tqdm
 
 from marble_sweep.report.page import write_page
-from marble_sweep.report.steps import last_step
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
 from marble_sweep.runs.files import write_text
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import ENDED
+from marble_sweep.runs.steps import last_step
 from marble_sweep.terminal import printable
 
 POLL_SECONDS = 1.0

@@ -22,13 +22,13 @@ from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
 from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.schedule import lr_scale
-from marble_sweep.training.state import Stateful, identity, load_state, read_info, save_state
 
 # The notebook's eight first, then what it could not see.
 STEP_COLUMNS = (

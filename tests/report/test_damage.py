@@ -13,9 +13,9 @@ import yaml
 
 from marble_sweep.compare import main
 from marble_sweep.report.page import write_page
-from marble_sweep.report.steps import PART_BYTES, StepFile
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.runs.run import Run
+from marble_sweep.runs.steps import PART_BYTES, StepFile
 
 MakeRun = Callable[..., Path]
 Change = Callable[[Path], Any]  # of a file

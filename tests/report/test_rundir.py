@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from marble_sweep.report.steps import StepFile
 from marble_sweep.runs.discovery import find_runs, newest
 from marble_sweep.runs.run import Run
+from marble_sweep.runs.steps import StepFile
 
 MakeRun = Callable[..., Path]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from marble_sweep.report.damage import DamageError, open_file, read_bytes
+from marble_sweep.runs.damage import DamageError, open_file, read_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
