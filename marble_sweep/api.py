@@ -24,6 +24,7 @@ from marble_sweep.hydra_app.compose import compose_config
 from marble_sweep.loaded_run import Run
 from marble_sweep.report.summary import compare_directories
 from marble_sweep.run import run as run_in_directory
+from marble_sweep.runs import layout
 from marble_sweep.runs.damage import read_json
 from marble_sweep.runs.discovery import find_runs
 from marble_sweep.runs.tensors import write_tensors
@@ -68,7 +69,7 @@ def train(
         place = Path(str(directory))
         settings = Run(place).config
     else:
-        place = Path(directory) if directory is not None else Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
+        place = _place(directory, layout.OUTPUTS)
         settings = config if isinstance(config, Config) else compose_config(config)
         if tokens is not None:
             settings = _on_tokens(settings, tokens, place)
@@ -147,7 +148,12 @@ def search(overrides: Sequence[str] = (), directory: str | Path | None = None) -
     >>> ms.search(["model.hidden_dim=range(2,9)"]).answer  # doctest: +SKIP
     """
     directory = _multirun(["hydra/sweeper=smallest", *overrides], directory)
-    return Search(directory, load_runs(directory), read_json(directory / "search.json"))
+    return Search(directory, load_runs(directory), read_json(directory / layout.SEARCH))
+
+
+def _place(directory: str | Path | None, folder: str) -> Path:
+    """The directory asked for, or a new one in `folder`, named after the time."""
+    return Path(directory) if directory is not None else Path(folder, f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
 
 
 def _value(value: Any) -> str:
@@ -163,9 +169,9 @@ def _on_tokens(config: Config, tokens: Tensor, directory: Path) -> Config:
     """The config of a run on `tokens`, which are written into its directory."""
     whole = tokens.ndim == 1 and not tokens.is_floating_point()
     require(whole, "tokens", f"{tuple(tokens.shape)} {tokens.dtype}", "(num_tokens,) whole numbers")
-    require(not (directory / "config.yaml").exists(), "directory", directory, "a new one: this one holds a run")
+    require(not (directory / layout.CONFIG).exists(), "directory", directory, "a new one: this one holds a run")
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory.resolve() / "tokens.safetensors"
+    path = directory.resolve() / layout.TOKENS
     write_tensors(path, {"tokens": tokens.cpu()})
     data = TokensConfig(vocab_size=config.data.vocab_size, val_fraction=config.data.val_fraction, path=str(path))
     return replace(config, data=data)
@@ -188,7 +194,7 @@ def _logging_here() -> Iterator[None]:
 
 def _multirun(overrides: Sequence[str], directory: str | Path | None) -> Path:
     """Run the command line in a process of its own, its output shown as it comes; returns the sweep's directory."""
-    place = Path(directory) if directory is not None else Path("multirun", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
+    place = _place(directory, layout.MULTIRUN)
     command = [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, override("hydra.sweep.dir", place)]
     # A session of its own: an interrupt reaches it once, from here.
     last_line = ""

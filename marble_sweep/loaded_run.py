@@ -18,6 +18,7 @@ from marble_sweep import config as schema
 from marble_sweep.config import Config, require
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_figures
+from marble_sweep.runs import layout
 from marble_sweep.runs.run import Run as RunFiles
 from marble_sweep.sample import generate_text, load_model, read_tokenizer
 from marble_sweep.verdict import Verdict
@@ -47,7 +48,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         """Raises ValueError where `path` holds no run."""
         self.path = Path(path)
-        found = (self.path / "config.yaml").is_file()
+        found = (self.path / layout.CONFIG).is_file()
         require(found, "path", self.path, "a run directory, one with a config.yaml")
 
     @property
@@ -58,7 +59,7 @@ class Run:
     @functools.cached_property
     def config(self) -> Config:
         """The whole checked config."""
-        return schema.load(self.path / "config.yaml")
+        return schema.load(self.path / layout.CONFIG)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -68,29 +69,29 @@ class Run:
     @property
     def verdict(self) -> Verdict | None:
         """The success criteria with their readings; None before the run has ended."""
-        path = self.path / "verdict.json"
+        path = self.path / layout.VERDICT
         return Verdict.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     @property
     def metrics(self) -> pd.DataFrame:
         """metrics.csv, a row a training step, with the step as a column."""
-        return pd.read_csv(self.path / "metrics.csv")
+        return pd.read_csv(self.path / layout.METRICS)
 
     @property
     def evals(self) -> pd.DataFrame:
         """evals.csv, a row a held-out evaluation; losses and margins in nats per token."""
-        return pd.read_csv(self.path / "evals.csv")
+        return pd.read_csv(self.path / layout.EVALS)
 
     @property
     def snapshots(self) -> Snapshots:
         """The embedding over the run. Raises FileNotFoundError before the first step."""
-        saved = load_file(self.path / "checkpoints.safetensors")
+        saved = load_file(self.path / layout.SNAPSHOTS)
         return Snapshots(saved["steps"], saved["W"].view(torch.bfloat16), saved["h_mean"])
 
     @property
     def dead_mask(self) -> Tensor:
         """(V,) bool: the tokens that never occur in the training split."""
-        return load_file(self.path / "checkpoints.safetensors")["dead_mask"].bool()
+        return load_file(self.path / layout.SNAPSHOTS)["dead_mask"].bool()
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -22,6 +22,7 @@ from marble_sweep.metadata import describe, header
 from marble_sweep.metrics.margin import errors_needed_by_run
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
+from marble_sweep.runs import layout
 from marble_sweep.runs.files import (
     lock_directory,
     open_append,
@@ -43,11 +44,6 @@ from marble_sweep.verdict import Verdict, judge
 
 log = logging.getLogger(__name__)
 
-FILES = (
-    *("config.yaml", "metadata.json", "metrics.csv", "evals.csv", "verdict.json", "run.log", "tokenizer.json"),
-    *(f"{name}.safetensors" for name in ("checkpoints", "model", "state", "unigram")),
-)
-
 
 def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> str:
     """Train, judge and record one model in `directory`; returns how the run ended.
@@ -57,7 +53,7 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
     for a config that the data or the machine cannot serve and for a directory that holds another run,
     OSError where it cannot be written. `show` asks for a progress bar.
     """
-    with claimed(directory, config, resume=resume), logging_to(directory / "run.log"), cpu_threads(config.device):
+    with claimed(directory, config, resume=resume), logging_to(directory / layout.LOG), cpu_threads(config.device):
         started = time.monotonic()
         policy = POLICIES[config.precision.name]
         device = choose_device(config.device, policy)
@@ -80,9 +76,9 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
         progress = Progress(config.trainer.total_steps, show=show)
         dead_mask = corpus.dead_mask.to(device)
         trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
-        write_text(directory / "tokenizer.json", corpus.tokenizer.to_str())
-        write_tensors(directory / "unigram.safetensors", {"log_probs": baselines.unigram_log_probs.float()})
-        write_json(directory / "metadata.json", metadata | {"status": "running"})
+        write_text(directory / layout.TOKENIZER, corpus.tokenizer.to_str())
+        write_tensors(directory / layout.UNIGRAM, {"log_probs": baselines.unigram_log_probs.float()})
+        write_json(directory / layout.METADATA, metadata | {"status": "running"})
         outcome: dict[str, Any] = {}
         verdict = None
         with stop_requests() as should_stop:
@@ -102,7 +98,7 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
                 raise
             finally:
                 outcome = trainer.summary() | {"seconds": time.monotonic() - started} | outcome
-                write_json(directory / "metadata.json", metadata | outcome)
+                write_json(directory / layout.METADATA, metadata | outcome)
         tell(directory, status, trainer.step, verdict)
         return status
 
@@ -123,12 +119,12 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
 
     Raises ValueError where another run is in it, alive or not.
     """
-    require_ordinary(directory, files=FILES, folders=["plots"])
+    require_ordinary(directory, files=layout.FILES, folders=[layout.PLOTS])
     lock = lock_directory(directory, "hydra.run.dir")
-    path = directory / "config.yaml"
+    path = directory / layout.CONFIG
     try:
-        if (directory / "plots").is_dir():
-            remove_temporaries(directory / "plots")
+        if (directory / layout.PLOTS).is_dir():
+            remove_temporaries(directory / layout.PLOTS)
         if not resume:
             free = f"a new directory: this one holds a run, which {resume_command(directory)} would continue"
             require(not path.exists(), "hydra.run.dir", directory, free)
@@ -137,7 +133,7 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
             yield
         finally:
             # A run that was refused before it began leaves the directory free for a better one.
-            if not resume and not (directory / "metadata.json").exists():
+            if not resume and not (directory / layout.METADATA).exists():
                 path.unlink(missing_ok=True)
     finally:
         lock.release()
@@ -198,17 +194,17 @@ def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | Non
 
 def has_begun(directory: Path) -> bool:
     """Whether there is a state to go on from. Raises ValueError where it is gone and rows are left, which stay."""
-    if (directory / "state.safetensors").exists():
+    if (directory / layout.STATE).exists():
         return True
-    rows = directory / "metrics.csv"
+    rows = directory / layout.METRICS
     if rows.exists() and rows.read_bytes().count(b"\n") > 1:
-        raise ValueError(f"{directory / 'state.safetensors'}: must be there to go on: {rows} has rows of a run")
+        raise ValueError(f"{directory / layout.STATE}: must be there to go on: {rows} has rows of a run")
     return False
 
 
 def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
     """A resumed run must go on with the tokens it began with."""
-    path = directory / "metadata.json"
+    path = directory / layout.METADATA
     corpus = read_metadata(directory).get("corpus")
     began = corpus.get("sha256") if isinstance(corpus, dict) else None
     if not isinstance(began, str):
@@ -228,9 +224,9 @@ def judged_by(config: Config) -> VerdictConfig:
 
 def conclude(config: Config, directory: Path, status: str) -> Verdict:
     """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
-    steps, evals = pd.read_csv(directory / "metrics.csv"), pd.read_csv(directory / "evals.csv")
+    steps, evals = pd.read_csv(directory / layout.METRICS), pd.read_csv(directory / layout.EVALS)
     verdict = judge(judged_by(config), steps, evals, autocorrelation_lag(config))
-    write_json(directory / "verdict.json", verdict.as_json())
+    write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)
     return verdict

@@ -18,6 +18,7 @@ from marble_sweep import config as schema
 from marble_sweep.data.tokenizer import load_tokenizer
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.run import build_model
+from marble_sweep.runs import layout
 from marble_sweep.runs.damage import DamageError, read_text, read_yaml
 from marble_sweep.runs.files import user_path
 from marble_sweep.terminal import printable, use_replacements
@@ -29,15 +30,15 @@ def load_model(directory: Path) -> Transformer:
 
     Raises ValueError where the directory holds no trained model, or a file in it is damaged.
     """
-    for name in ("config.yaml", "model.safetensors"):
+    for name in (layout.CONFIG, layout.MODEL):
         found = (directory / name).is_file()
         schema.require(found, "RUN_DIR", directory, f"a run directory with a {name}")
-    with naming(directory / "config.yaml", ValueError, DamageError, OmegaConfBaseException):
-        read_yaml(directory / "config.yaml")  # first: it refuses what would crash other readers
-        config = schema.load(directory / "config.yaml")
+    with naming(directory / layout.CONFIG, ValueError, DamageError, OmegaConfBaseException):
+        read_yaml(directory / layout.CONFIG)  # first: it refuses what would crash other readers
+        config = schema.load(directory / layout.CONFIG)
     # A RuntimeError is what torch raises for weights of other names or shapes.
-    with naming(directory / "model.safetensors", ValueError, OSError, SafetensorError, RuntimeError):
-        weights = load_file(directory / "model.safetensors")
+    with naming(directory / layout.MODEL, ValueError, OSError, SafetensorError, RuntimeError):
+        weights = load_file(directory / layout.MODEL)
         embedding = weights.get("embedding.weight", torch.empty(0))
         if embedding.ndim != 2 or embedding.shape[1] != config.model.hidden_dim:
             raise ValueError(f"must hold an embedding.weight of width {config.model.hidden_dim}")
@@ -50,7 +51,7 @@ def load_model(directory: Path) -> Transformer:
 
 def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     """A run's tokenizer, of at most `vocab_size` tokens. Raises ValueError where the directory holds none."""
-    path = directory / "tokenizer.json"
+    path = directory / layout.TOKENIZER
     schema.require(path.is_file(), "RUN_DIR", directory, "a run directory with a tokenizer.json")
     with naming(path, Exception):  # tokenizers raise nothing more specific
         tokenizer = load_tokenizer(read_text(path))
@@ -172,7 +173,7 @@ def answer(arguments: argparse.Namespace) -> str:
         wishes = arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed
         return generate_text(model, tokenizer, *wishes)
     schema.require(1 <= arguments.top <= vocab_size, "top", arguments.top, f"in [1, {vocab_size}]")
-    unigram = load_unigram(arguments.run_dir / "unigram.safetensors", vocab_size)
+    unigram = load_unigram(arguments.run_dir / layout.UNIGRAM, vocab_size)
     log_probs = next_log_probs(model, encode_prompt(tokenizer, arguments.prompt))
     return top_table(log_probs, unigram, tokenizer, arguments.top)
 

@@ -15,7 +15,8 @@ from helpers import tiny_config as compose_tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from marble_sweep.run import FILES, run
+from marble_sweep.run import run
+from marble_sweep.runs.layout import FILES
 from marble_sweep.runs.state import read_info
 
 tiny_config = functools.cache(compose_tiny_config)

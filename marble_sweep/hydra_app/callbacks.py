@@ -21,6 +21,7 @@ from marble_sweep import config as schema
 from marble_sweep.commands import as_written, config_words, literal, override, shell_command
 from marble_sweep.compose import Composer, without_hydra
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line, exiting_on_errors
+from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, user_path
 from marble_sweep.runs.status import ENDED, latest, mark_start, read_metadata
 from marble_sweep.sweeps.length import require_few
@@ -47,7 +48,7 @@ class CheckAndWatch(Callback):
             others = [each for each in as_written(config.hydra.overrides.task) if not each.startswith("resume=")]
             alone = f"alone: the run's own config is used (drop {', '.join(others)})"
             schema.require(not others, "resume", settings.resume, alone)
-            found = (user_path(settings.resume) / "config.yaml").is_file()
+            found = (user_path(settings.resume) / layout.CONFIG).is_file()
             schema.require(found, "resume", settings.resume, "a run directory, one with a config.yaml")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -89,7 +90,7 @@ class Sweep:
                 names = ", ".join(path.name for path in failed)
                 todo = " and ".join([f"failed ({names})"] * bool(failed) + ["to do"] * bool(missing))
                 print(f"To run what is {todo}:\n  {self.rerun}", file=sys.stderr)
-            written = [self.directory / name for name in ("summary.csv", "compare.html")]
+            written = [self.directory / name for name in (layout.SUMMARY, layout.PAGE)]
             if all(path.exists() for path in written):
                 print(f"Compared in {written[0]} and {written[1]}", file=sys.stderr)
         self.lock.release()

@@ -23,6 +23,7 @@ from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting
 from marble_sweep.hydra_versions import MAIN_ARGUMENTS, register_resolver
 from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
+from marble_sweep.runs import layout
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.sweeps.jobs import train_job
 from marble_sweep.terminal import use_replacements
@@ -33,7 +34,7 @@ NOT_BEGUN = "Interrupted before training began: nothing is lost, the same comman
 
 def run_directory(resume: str | None) -> str:
     """A new directory under outputs/, or the one to resume in."""
-    return resume or f"outputs/{now()}"
+    return resume or f"{layout.OUTPUTS}/{now()}"
 
 
 def now() -> str:
@@ -90,7 +91,7 @@ def job(config: DictConfig) -> float | str | None:
             from marble_sweep.run import run
 
             resumed = config.resume is not None
-            settings = schema.load(directory / "config.yaml") if resumed else schema.resolve(config)
+            settings = schema.load(directory / layout.CONFIG) if resumed else schema.resolve(config)
             status = run(settings, directory, resume=resumed)
     except KeyboardInterrupt:
         print(interrupted(directory), file=sys.stderr)
@@ -102,10 +103,10 @@ def job(config: DictConfig) -> float | str | None:
 
 def interrupted(directory: Path) -> str:
     """What to do where a run was interrupted while it did not train; one that had not begun to leaves nothing."""
-    if (directory / "metadata.json").exists():
+    if (directory / layout.METADATA).exists():
         return f"Interrupted; continue with:\n  {resume_command(directory)}"
-    if not (directory / "config.yaml").exists():
-        for name in ("run.log", ".lock"):
+    if not (directory / layout.CONFIG).exists():
+        for name in (layout.LOG, layout.LOCK):
             (directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # what else is there is not this run's
             directory.rmdir()

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from marble_sweep.runs import layout
 from marble_sweep.runs.files import atomic_write
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
@@ -51,7 +52,7 @@ def draw_figures(directory: Path, status: str | None = None) -> dict[str, Figure
 
 def draw_plots(directory: Path, status: str | None = None) -> None:
     """Draw the figures into `directory`/plots as PNG."""
-    folder = directory / "plots"
+    folder = directory / layout.PLOTS
     for name, figure in draw_figures(directory, status).items():
         folder.mkdir(exist_ok=True)
         with atomic_write(folder / f"{name}.png") as temporary:

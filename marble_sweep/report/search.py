@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from marble_sweep.runs import layout
 from marble_sweep.runs.damage import NUMBER, OR_NULL, TEXT, WHOLE, DamageError, Kinds, is_kind, keep_sound, read_json
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
@@ -18,7 +19,7 @@ def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
     folders = {run.path.resolve().parent for run in runs}
     if len(folders) != 1:
         return None, []
-    path = folders.pop() / "search.json"
+    path = folders.pop() / layout.SEARCH
     try:
         found = read_json(path)
         _require_words(found)

@@ -5,6 +5,8 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from marble_sweep.runs import layout
+
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The run directories at or below each of `paths`, each once; job 10 comes after job 9.
@@ -28,18 +30,18 @@ def newest(root: Path = Path()) -> Path:
 
     Raises ValueError where there is neither.
     """
-    for folder in ("multirun", "outputs"):
+    for folder in (layout.MULTIRUN, layout.OUTPUTS):
         runs = list(_below(root / folder)) if (root / folder).is_dir() else []
         if runs:
             latest = max(runs, key=lambda run: (_started(run), _natural(run)))
-            return latest.parent if folder == "multirun" else latest
+            return latest.parent if folder == layout.MULTIRUN else latest
     raise ValueError("PATH: must be given: there is no run under multirun/ or outputs/")
 
 
 def _is_run(names: Collection[str]) -> bool:
     """Whether a folder of these names is a run's; one of Hydra configs has a config.yaml too, but no log."""
-    begun = "config.yaml" in names and ("run.log" in names or "metrics.csv" in names)
-    return begun or "metadata.json" in names
+    begun = layout.CONFIG in names and (layout.LOG in names or layout.METRICS in names)
+    return begun or layout.METADATA in names
 
 
 def _below(path: Path) -> Iterator[Path]:
@@ -61,7 +63,7 @@ def _below(path: Path) -> Iterator[Path]:
 
 def _started(run: Path) -> float:
     """When its config was written, which happens once; seconds since the epoch."""
-    for name in ("config.yaml", "metadata.json"):
+    for name in (layout.CONFIG, layout.METADATA):
         with contextlib.suppress(OSError):
             return (run / name).stat().st_mtime
     return 0.0

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-LOCK, SOFT_LOCK = ".lock", ".lock.held"
+from marble_sweep.runs import layout
+
 # What file systems answer that lack a call: FAT and network folders have no hard links, CIFS cannot sync a folder,
 # some clusters mount without flock.
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EMLINK}
@@ -151,8 +152,8 @@ def lock_directory(directory: Path, setting: str, *, wait: bool = False) -> Base
     process holds it; `wait` waits for that one instead.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    require_ordinary(directory, files=[LOCK, SOFT_LOCK])
-    lock: BaseFileLock = FileLock(directory / LOCK, fallback_to_soft=False)
+    require_ordinary(directory, files=[layout.LOCK, layout.SOFT_LOCK])
+    lock: BaseFileLock = FileLock(directory / layout.LOCK, fallback_to_soft=False)
     try:
         try:
             lock.acquire(blocking=wait)
@@ -160,7 +161,7 @@ def lock_directory(directory: Path, setting: str, *, wait: bool = False) -> Base
             if error.errno not in NO_FLOCK:
                 raise
             # The existence of a file is the lock then; after a kill it stays, so nobody waits for it.
-            lock = SoftFileLock(directory / SOFT_LOCK)
+            lock = SoftFileLock(directory / layout.SOFT_LOCK)
             lock.acquire(blocking=False)
     except Timeout:
         hint = f" (if none does, remove {lock.lock_file})" if isinstance(lock, SoftFileLock) else ""

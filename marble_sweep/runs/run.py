@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from marble_sweep.runs import layout
 from marble_sweep.runs.damage import (
     NUMBER,
     OR_NULL,
@@ -80,7 +81,7 @@ class Run:
         """Read the run in `path`; files that are missing or in the writing count as far as they go."""
         damages: list[Damage] = []
         config, metadata, evals = _read_config(path, damages), _read_metadata(path, damages), _read_evals(path, damages)
-        _read_if_there(path / "verdict.json", read_json, damages)
+        _read_if_there(path / layout.VERDICT, read_json, damages)
         return cls(path, config, metadata, evals, tuple(damages))
 
     @property
@@ -88,14 +89,14 @@ class Run:
         """What is damaged: a file and a reason each."""
         found = list(self.small_damages)
         if self.steps.damage:
-            found.append(Damage("metrics.csv", self.steps.damage))
+            found.append(Damage(layout.METRICS, self.steps.damage))
         elif self.recorded_status in COMPLETE and self.steps.num_rows < (self.metadata.get("step") or 0):
             rows, step = self.steps.num_rows, self.metadata["step"]
-            found.append(Damage("metrics.csv", f"has rows up to step {rows}; the run went to step {step}"))
+            found.append(Damage(layout.METRICS, f"has rows up to step {rows}; the run went to step {step}"))
         measured = (self.metadata.get("last_evaluation") or {}).get("step") or 0
-        if self.evals_until < measured and not any(damage.file == "evals.csv" for damage in found):
+        if self.evals_until < measured and not any(damage.file == layout.EVALS for damage in found):
             reason = f"has rows up to step {self.evals_until}; the run was evaluated at step {measured}"
-            found.append(Damage("evals.csv", reason))
+            found.append(Damage(layout.EVALS, reason))
         return found
 
     @property
@@ -135,7 +136,7 @@ class Run:
 
     @functools.cached_property
     def steps(self) -> StepFile:
-        return StepFile(self.path / "metrics.csv")
+        return StepFile(self.path / layout.METRICS)
 
 
 def damage_lines(runs: Sequence[Run]) -> list[str]:
@@ -156,28 +157,28 @@ def _read_if_there(path: Path, reader: Callable[[Path], Content], damages: list[
 
 def _read_config(path: Path, damages: list[Damage]) -> dict[str, Any]:
     before = len(damages)
-    found = _read_if_there(path / "config.yaml", read_yaml, damages)
+    found = _read_if_there(path / layout.CONFIG, read_yaml, damages)
     if found is None:
         if len(damages) == before:
-            damages.append(Damage("config.yaml", "is missing"))
+            damages.append(Damage(layout.CONFIG, "is missing"))
         return {}
     config, reasons = keep_sound(found, CONFIG_KINDS)
     if missing := [key for key in PARAMETERS if key not in found]:
         reasons.append(f"must have {', '.join(missing)}")
-    damages += [Damage("config.yaml", reason) for reason in reasons]
+    damages += [Damage(layout.CONFIG, reason) for reason in reasons]
     return config
 
 
 def _read_metadata(path: Path, damages: list[Damage]) -> dict[str, Any]:
-    found = _read_if_there(path / "metadata.json", read_json, damages)
+    found = _read_if_there(path / layout.METADATA, read_json, damages)
     if found is None:
         return {}
     metadata, reasons = keep_sound(found, METADATA_KINDS)
     if found.get("status") is None:
         reasons.append("must have a status")
-    damages += [Damage("metadata.json", reason) for reason in reasons]
+    damages += [Damage(layout.METADATA, reason) for reason in reasons]
     return metadata
 
 
 def _read_evals(path: Path, damages: list[Damage]) -> list[dict[str, float]]:
-    return _read_if_there(path / "evals.csv", read_evals, damages) or []
+    return _read_if_there(path / layout.EVALS, read_evals, damages) or []

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from marble_sweep.config import Config, dump
+from marble_sweep.runs import layout
 from marble_sweep.runs.tensors import write_tensors
 
 # Keys of a config that may change while a run is interrupted: what it computes stays the same, or is checked elsewhere.
@@ -78,7 +79,7 @@ def _require_same_config(path: Path, saved: object, config: Config) -> None:
         raise ValueError(f"{path}: must be the state of a run: its config is damaged")
     for key, value in saved.items():
         if key in now and now[key] != value:
-            place = path.with_name("config.yaml")
+            place = path.with_name(layout.CONFIG)
             raise ValueError(f"{place}: {key} = {now[key]}: must be {value}, as when {path.name} was saved")
 
 

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from marble_sweep.config import Config, dump
+from marble_sweep.runs import layout
 from marble_sweep.runs.files import write_json, write_text
 
 DONE = ("finished", "diverged", "certified", "pruned")  # nothing is left to do
 ENDED = (*DONE, "failed", "too_slow")
-STARTED = ".started"
-LAST_PLOT = "plots/hidden.png"  # drawn after all others
 
 
 def run_directories(sweep_dir: Path) -> Iterator[Path]:
     """Every run directory directly below sweep_dir, in the order of their numbers."""
-    found = [path.parent for path in sweep_dir.glob("*/config.yaml")]
+    found = [path.parent for path in sweep_dir.glob(f"*/{layout.CONFIG}")]
     return iter(sorted(found, key=lambda path: (len(path.name), path.name)))
 
 
@@ -29,7 +28,7 @@ def find_run(config: Config, sweep_dir: Path) -> Path | None:
 
 def config_text(directory: Path) -> str | None:
     """A run's config.yaml; None where it cannot be read."""
-    return _text(directory / "config.yaml")
+    return _text(directory / layout.CONFIG)
 
 
 def _text(path: Path) -> str | None:
@@ -43,7 +42,7 @@ def _text(path: Path) -> str | None:
 def read_metadata(directory: Path) -> dict[str, Any]:
     """A run's metadata.json; empty where it is not written yet, or damaged."""
     try:
-        metadata = json.loads(_text(directory / "metadata.json") or "")
+        metadata = json.loads(_text(directory / layout.METADATA) or "")
     except (ValueError, RecursionError):
         return {}
     return metadata if isinstance(metadata, dict) else {}
@@ -51,29 +50,29 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 def is_done(directory: Path, config: Config) -> bool:
     """Whether nothing is left to do for a run: it says so, and its verdict and plots are there."""
-    results = ["verdict.json"] if config.certify.stop else ["verdict.json", LAST_PLOT]
+    results = [layout.VERDICT] if config.certify.stop else [layout.VERDICT, layout.LAST_PLOT]
     return read_metadata(directory).get("status") in DONE and all((directory / name).is_file() for name in results)
 
 
 def changed_at(directory: Path) -> int:
     """When a run's metadata was last written, in ns; 0 where there is none."""
     try:
-        return (directory / "metadata.json").stat().st_mtime_ns
+        return (directory / layout.METADATA).stat().st_mtime_ns
     except OSError:
         return 0
 
 
 def mark_start(sweep_dir: Path) -> None:
     """Note when the sweep was started, and say which runs in it are too damaged to be reused."""
-    write_text(sweep_dir / STARTED, "")
+    write_text(sweep_dir / layout.STARTED, "")
     for path in run_directories(sweep_dir):
         if config_text(path) is None:
-            print(f"marble_sweep: {path / 'config.yaml'} cannot be read: this run is not reused", file=sys.stderr)
+            print(f"marble_sweep: {path / layout.CONFIG} cannot be read: this run is not reused", file=sys.stderr)
 
 
 def count_failures(sweep_dir: Path) -> int:
     """Jobs that failed since the sweep was last started: a job that is to run again does not count."""
-    mark = sweep_dir / STARTED
+    mark = sweep_dir / layout.STARTED
     started = mark.stat().st_mtime_ns if mark.exists() else 0
     failed = [path for path in run_directories(sweep_dir) if read_metadata(path).get("status") == "failed"]
     return sum(changed_at(path) >= started for path in failed)
@@ -93,4 +92,4 @@ def latest(sweep_dir: Path, configs: set[str] | None) -> list[Path]:
 
 def record_failure(directory: Path, reason: str) -> None:
     """Say in a run's metadata that it failed, and why; what else is there stays."""
-    write_json(directory / "metadata.json", read_metadata(directory) | {"status": "failed", "reason": reason})
+    write_json(directory / layout.METADATA, read_metadata(directory) | {"status": "failed", "reason": reason})

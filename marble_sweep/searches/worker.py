@@ -22,6 +22,7 @@ from marble_sweep.report.frontier import draw_frontier
 from marble_sweep.report.page import write_page
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
+from marble_sweep.runs import layout
 from marble_sweep.runs.damage import flat
 from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.run import Run
@@ -36,8 +37,6 @@ from marble_sweep.searches.study import as_record, open_study
 from marble_sweep.searches.view import View, describe_trial
 
 WAIT_SECONDS = 0.5  # between two looks at what other workers do
-JOURNAL = "study.log"
-FRONTIER = "frontier.png"
 
 
 class Search:
@@ -86,7 +85,7 @@ class Search:
     def _run(self, *, alone: bool) -> int:
         search = self.base.search
         self.directory.mkdir(parents=True, exist_ok=True)
-        journal = str((self.directory / JOURNAL).resolve())
+        journal = str((self.directory / layout.JOURNAL).resolve())
         self.storage = open_storage(search.storage or journal, search.storage_patience)
         self.shared = open_study(
             self.storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout
@@ -186,21 +185,21 @@ class Search:
             self.error = shared_error(result, searched, nothing_trained=found.nothing_trained)
         if self.error is None:
             self.view.end(words, result, found.bracket())
-        write_json(self.directory / "search.json", found.as_json("running"))
+        write_json(self.directory / layout.SEARCH, found.as_json("running"))
 
     def _conclude(self, ended: str) -> list[dict[str, Any]]:
         """Write what was found, and say it; returns the crashes between the answer and its proof."""
         found = self.found()
         summary = found.as_json(ended) | {"error": self.error}
-        write_json(self.directory / "search.json", summary)
+        write_json(self.directory / layout.SEARCH, summary)
         self.shared.study.set_user_attr("answer", summary["answer"])
         with costing_a_line(f"the comparison in {self.directory}"):
-            draw_frontier(summary, self.directory / FRONTIER)
+            draw_frontier(summary, self.directory / layout.FRONTIER)
             runs = [Run.read(path) for path in run_directories(self.directory)]
             if runs:
                 comparison = compare_runs(runs)
-                write_text(self.directory / "summary.csv", render(comparison.rows, list(comparison.rows[0]), "csv"))
-                write_page(comparison, self.directory / "compare.html")
+                write_text(self.directory / layout.SUMMARY, render(comparison.rows, list(comparison.rows[0]), "csv"))
+                write_page(comparison, self.directory / layout.PAGE)
         if self.error is None or not found.nothing_trained:
             self.view.line("\n" + "\n".join(summary["words"]))
             self.view.line(f"Everything is in {self.directory}")

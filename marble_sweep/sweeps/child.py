@@ -11,6 +11,7 @@ from pathlib import Path
 
 from marble_sweep.config import Config, dump
 from marble_sweep.process import keep_freed_memory
+from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, write_exclusive
 from marble_sweep.runs.provenance import code_sha256
 from marble_sweep.runs.status import config_text, is_done, read_metadata, record_failure, run_directories
@@ -83,7 +84,7 @@ def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
         directory = sweep_dir / str(candidate)
         with contextlib.suppress(FileExistsError):  # where something else has the name
             directory.mkdir(parents=True, exist_ok=True)
-            if write_exclusive(directory / "config.yaml", text):
+            if write_exclusive(directory / layout.CONFIG, text):
                 break
     return directory, False
 
@@ -93,7 +94,7 @@ def changes(directory: Path, config: Config) -> list[str]:
     from marble_sweep.data.corpus import load_corpus
 
     metadata = read_metadata(directory)
-    if not metadata and (directory / "metadata.json").exists():
+    if not metadata and (directory / layout.METADATA).exists():
         return ["metadata.json is damaged"]
     if "corpus" not in metadata:
         return []  # it never began to train

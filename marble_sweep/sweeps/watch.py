@@ -12,6 +12,7 @@ from tqdm import tqdm
 from marble_sweep.report.page import write_page
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
+from marble_sweep.runs import layout
 from marble_sweep.runs.files import write_text
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import ENDED
@@ -33,7 +34,7 @@ class SweepWatch:
         self.sweep_dir = sweep_dir
         self.directories: set[str] = set()  # names of the runs' directories seen so far
         # What was done before is not told again.
-        self.told = {(path, stamp(path / "metadata.json")) for path in self._run_directories()}
+        self.told = {(path, stamp(path / layout.METADATA)) for path in self._run_directories()}
         self.metadata: dict[Path, Stamp] = {}  # as of the last look
         self.metrics: dict[Path, Stamp] = {}
         self.steps: dict[Path, int] = {}  # how far each run has come
@@ -54,7 +55,7 @@ class SweepWatch:
         self.bar.close()
         if runs := [Run.read(path) for path in self._run_directories()]:
             try:
-                write_page(compare_runs(runs), self.sweep_dir / "compare.html")
+                write_page(compare_runs(runs), self.sweep_dir / layout.PAGE)
             except OSError as error:
                 self._complain(f"compare.html could not be written: {error}")
 
@@ -80,11 +81,11 @@ class SweepWatch:
         """Tell of what has ended since the last look."""
         new = []
         for path in self._run_directories():
-            changed = stamp(path / "metadata.json")
+            changed = stamp(path / layout.METADATA)
             if path in self.metadata and self.metadata[path] == changed:
                 continue
             self._read(path)
-            if stamp(path / "metadata.json") != changed:
+            if stamp(path / layout.METADATA) != changed:
                 continue  # it was written while it was read: the next look reads it again
             self.metadata[path] = changed
             if path in self.ended and (path, changed) not in self.told:
@@ -109,22 +110,22 @@ class SweepWatch:
         rows = {row["run"]: row for row in comparison.rows}
         for path in new:
             tqdm.write(ended_line(self.ended[path], rows[str(path)], comparison.varied), file=sys.stderr)
-        write_text(self.sweep_dir / "summary.csv", render(comparison.rows, list(comparison.rows[0]), "csv"))
+        write_text(self.sweep_dir / layout.SUMMARY, render(comparison.rows, list(comparison.rows[0]), "csv"))
 
     def _advance(self) -> None:
         """Bring the bar to the steps that all have come to."""
         for path in self.metadata.keys() - self.ended.keys():
-            changed = stamp(path / "metrics.csv")
+            changed = stamp(path / layout.METRICS)
             if changed != self.metrics.get(path):
                 self.metrics[path] = changed
-                self.steps[path] = last_step(path / "metrics.csv")
+                self.steps[path] = last_step(path / layout.METRICS)
         self.bar.update(sum(self.steps.values()) - self.bar.n)
 
     def _run_directories(self) -> list[Path]:
         """Those with a config.yaml, which stays, so that it is looked for only where there was none."""
         with os.scandir(self.sweep_dir) as entries:
             names = {entry.name for entry in entries if entry.name not in self.directories and entry.is_dir()}
-        self.directories |= {name for name in names if (self.sweep_dir / name / "config.yaml").exists()}
+        self.directories |= {name for name in names if (self.sweep_dir / name / layout.CONFIG).exists()}
         return sorted((self.sweep_dir / name for name in self.directories), key=_by_number)
 
 

@@ -20,6 +20,7 @@ from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.metrics.step import MEASURED, Pending, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.runs import layout
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
 from marble_sweep.runs.csv_log import Recorder
 from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
@@ -69,7 +70,7 @@ class Trainer:
         self.policy = POLICIES[config.precision.name]
         self.updater = FlatOptimizer(model, config.optimizer, self.policy, config.seed)
         self.metrics = StepMetrics(dead_mask, config.model.hidden_dim, autocorrelation_lag(config))
-        self.checkpoints = EmbeddingSnapshots(directory / "checkpoints.safetensors", dead_mask)
+        self.checkpoints = EmbeddingSnapshots(directory / layout.SNAPSHOTS, dead_mask)
         self.step = 0
         self.train_seconds = 0.0
         self.last_loss: float | None = None
@@ -80,23 +81,23 @@ class Trainer:
         self.parts["metrics"] = self.metrics
         hashes = self.load_state() if resume else {}
         self.step_rows = Recorder(
-            directory / "metrics.csv",
+            directory / layout.METRICS,
             STEP_COLUMNS,
             self.step,
             steps=range(1, self.step + 1),
-            sha256=hashes.get("metrics.csv"),
+            sha256=hashes.get(layout.METRICS),
         )
         self.eval_rows = Recorder(
-            directory / "evals.csv",
+            directory / layout.EVALS,
             EVAL_COLUMNS,
             self.step,
             steps=[int(row["step"]) for row in self.early_stopping.rows],
-            sha256=hashes.get("evals.csv"),
+            sha256=hashes.get(layout.EVALS),
         )
 
     @property
     def state_path(self) -> Path:
-        return self.directory / "state.safetensors"
+        return self.directory / layout.STATE
 
     def train(self, should_stop: Callable[[], bool]) -> str:
         """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`.
@@ -232,10 +233,10 @@ class Trainer:
             "evals": self.early_stopping.rows,
             "ruling": self.early_stopping.ruling,
             "config": identity(self.config),
-            "rows": {"metrics.csv": self.step_rows.hash.hexdigest(), "evals.csv": self.eval_rows.hash.hexdigest()},
+            "rows": {layout.METRICS: self.step_rows.hash.hexdigest(), layout.EVALS: self.eval_rows.hash.hexdigest()},
         }
         if model:
-            write_tensors(self.directory / "model.safetensors", dict(self.model.state_dict()))
+            write_tensors(self.directory / layout.MODEL, dict(self.model.state_dict()))
         save_state(self.state_path, self.parts, info)
 
     def summary(self) -> dict[str, Any]:

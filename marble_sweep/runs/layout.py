@@ -1,0 +1,32 @@
+"""The names of the files in a run directory, and of those that a sweep keeps beside its runs."""
+
+# Where runs lie unless the user says otherwise: one run, or a sweep of them.
+OUTPUTS, MULTIRUN = "outputs", "multirun"
+
+# A run's. docs/run_directory.md says what is in each.
+CONFIG = "config.yaml"
+METADATA = "metadata.json"
+METRICS = "metrics.csv"
+EVALS = "evals.csv"
+VERDICT = "verdict.json"
+LOG = "run.log"
+TOKENIZER = "tokenizer.json"
+TOKENS = "tokens.safetensors"  # of a run on the user's own token ids
+SNAPSHOTS = "checkpoints.safetensors"
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+UNIGRAM = "unigram.safetensors"
+PLOTS = "plots"  # a folder
+LAST_PLOT = f"{PLOTS}/hidden.png"  # drawn after all others
+FILES = (CONFIG, METADATA, METRICS, EVALS, VERDICT, LOG, TOKENIZER, SNAPSHOTS, MODEL, STATE, UNIGRAM)
+
+# Of a run and of a sweep.
+LOCK, SOFT_LOCK = ".lock", ".lock.held"
+
+# A sweep's. A search has the last three as well.
+STARTED = ".started"  # empty: its time is that of the sweep's last start
+SUMMARY = "summary.csv"
+PAGE = "compare.html"
+SEARCH = "search.json"
+JOURNAL = "study.log"
+FRONTIER = "frontier.png"
