@@ -27,6 +27,7 @@ from marble_sweep.run import run as run_in_directory
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import read_json
 from marble_sweep.runs.discovery import find_runs
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
 
 EXIT_REFUSED = 2  # of the command line: a setting that cannot be
@@ -75,7 +76,7 @@ def train(
             settings = _on_tokens(settings, tokens, place)
     with _logging_here():
         status = run_in_directory(settings, place, resume=resume)
-    if status == "interrupted":
+    if status == RunStatus.INTERRUPTED:
         raise KeyboardInterrupt
     return Run(place)
 

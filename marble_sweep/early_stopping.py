@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from marble_sweep.config import CertifyConfig, Config
 from marble_sweep.metrics.margin import beats, errors_needed, look_steps
+from marble_sweep.runs.status import RunStatus
 
 # A model whose held-out loss does not change by even this, in nats per token, when its contexts are exchanged, so few
 # looks before the end: none that did was seen to certify (docs/search_replay.md).
@@ -45,7 +46,7 @@ class EarlyStopping:
 
     config: Config
     rows: list[dict[str, float]] = field(default_factory=list)  # of evals.csv, so far
-    ruling: str | None = None  # certified, pruned, too_slow; None while the run may go on
+    ruling: RunStatus | None = None  # certified, pruned, too_slow; None while the run may go on
 
     def __post_init__(self) -> None:
         self.steps = look_steps(self.config.certify.looks, self.config.trainer.total_steps)
@@ -58,11 +59,11 @@ class EarlyStopping:
             return
         slowest = self.config.certify.min_steps_per_minute
         if slowest is not None and steps_per_minute < slowest:
-            self.ruling = "too_slow"
+            self.ruling = RunStatus.TOO_SLOW
         elif beats(*margin(self.config.certify, row), self.errors):
-            self.ruling = "certified"
+            self.ruling = RunStatus.CERTIFIED
         elif self.steps and row["step"] < self.steps[-1] and is_hopeless(self.config.certify, self.rows, self.steps):
-            self.ruling = "pruned"
+            self.ruling = RunStatus.PRUNED
 
 
 def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> float:

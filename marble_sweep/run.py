@@ -31,7 +31,7 @@ from marble_sweep.runs.files import (
     write_json,
     write_text,
 )
-from marble_sweep.runs.status import read_metadata
+from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads
 from marble_sweep.training.evaluation import Evaluator
@@ -45,7 +45,7 @@ from marble_sweep.verdict import Verdict, judge
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> str:
+def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> RunStatus:
     """Train, judge and record one model in `directory`; returns how the run ended.
 
     `finished` or `diverged`, or as certify.stop has it `certified`, `pruned` or `too_slow`, each with a
@@ -78,7 +78,7 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
         trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
         write_text(directory / layout.TOKENIZER, corpus.tokenizer.to_str())
         write_tensors(directory / layout.UNIGRAM, {"log_probs": baselines.unigram_log_probs.float()})
-        write_json(directory / layout.METADATA, metadata | {"status": "running"})
+        write_json(directory / layout.METADATA, metadata | {"status": RunStatus.RUNNING})
         outcome: dict[str, Any] = {}
         verdict = None
         with stop_requests() as should_stop:
@@ -87,14 +87,14 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
                 log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step() if show else None))
                 status = trainer.train(should_stop)
                 outcome["seconds"] = time.monotonic() - started
-                if status != "interrupted":
+                if status != RunStatus.INTERRUPTED:
                     verdict = conclude(config, directory, status)
                 outcome["status"] = status  # the last to be known: it vouches for the verdict and the plots
             except KeyboardInterrupt:  # the user asked twice: what was saved last is what a resumed run goes on from
-                outcome["status"] = status = "interrupted"
+                outcome["status"] = status = RunStatus.INTERRUPTED
                 verdict = None
             except BaseException as error:
-                outcome |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+                outcome |= {"status": RunStatus.FAILED, "reason": f"{type(error).__name__}: {error}"}
                 raise
             finally:
                 outcome = trainer.summary() | {"seconds": time.monotonic() - started} | outcome
@@ -103,12 +103,12 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
         return status
 
 
-def tell(directory: Path, status: str, step: int, verdict: Verdict | None) -> None:
+def tell(directory: Path, status: RunStatus, step: int, verdict: Verdict | None) -> None:
     """Say how the run ended; one that was interrupted has no verdict."""
     if verdict is None:
         log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command(directory))
         return
-    if status == "diverged":
+    if status == RunStatus.DIVERGED:
         log.info("Diverged: the loss of step %d is not a number.", step)
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 
@@ -222,7 +222,7 @@ def judged_by(config: Config) -> VerdictConfig:
     return replace(config.verdict, min_standard_errors=errors)
 
 
-def conclude(config: Config, directory: Path, status: str) -> Verdict:
+def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
     steps, evals = pd.read_csv(directory / layout.METRICS), pd.read_csv(directory / layout.EVALS)
     verdict = judge(judged_by(config), steps, evals, autocorrelation_lag(config))

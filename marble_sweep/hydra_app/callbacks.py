@@ -23,7 +23,7 @@ from marble_sweep.compose import Composer, without_hydra
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line, exiting_on_errors
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, user_path
-from marble_sweep.runs.status import ENDED, latest, mark_start, read_metadata
+from marble_sweep.runs.status import ENDED, RunStatus, latest, mark_start, read_metadata
 from marble_sweep.sweeps.length import require_few
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Sweep:
         runs = latest(self.directory, configs or None)
         statuses = {path: read_metadata(path).get("status") for path in runs}
         ended = [status for status in statuses.values() if status in ENDED]
-        failed = [path for path, status in statuses.items() if status == "failed"]
+        failed = [path for path, status in statuses.items() if status == RunStatus.FAILED]
         missing = max(0, len(configs) - len(ended))
         counts = {name: ended.count(name) for name in ENDED} | {"to do": missing}
         with contextlib.suppress(OSError):  # nobody may be reading any more

@@ -24,7 +24,7 @@ from marble_sweep.hydra_versions import MAIN_ARGUMENTS, register_resolver
 from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
 from marble_sweep.runs import layout
-from marble_sweep.runs.status import read_metadata
+from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.sweeps.jobs import train_job
 from marble_sweep.terminal import use_replacements
 from marble_sweep.training.signals import interrupting
@@ -95,8 +95,8 @@ def job(config: DictConfig) -> float | str | None:
             status = run(settings, directory, resume=resumed)
     except KeyboardInterrupt:
         print(interrupted(directory), file=sys.stderr)
-        status = "interrupted"
-    if status == "interrupted":
+        status = RunStatus.INTERRUPTED
+    if status == RunStatus.INTERRUPTED:
         raise SystemExit(EXIT_INTERRUPTED)
     return None
 
@@ -116,7 +116,7 @@ def interrupted(directory: Path) -> str:
 def objective(name: str, directory: Path | None) -> float:
     """The number that a sweeper asked for; NaN where the job has none, as one that failed."""
     metadata = {} if directory is None else read_metadata(directory)
-    if metadata.get("status") in (None, "failed"):
+    if metadata.get("status") in (None, RunStatus.FAILED):
         return math.nan
     last = metadata["last_evaluation"]
     found = {

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from marble_sweep.report.summary import Comparison, Row
-from marble_sweep.runs.run import DAMAGED
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.terminal import printable
 
 UNITS = {"val_loss": "nats per token", "final_loss": "nats per token", "bits_per_byte": "bits per byte"}
@@ -36,7 +36,7 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
         return [_what(comparison, groups)]
     column = comparison.objective
     names = dict(zip(map(id, groups), labels(comparison, groups), strict=True))
-    sound = [group for group in groups if group["status"] != DAMAGED]
+    sound = [group for group in groups if group["status"] != RunStatus.DAMAGED]
     measured = [group for group in sound if group[column] is not None]
     sentences = []
     if measured and not comparison.stopping:
@@ -77,6 +77,6 @@ def _what(comparison: Comparison, groups: Sequence[Row]) -> str:
         text += f" of {len(groups):,} configuration{'s' if len(groups) > 1 else ''}, repeated over seeds"
     if comparison.step is not None:
         text += f", at step {comparison.step:,}"
-    unfinished = Counter(row["status"] for row in comparison.rows if row["status"] != "finished")
+    unfinished = Counter(row["status"] for row in comparison.rows if row["status"] != RunStatus.FINISHED)
     fates = [f"{count} {printable(status)}" for status, count in unfinished.items()]
     return f"{text}; {', '.join(fates)}." if fates else f"{text}."

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import atomic_write
 from marble_sweep.runs.run import Run
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.terminal import printable
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
@@ -191,7 +192,7 @@ def as_share(axes: Axes, text: str) -> None:
 
 def title(run: Run, subject: str) -> str:
     """Which run, and what is shown; a run that did not finish says so."""
-    ending = "" if run.status in ("finished", "running") else f" ({run.status})"
+    ending = "" if run.status in (RunStatus.FINISHED, RunStatus.RUNNING) else f" ({run.status})"
     return printable(f"{run.name}{ending}: {subject}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from marble_sweep.report.summary import Comparison, Row
-from marble_sweep.runs.run import DAMAGED
+from marble_sweep.runs.status import RunStatus
 
 # Columns whose spread over a group is shown beside the mean, as COLUMN_sd.
 WITH_SPREAD = (
@@ -108,7 +108,7 @@ def group_rows(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["status"] == DAMAGED, *(row[column] for column in by)), []).append(row)
+        groups.setdefault((row["status"] == RunStatus.DAMAGED, *(row[column] for column in by)), []).append(row)
     return [_merge(group) for group in groups.values()]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_sweep.metrics.margin import beats, errors_needed_by_run
-from marble_sweep.runs.run import DAMAGED, Run, damage_lines
+from marble_sweep.runs.run import Run, damage_lines
+from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,6 @@ ALWAYS = {
     "seed": "seed",
 }
 NOT_PARAMETERS = {"model.name", "experiment_name", "notes", "resume"}  # derived, or free text
-STOPPED = ("diverged", "failed", DAMAGED)  # these will get no further
 STOPPING_NOTE = (
     "Runs that certify.stop may end early are shown at their own last evaluation, whose step is in the table: "
     "their losses at different steps do not rank them."
@@ -217,8 +217,8 @@ def _plain(value: Any) -> Any:
 
 
 def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> list[str]:
-    runs = [run for run in runs if run.status != DAMAGED]  # of the others there are lines of their own
-    rows = [row for row in rows if row["status"] != DAMAGED]
+    runs = [run for run in runs if run.status != RunStatus.DAMAGED]  # of the others there are lines of their own
+    rows = [row for row in rows if row["status"] != RunStatus.DAMAGED]
     if not runs:
         return []
     evaluated = [run for run in runs if run.evals]
@@ -233,13 +233,11 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> l
         behind = [
             f"{run.path} ({run.status})"
             for run in (evaluated or runs)
-            if run.status in ("running", "interrupted", "started") and max(run.eval_at, default=0) == step
+            if run.status in UNFINISHED and max(run.eval_at, default=0) == step
         ]
         if behind:
             notes.append(f"No further yet: {_some(behind)}. --filter status==finished leaves them out.")
-    without = [
-        f"{row['run']} ({row['status']})" for row in rows if row["val_loss"] is None and row["status"] != DAMAGED
-    ]
+    without = [f"{row['run']} ({row['status']})" for row in rows if row["val_loss"] is None]
     if without and evaluated:
         notes.append(f"No evaluation at step {step:,}: {_some(without)}.")
     return notes

@@ -19,11 +19,10 @@ from marble_sweep.runs.damage import (
     read_json,
     read_yaml,
 )
+from marble_sweep.runs.status import DONE, RunStatus
 from marble_sweep.runs.steps import StepFile, read_evals
 from marble_sweep.terminal import printable
 
-DAMAGED = "damaged"
-COMPLETE = ("finished", "diverged", "certified", "pruned")  # all their rows are written
 PARAMETERS: Kinds = {  # of config.yaml: what every run has
     "model.num_layers": WHOLE,
     "model.hidden_dim": WHOLE,
@@ -90,7 +89,7 @@ class Run:
         found = list(self.small_damages)
         if self.steps.damage:
             found.append(Damage(layout.METRICS, self.steps.damage))
-        elif self.recorded_status in COMPLETE and self.steps.num_rows < (self.metadata.get("step") or 0):
+        elif self.recorded_status in DONE and self.steps.num_rows < (self.metadata.get("step") or 0):
             rows, step = self.steps.num_rows, self.metadata["step"]
             found.append(Damage(layout.METRICS, f"has rows up to step {rows}; the run went to step {step}"))
         measured = (self.metadata.get("last_evaluation") or {}).get("step") or 0
@@ -107,12 +106,12 @@ class Run:
     @property
     def recorded_status(self) -> str:
         """As metadata.json has it; `started` before there is one."""
-        return str(self.metadata.get("status") or "started")
+        return str(self.metadata.get("status") or RunStatus.STARTED)
 
     @property
     def status(self) -> str:
         """As recorded; `damaged` where some file is."""
-        return DAMAGED if self.damages else self.recorded_status
+        return RunStatus.DAMAGED if self.damages else self.recorded_status
 
     @property
     def name(self) -> str:

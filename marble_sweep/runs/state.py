@@ -15,11 +15,12 @@ from torch import Tensor
 
 from marble_sweep.config import Config, dump
 from marble_sweep.runs import layout
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
 
 # Keys of a config that may change while a run is interrupted: what it computes stays the same, or is checked elsewhere.
 FREE = ("data.", "device.", "notes", "experiment_name", "trainer.state_interval")
-RULINGS = (None, "certified", "pruned", "too_slow", "diverged")
+RULINGS = (None, RunStatus.CERTIFIED, RunStatus.PRUNED, RunStatus.TOO_SLOW, RunStatus.DIVERGED)
 
 
 class Stateful(Protocol):

@@ -1,5 +1,6 @@
 """What the run directories below a sweep say of its jobs. One that is damaged is passed over, never an error."""
 
+import enum
 import json
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,27 @@ from marble_sweep.config import Config, dump
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import write_json, write_text
 
-DONE = ("finished", "diverged", "certified", "pruned")  # nothing is left to do
-ENDED = (*DONE, "failed", "too_slow")
+
+class RunStatus(enum.StrEnum):
+    """How far a run has come; metadata.json has these words, all but the first and the last."""
+
+    STARTED = "started"  # there is no metadata yet
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"  # with its state saved
+    FAILED = "failed"
+    FINISHED = "finished"  # at its last step
+    DIVERGED = "diverged"
+    CERTIFIED = "certified"  # these three as certify.stop has it
+    PRUNED = "pruned"
+    TOO_SLOW = "too_slow"
+    DAMAGED = "damaged"  # some file does not hold what it should
+
+
+# Nothing is left to train, and all rows are written.
+DONE = (RunStatus.FINISHED, RunStatus.DIVERGED, RunStatus.CERTIFIED, RunStatus.PRUNED)
+ENDED = (*DONE, RunStatus.FAILED, RunStatus.TOO_SLOW)
+STOPPED = (RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.DAMAGED)  # these will get no further
+UNFINISHED = (RunStatus.STARTED, RunStatus.RUNNING, RunStatus.INTERRUPTED)  # these will, if they are let
 
 
 def run_directories(sweep_dir: Path) -> Iterator[Path]:
@@ -74,7 +94,7 @@ def count_failures(sweep_dir: Path) -> int:
     """Jobs that failed since the sweep was last started: a job that is to run again does not count."""
     mark = sweep_dir / layout.STARTED
     started = mark.stat().st_mtime_ns if mark.exists() else 0
-    failed = [path for path in run_directories(sweep_dir) if read_metadata(path).get("status") == "failed"]
+    failed = [path for path in run_directories(sweep_dir) if read_metadata(path).get("status") == RunStatus.FAILED]
     return sum(changed_at(path) >= started for path in failed)
 
 
@@ -92,4 +112,4 @@ def latest(sweep_dir: Path, configs: set[str] | None) -> list[Path]:
 
 def record_failure(directory: Path, reason: str) -> None:
     """Say in a run's metadata that it failed, and why; what else is there stays."""
-    write_json(directory / layout.METADATA, read_metadata(directory) | {"status": "failed", "reason": reason})
+    write_json(directory / layout.METADATA, read_metadata(directory) | {"status": RunStatus.FAILED, "reason": reason})

@@ -15,7 +15,7 @@ from marble_sweep.report.table import render
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import write_text
 from marble_sweep.runs.run import Run
-from marble_sweep.runs.status import ENDED
+from marble_sweep.runs.status import ENDED, RunStatus
 from marble_sweep.runs.steps import last_step
 from marble_sweep.terminal import printable
 
@@ -147,10 +147,10 @@ def ended_line(run: Run, row: dict[str, Any], varied: list[str]) -> str:
     last = run.metadata.get("last_evaluation") or {}
     if run.damages:
         parts.append(f"DAMAGED: {row['damage']}")
-    elif run.recorded_status == "failed":
+    elif run.recorded_status == RunStatus.FAILED:
         parts.append(f"FAILED: {run.metadata.get('reason')}")
     else:
-        if run.recorded_status == "diverged":
+        if run.recorded_status == RunStatus.DIVERGED:
             parts.append(f"diverged at step {run.metadata.get('step')}")
         if (loss := last.get("val_loss")) is not None:
             parts.append(f"held-out loss {loss:.4f}")

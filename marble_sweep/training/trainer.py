@@ -24,6 +24,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
 from marble_sweep.runs.csv_log import Recorder
 from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator
 from marble_sweep.training.optimizer import FlatOptimizer
@@ -99,7 +100,7 @@ class Trainer:
     def state_path(self) -> Path:
         return self.directory / layout.STATE
 
-    def train(self, should_stop: Callable[[], bool]) -> str:
+    def train(self, should_stop: Callable[[], bool]) -> RunStatus:
         """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`.
 
         Or to the first look at which the early_stopping rules: `certified`, `pruned` or `too_slow`.
@@ -114,15 +115,15 @@ class Trainer:
                 self.step_rows.close()
                 self.eval_rows.close()
 
-    def _train(self, should_stop: Callable[[], bool]) -> str:
+    def _train(self, should_stop: Callable[[], bool]) -> RunStatus:
         settings = self.config.trainer
         if self.step == 0:
             self.checkpoints.take(0, self.model.embedding.weight, torch.zeros(self.config.model.hidden_dim))
-        if self.early_stopping.ruling != "diverged":
+        if self.early_stopping.ruling != RunStatus.DIVERGED:
             self.save_state()
         self.progress.start(self.step)
         last_flush = last_save = time.monotonic()
-        if self.early_stopping.ruling == "too_slow":
+        if self.early_stopping.ruling == RunStatus.TOO_SLOW:
             self.early_stopping.ruling = None  # of an earlier start, perhaps on a busier machine
         while self.step < settings.total_steps and self.early_stopping.ruling is None:
             started = time.perf_counter()
@@ -141,7 +142,7 @@ class Trainer:
                 last_flush = now
                 if not self.flush():
                     # The state then says that nothing is left to train. The model stays as it was last saved.
-                    self.early_stopping.ruling = "diverged"
+                    self.early_stopping.ruling = RunStatus.DIVERGED
                     self.save_state(model=False)
                     break
             if evaluates and self.evaluator is not None:
@@ -155,8 +156,8 @@ class Trainer:
                 last_save = now
                 self.save_state()
                 if should_stop() and not is_last and not self.early_stopping.ruling:
-                    return "interrupted"
-        return self.early_stopping.ruling or "finished"
+                    return RunStatus.INTERRUPTED
+        return self.early_stopping.ruling or RunStatus.FINISHED
 
     def take_step(self) -> None:
         """One step, in the notebook's order: forward, backward, update, measure. Never waits for the device."""
@@ -212,8 +213,8 @@ class Trainer:
         load_state(self.state_path, self.parts, blank | {"updater": self.updater.blank_state_dict(info["step"])})
         self.step, self.train_seconds = info["step"], info["train_seconds"]
         self.last_loss, self.early_stopping.rows = info["last_loss"], info["evals"]
-        self.early_stopping.ruling = info["ruling"]
-        diverged = self.early_stopping.ruling == "diverged"  # the model then went on for a few steps
+        self.early_stopping.ruling = None if info["ruling"] is None else RunStatus(info["ruling"])
+        diverged = self.early_stopping.ruling == RunStatus.DIVERGED  # the model then went on for a few steps
         taken = (self.batches.epoch - 1) * self.batches.steps_per_epoch + self.batches.state_dict()["position"]
         if not diverged and not taken == self.metrics.step == self.step:
             counts = f"batches {taken}, metrics {self.metrics.step}"
