@@ -55,52 +55,67 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
     """
     with claimed(directory, config, resume=resume), logging_to(directory / layout.LOG), cpu_threads(config.device):
         started = time.monotonic()
-        policy = POLICIES[config.precision.name]
-        device = choose_device(config.device, policy)
-        require_memory(config, device, autocorrelation_lag(config))
-        corpus = load_corpus(config.data)
-        require_enough(corpus, config.trainer.batch_size, config.trainer.seq_len)
-        held_out, baselines = measure_held_out(config, corpus)
-        model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
-        seq_len, batch_size = config.trainer.seq_len, config.trainer.batch_size
-        batches = Batches(windows(corpus.train_tokens, seq_len).to(device), batch_size, config.seed)
-        evaluator = None
-        if held_out is not None:
-            target_bytes = eval_windows(corpus.val_bytes, seq_len, config.trainer.eval_windows)[:, 1:]
-            evaluator = Evaluator(held_out.to(device), baselines, int(target_bytes.sum()), policy, batch_size)
-
-        metadata = describe(config, corpus, baselines, model, batches, device)
-        resume = resume and has_begun(directory)
-        if resume:
-            refuse_other_data(directory, metadata)
-        progress = Progress(config.trainer.total_steps, show=show)
-        dead_mask = corpus.dead_mask.to(device)
-        trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
-        write_text(directory / layout.TOKENIZER, corpus.tokenizer.to_str())
-        write_tensors(directory / layout.UNIGRAM, {"log_probs": baselines.unigram_log_probs.float()})
-        write_json(directory / layout.METADATA, metadata | {"status": RunStatus.RUNNING})
-        outcome: dict[str, Any] = {}
-        verdict = None
-        with stop_requests() as should_stop:
-            try:
-                steps_left = config.trainer.total_steps - trainer.step
-                log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step() if show else None))
-                status = trainer.train(should_stop)
-                outcome["seconds"] = time.monotonic() - started
-                if status != RunStatus.INTERRUPTED:
-                    verdict = conclude(config, directory, status)
-                outcome["status"] = status  # the last to be known: it vouches for the verdict and the plots
-            except KeyboardInterrupt:  # the user asked twice: what was saved last is what a resumed run goes on from
-                outcome["status"] = status = RunStatus.INTERRUPTED
-                verdict = None
-            except BaseException as error:
-                outcome |= {"status": RunStatus.FAILED, "reason": f"{type(error).__name__}: {error}"}
-                raise
-            finally:
-                outcome = trainer.summary() | {"seconds": time.monotonic() - started} | outcome
-                write_json(directory / layout.METADATA, metadata | outcome)
+        trainer, metadata = prepare(config, directory, resume=resume, show=show)
+        status, verdict = train(trainer, metadata, started, show=show)
         tell(directory, status, trainer.step, verdict)
         return status
+
+
+def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tuple[Trainer, dict[str, Any]]:
+    """All that the run trains with, and its metadata. From here on its directory says that it is running."""
+    policy = POLICIES[config.precision.name]
+    device = choose_device(config.device, policy)
+    require_memory(config, device, autocorrelation_lag(config))
+    corpus = load_corpus(config.data)
+    seq_len, batch_size = config.trainer.seq_len, config.trainer.batch_size
+    require_enough(corpus, batch_size, seq_len)
+    held_out, baselines = measure_held_out(config, corpus)
+    model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
+    batches = Batches(windows(corpus.train_tokens, seq_len).to(device), batch_size, config.seed)
+    evaluator = None
+    if held_out is not None:
+        target_bytes = eval_windows(corpus.val_bytes, seq_len, config.trainer.eval_windows)[:, 1:]
+        evaluator = Evaluator(held_out.to(device), baselines, int(target_bytes.sum()), policy, batch_size)
+
+    metadata = describe(config, corpus, baselines, model, batches, device)
+    resume = resume and has_begun(directory)
+    if resume:
+        refuse_other_data(directory, metadata)
+    progress = Progress(config.trainer.total_steps, show=show)
+    dead_mask = corpus.dead_mask.to(device)
+    trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
+    write_text(directory / layout.TOKENIZER, corpus.tokenizer.to_str())
+    write_tensors(directory / layout.UNIGRAM, {"log_probs": baselines.unigram_log_probs.float()})
+    write_json(directory / layout.METADATA, metadata | {"status": RunStatus.RUNNING})
+    return trainer, metadata
+
+
+def train(
+    trainer: Trainer, metadata: dict[str, Any], started: float, *, show: bool
+) -> tuple[RunStatus, Verdict | None]:
+    """Train and judge. However that ends, metadata.json says so, with the seconds since `started`."""
+    config, directory = trainer.config, trainer.directory
+    outcome: dict[str, Any] = {}
+    verdict = None
+    with stop_requests() as should_stop:
+        try:
+            steps_left = config.trainer.total_steps - trainer.step
+            log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step() if show else None))
+            status = trainer.train(should_stop)
+            outcome["seconds"] = time.monotonic() - started
+            if status != RunStatus.INTERRUPTED:
+                verdict = conclude(config, directory, status)
+            outcome["status"] = status  # the last to be known: it vouches for the verdict and the plots
+        except KeyboardInterrupt:  # the user asked twice: what was saved last is what a resumed run goes on from
+            outcome["status"] = status = RunStatus.INTERRUPTED
+            verdict = None
+        except BaseException as error:
+            outcome |= {"status": RunStatus.FAILED, "reason": f"{type(error).__name__}: {error}"}
+            raise
+        finally:
+            outcome = trainer.summary() | {"seconds": time.monotonic() - started} | outcome
+            write_json(directory / layout.METADATA, metadata | outcome)
+    return status, verdict
 
 
 def tell(directory: Path, status: RunStatus, step: int, verdict: Verdict | None) -> None:
