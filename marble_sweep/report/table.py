@@ -167,5 +167,5 @@ def _markdown(columns: Sequence[str], cells: list[list[str]], right: list[bool])
 
 
 def markdown_text(text: str) -> str:
-    """A text that Markdown shows as it is: no cell, code, link, emphasis or HTML begins or ends in it."""
-    return re.sub(r"([\\`*|\[\]<>&])", r"\\\1", printable(text))
+    """A text that Markdown shows as it is: no cell, code, link, emphasis, formula or HTML begins or ends in it."""
+    return re.sub(r"([\\`*|$\[\]<>&])", r"\\\1", printable(text))

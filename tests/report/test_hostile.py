@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from marble_sweep.compare import main
+from marble_sweep.config import TextConfig, dump, load
 from marble_sweep.report.page import write_page
 from marble_sweep.report.rows import sort_rows
 from marble_sweep.report.summary import compare_runs
@@ -105,7 +107,30 @@ def test_csv_holds_no_formula(value: Any, cell: str) -> None:
 
 def test_markdown_shows_texts_as_they_are() -> None:
     assert markdown_text("a|b`c`<i>&[x](y)*\\\n") == r"a\|b\`c\`\<i\>\&\[x\](y)\*\\\\n"
+    assert markdown_text("${x}/$") == r"\${x}/\$", "some readers set what stands between two of them as mathematics"
     assert markdown_text("bits_per_byte") == "bits_per_byte"
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "page"])
+def test_what_looks_like_an_interpolation_is_shown_as_it_is(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    paths = ["/books/${seed}/${x", r"/books/\${x}/$y$"]
+    for number, path in enumerate(paths):
+        run = make_run(tmp_path / str(number), steps=20)
+        config = load(run / "config.yaml")
+        (run / "config.yaml").write_text(dump(replace(config, data=TextConfig(path=path))))
+    page = tmp_path / "page.html"
+    options = ["--html", str(page)] if form == "page" else ["--columns", "path", "--format", form]
+    assert main([str(tmp_path), *options]) == 0
+    printed = capsys.readouterr().out
+    shown = {
+        "table": lambda: printed.splitlines()[2:4],
+        "csv": lambda: printed.splitlines()[1:],
+        "json": lambda: [row["path"] for row in json.loads(printed)],
+        "page": lambda: re.findall(r"<td[^>]*>(/books/.*?)</td>", page.read_text()),
+    }
+    assert sorted(shown[form]()) == paths
 
 
 def test_relative_and_absolute_paths_mix(
