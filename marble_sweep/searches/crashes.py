@@ -9,6 +9,7 @@ import builtins
 import re
 from collections.abc import Iterable
 
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.study import Result
 
 COMPLAINT = re.compile(r"([\w.]+) = .*: must be ", re.DOTALL)  # as config.require has it
@@ -28,7 +29,7 @@ def shared_error(result: Result, searched: Iterable[str], *, nothing_trained: bo
     `searched` are the keys that differ between trials. Once a trial has trained, what the device and the batch size
     allow is known to serve; a corpus may still go missing.
     """
-    if result.outcome != "failed" or result.stage == "training":
+    if result.outcome != RunStatus.FAILED or result.stage == "training":
         return None
     reason = result.reason or ""
     kind, _, text = reason.partition(": ")

@@ -20,14 +20,14 @@ from marble_sweep.compose import Composer
 from marble_sweep.early_stopping import margin, shortfall
 from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.runs.run import Run
-from marble_sweep.runs.status import read_metadata
+from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.space import Value
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
 
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 5.0  # to wait for the thread that reports, once the run has ended
-OUTCOMES = {"finished": "refuted"}  # a run's status as a trial's outcome, where it has another name
+OUTCOMES = {RunStatus.FINISHED: "refuted"}  # a run's status as a trial's outcome, where it has another name
 
 
 class TrialComposer:
@@ -139,7 +139,7 @@ class TrialWatch:
         """How the run ended, from its directory."""
         if isinstance(run_dir, str):
             directory = str(self.directory)
-            return Result("failed", directory, 0, 0, 0.0, None, None, None, None, reason=run_dir, stage="start")
+            return Result(RunStatus.FAILED, directory, 0, 0, 0.0, None, None, None, None, reason=run_dir, stage="start")
         self.look(run_dir)
         metadata = read_metadata(run_dir)
         status, step, last = metadata["status"], metadata.get("step") or 0, Run.read(run_dir).evals[-1:]

@@ -12,6 +12,7 @@ from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.humanize import counted, duration
 from marble_sweep.metrics.margin import errors_needed, look_steps
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.strategy import SearchState, TrialRecord, forget_crashes, next_probe
 from marble_sweep.searches.study import HEARTBEAT, as_record, result_of
@@ -42,7 +43,7 @@ SIZES = {  # status of the sizes below the answer, in words
 }
 APART = {"too_slow": "too slow", "crashed": "crashed"}  # what a bracket does not count as refuted
 RECIPES_TO_REFUTE = 3  # what a size takes as a rule: the best recipe and its two neighbours
-PRUNED = ("pruned", "diverged", "too_slow")
+PRUNED = (RunStatus.PRUNED, RunStatus.DIVERGED, RunStatus.TOO_SLOW)
 CRASHED_SIZES = 2  # after so many, and nothing else, every trial is taken to crash
 MOST_NAMED = 3  # crashed sizes; search.json has all
 
@@ -102,13 +103,13 @@ class SearchResult:
         return {
             each.number
             for each in self.records
-            if each.outcome in ("stale", "failed") and latest[each.size, each.recipe, each.seed] != each.number
+            if each.outcome in ("stale", RunStatus.FAILED) and latest[each.size, each.recipe, each.seed] != each.number
         }
 
     def ended_by(self, *, settled: bool) -> str | None:
         """What ends the search now; None while it may go on."""
         search, failures = self.base.search, self.base.sweep.max_failures
-        crashed = sum(each.outcome == "failed" for each in self.records)
+        crashed = sum(each.outcome == RunStatus.FAILED for each in self.records)
         if settled:
             return "crashed" if self.crashes() else "settled"
         if self._everything_crashes():
@@ -126,11 +127,13 @@ class SearchResult:
     @property
     def nothing_trained(self) -> bool:
         """Whether no trial has come as far as its first look."""
-        return not any(each.margins or each.outcome not in ("running", "failed", "stale") for each in self.records)
+        return not any(
+            each.margins or each.outcome not in (RunStatus.RUNNING, RunStatus.FAILED, "stale") for each in self.records
+        )
 
     def _everything_crashes(self) -> bool:
         """Whether a few sizes have crashed, each twice, and no trial has done anything else."""
-        twice = {each.size for each in self.state.records if each.outcome == "failed"}
+        twice = {each.size for each in self.state.records if each.outcome == RunStatus.FAILED}
         return self.nothing_trained and len(twice) >= CRASHED_SIZES
 
     def crashes(self) -> list[dict[str, Any]]:
@@ -138,7 +141,7 @@ class SearchResult:
         below = self._below(self.state)
         found = []
         for size in sorted(size for size, status in self.statuses.items() if status == "crashed" and size in below):
-            trials = [each.number for each in self.records if each.size == size and each.outcome == "failed"]
+            trials = [each.number for each in self.records if each.size == size and each.outcome == RunStatus.FAILED]
             reason = result_of(self._trial(trials[-1])).get("reason")
             found.append({"size": str(self.space.sizes[size]), "trials": trials, "reason": reason})
         return found
@@ -155,7 +158,9 @@ class SearchResult:
         trial = self._trial(record.number)
         params = self.space.params(size, record.recipe)
         confirmations = state.confirmations.get((size, record.recipe), {})
-        seeds = [self.base.seed + seed for seed, each in sorted(confirmations.items()) if each.outcome == "certified"]
+        seeds = [
+            self.base.seed + seed for seed, each in sorted(confirmations.items()) if each.outcome == RunStatus.CERTIFIED
+        ]
         keys = ("val_loss", "margin", "margin_se", "step", "steps_per_minute", "directory")
         return {
             "size": str(self.space.sizes[size]),
@@ -289,7 +294,7 @@ class SearchResult:
         saved = {"certified_early": 0, "given_up_early": 0}
         for trial, record in zip(self.trials, self.records, strict=True):
             left = budget - result_of(trial).get("tokens", budget)
-            if record.outcome == "certified":
+            if record.outcome == RunStatus.CERTIFIED:
                 saved["certified_early"] += left
             elif record.outcome in PRUNED:
                 saved["given_up_early"] += left
@@ -364,7 +369,7 @@ class SearchResult:
         if (slowest := config.certify.min_steps_per_minute) is not None:
             within += f" at {slowest:g} steps a minute or more"
         if answer is None:
-            if found["outcomes"].keys() - {"running", "stale", "failed"}:
+            if found["outcomes"].keys() - {RunStatus.RUNNING, "stale", RunStatus.FAILED}:
                 return [f"Nothing is certified: no size tried beats {threshold} {within}."]
             return [f"Nothing is certified: every trial {'crashed' if found['crashes'] else 'was cut short'}."]
         which = "model" if found["ended"] == "settled" else "model found"  # a smaller one may be left

@@ -22,12 +22,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space
 
 WHOLE = 1.0  # between neighbouring recipes
 HALF = 0.5  # between a near miss and its closer neighbours
 FAILURES_BEFORE_LARGEST = 2
-NO_MARGIN = ("diverged", "failed")  # outcomes whose last look says nothing of where training would have led
+# Outcomes whose last look says nothing of where training would have led.
+NO_MARGIN = (RunStatus.DIVERGED, RunStatus.FAILED)
 Recipe = tuple[float, ...]  # a position in each recipe dimension's values
 
 
@@ -82,13 +84,14 @@ class SearchState:
         crashed_before = set()
         for each in records:
             what = each.size, each.recipe, each.seed
-            first_crash = each.outcome == "failed" and what not in crashed_before
+            first_crash = each.outcome == RunStatus.FAILED and what not in crashed_before
             if first_crash:
                 crashed_before.add(what)
             if each.outcome != "stale":
                 latest[what] = each
             (self.stale if first_crash or each.outcome == "stale" else self.records).append(each)
-        self.crashed = {each.size for each in latest.values() if each.outcome == "failed"}  # unless repeated since
+        # Unless repeated since.
+        self.crashed = {each.size for each in latest.values() if each.outcome == RunStatus.FAILED}
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self.confirmations: dict[tuple[int, Recipe], dict[int, TrialRecord]] = {}
         for each in self.records:
@@ -98,7 +101,9 @@ class SearchState:
                 self.confirmations.setdefault((each.size, each.recipe), {})[each.seed] = each
         self.refuted = {size for size in self.by_size if self._is_refuted(size)}
         self.refuted_by_loss = {
-            size for size in self.refuted if all(each.outcome != "too_slow" for each in self.by_size[size].values())
+            size
+            for size in self.refuted
+            if all(each.outcome != RunStatus.TOO_SLOW for each in self.by_size[size].values())
         }
 
     # ------------------------------------------------------------------ what is known of a size
@@ -109,17 +114,17 @@ class SearchState:
         With `running`, one that is under way counts as well. A recipe that cannot be confirmed because its
         confirmation crashes, twice, does not count either: another recipe may serve.
         """
-        good = ("certified", "running") if running else ("certified",)
+        good = (RunStatus.CERTIFIED, RunStatus.RUNNING) if running else (RunStatus.CERTIFIED,)
         found = [
             each
             for each in self.by_size.get(size, {}).values()
             if each.outcome in good and not self._rejected(size, each.recipe)
         ]
-        return max(found, key=lambda each: (each.outcome == "certified", -each.last_step), default=None)
+        return max(found, key=lambda each: (each.outcome == RunStatus.CERTIFIED, -each.last_step), default=None)
 
     def _rejected(self, size: int, recipe: Recipe) -> bool:
         confirmations = self.confirmations.get((size, recipe), {}).values()
-        return any(each.outcome not in ("certified", "running") for each in confirmations)
+        return any(each.outcome not in (RunStatus.CERTIFIED, RunStatus.RUNNING) for each in confirmations)
 
     def confirmed(self, size: int) -> bool:
         """Whether a certified size has certified again on every fresh seed."""
@@ -128,7 +133,7 @@ class SearchState:
 
     def missing_seeds(self, record: TrialRecord, *, running: bool) -> list[int]:
         done = self.confirmations.get((record.size, record.recipe), {})
-        good = ("certified", "running") if running else ("certified",)
+        good = (RunStatus.CERTIFIED, RunStatus.RUNNING) if running else (RunStatus.CERTIFIED,)
         wanted = range(1, self.confirm_seeds + 1)
         return [seed for seed in wanted if seed not in done or done[seed].outcome not in good]
 
@@ -136,7 +141,11 @@ class SearchState:
         """The worst margin of a recipe, over the search's seed and those that confirmed."""
         record = self.by_size[size][recipe]
         others = self.confirmations.get((size, recipe), {}).values()
-        failed = [each.margin for each in others if each.outcome not in ("certified", "running", "failed")]
+        failed = [
+            each.margin
+            for each in others
+            if each.outcome not in (RunStatus.CERTIFIED, RunStatus.RUNNING, RunStatus.FAILED)
+        ]
         return min([record.margin, *failed])
 
     def implied(self, size: int) -> bool:
@@ -168,7 +177,7 @@ class SearchState:
 
     def best(self, size: int) -> Recipe | None:
         """The ended recipe that no other of this size beats at the last look that both had."""
-        ended = [each for each in self.by_size.get(size, {}).values() if each.outcome != "running"]
+        ended = [each for each in self.by_size.get(size, {}).values() if each.outcome != RunStatus.RUNNING]
         leader: TrialRecord | None = None
         for each in ended:
             if leader is None or self._beats(each, leader):
@@ -192,7 +201,7 @@ class SearchState:
         neighbours = list(self._neighbours(best))
         untried = [recipe for recipe in neighbours if recipe not in tried]
         yield from untried
-        waiting = any(tried[each].outcome == "running" for each in neighbours if each in tried)
+        waiting = any(tried[each].outcome == RunStatus.RUNNING for each in neighbours if each in tried)
         if not untried and not waiting and self._near_miss(size, best):
             yield from (recipe for recipe in self._neighbours(best, closer=True) if recipe not in tried)
 
@@ -228,7 +237,7 @@ class SearchState:
         return here < 0 and here + max(lower) / 8 >= 0
 
     def _is_refuted(self, size: int) -> bool:
-        running = any(each.outcome == "running" for each in self.by_size[size].values())
+        running = any(each.outcome == RunStatus.RUNNING for each in self.by_size[size].values())
         if running or size in self.crashed or self.certified(size):
             return False
         return not any(self.next_recipes(size))
@@ -241,7 +250,7 @@ class SearchState:
                 return record.recipe
         for other in nearest:
             best = self.best(other)
-            if best is not None and self.by_size[other][best].outcome != "failed":
+            if best is not None and self.by_size[other][best].outcome != RunStatus.FAILED:
                 return best
         return tuple(float((len(each.values) - 1) // 2) if each.ordered else 0.0 for each in self.space.recipes)
 
@@ -252,7 +261,8 @@ def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialReco
     What made them crash may have been mended since.
     """
     return [
-        replace(each, outcome="stale") if each.outcome == "failed" and each.number < first else each for each in records
+        replace(each, outcome="stale") if each.outcome == RunStatus.FAILED and each.number < first else each
+        for each in records
     ]
 
 
@@ -276,7 +286,7 @@ def decide(space: Space, records: Sequence[TrialRecord], confirm_seeds: int) -> 
             return Proposal(answer, record.recipe, seed, "confirm")
     if (proposal := _refute(state, answer)) is not None:
         return proposal
-    return Wait() if any(each.outcome == "running" for each in state.records) else Settled()
+    return Wait() if any(each.outcome == RunStatus.RUNNING for each in state.records) else Settled()
 
 
 def _again(state: SearchState, lost: TrialRecord, answer: int | None) -> Proposal | None:

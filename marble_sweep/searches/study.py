@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space, Value
 from marble_sweep.searches.storage import PatientStorage, StorageError
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait
@@ -40,7 +41,7 @@ RESULT = "result"  # how the trial's run ended, as one attribute: each one that 
 WITHDRAWN = "withdrawn"  # asked for when there was nothing left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
 DIVERGED_VIOLATION = 1e6  # nats per token that a diverged loss lacks: Optuna's constraints are finite
-STATES = {"certified": TrialState.COMPLETE, "refuted": TrialState.COMPLETE, "failed": TrialState.FAIL}
+STATES = {RunStatus.CERTIFIED: TrialState.COMPLETE, "refuted": TrialState.COMPLETE, RunStatus.FAILED: TrialState.FAIL}
 TICKET_SECONDS = 0.02  # between two looks at the tickets before ours
 HEARTBEATS_PER_TIMEOUT = 6.0  # in the time after which a worker without any is taken for dead
 
@@ -131,8 +132,8 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         return None
     outcome = trial.user_attrs.get(OUTCOME, "stale")
     if trial.state == TrialState.RUNNING:
-        outcome = "running"
-    elif trial.state == TrialState.FAIL and outcome != "failed":
+        outcome = RunStatus.RUNNING
+    elif trial.state == TrialState.FAIL and outcome != RunStatus.FAILED:
         outcome = "stale"  # its worker died while it told
     return TrialRecord(
         number=trial.number,
@@ -198,9 +199,11 @@ class SharedStudy:
         with contextlib.suppress(UpdateFinishedTrialError):
             trial.set_user_attr(RESULT, {name: each for name, each in asdict(result).items() if each is not None})
             trial.set_user_attr(OUTCOME, result.outcome)
-            if result.outcome != "failed":
+            if result.outcome != RunStatus.FAILED:
                 reported = self.study.trials[trial.number].intermediate_values
-                lacking = reported[max(reported)] if reported and result.outcome != "diverged" else DIVERGED_VIOLATION
+                lacking = (
+                    reported[max(reported)] if reported and result.outcome != RunStatus.DIVERGED else DIVERGED_VIOLATION
+                )
                 trial.set_constraint(LOSS, lacking)
                 if slowest is not None and result.steps_per_minute is not None:
                     trial.set_constraint(SPEED, slowest - result.steps_per_minute)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from marble_sweep.humanize import duration
+from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Size, Value
 from marble_sweep.searches.strategy import Proposal
 from marble_sweep.searches.study import Result
@@ -38,9 +39,8 @@ class View:
 
     def end(self, trial: str, result: Result, bracket: str) -> None:
         """A line for the trial that ended, with where the search stands."""
-        outcome = (
-            f"crashed: {' '.join((result.reason or '').split())}" if result.outcome == "failed" else result.outcome
-        )
+        reason = " ".join((result.reason or "").split())
+        outcome = f"crashed: {reason}" if result.outcome == RunStatus.FAILED else result.outcome
         parts = [f"{trial:<32}", f"{outcome:<9} at step {result.step:>3}"]
         if result.margin is not None and result.margin_se is not None:
             parts.append(f"margin {result.margin:+.4f} ± {result.margin_se:.4f}")

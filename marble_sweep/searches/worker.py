@@ -26,7 +26,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.damage import flat
 from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.run import Run
-from marble_sweep.runs.status import find_run, mark_start, run_directories
+from marble_sweep.runs.status import RunStatus, find_run, mark_start, run_directories
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.launch import Runner, TrialComposer, TrialWatch
 from marble_sweep.searches.outcome import SearchResult
@@ -148,7 +148,7 @@ class Search:
             found = self.found()
             decision = decide(self.space, found.records, self.base.search.confirm_seeds)
             reason = self._ended_by(found, decision)
-            others = any(each.outcome == "running" for each in found.records)
+            others = any(each.outcome == RunStatus.RUNNING for each in found.records)
             if reason is not None and not others:
                 return reason
             if reason is not None or isinstance(decision, Wait):
