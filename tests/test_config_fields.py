@@ -35,8 +35,8 @@ from marble_sweep.config import (
     load,
     resolve,
 )
+from marble_sweep.hydra_app.hydra_versions import VERSION_BASE
 from marble_sweep.hydra_app.main import CONF
-from marble_sweep.hydra_versions import VERSION_BASE
 
 MANDATORY = {
     "tokens": ["data.path=ids.safetensors"],

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, read_write
 
 from marble_sweep import config as schema
 from marble_sweep.commands import as_written, config_words, literal, override, shell_command
-from marble_sweep.compose import Composer, without_hydra
+from marble_sweep.hydra_app.composer import Composer, without_hydra
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line, exiting_on_errors
 from marble_sweep.runs.files import lock_directory, user_path
 from marble_sweep.runs.status import ENDED, latest, mark_start, read_metadata

@@ -16,8 +16,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep import config as schema
-from marble_sweep.compose import Composer
 from marble_sweep.early_stopping import margin, shortfall
+from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import read_metadata

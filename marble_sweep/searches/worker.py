@@ -14,9 +14,9 @@ from optuna.trial import Trial
 
 from marble_sweep import config as schema
 from marble_sweep.commands import config_words
-from marble_sweep.compose import Composer
 from marble_sweep.hydra_app.callbacks import rerun_command
 from marble_sweep.hydra_app.compose import CONF
+from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line
 from marble_sweep.report.damage import flat
 from marble_sweep.report.frontier import draw_frontier
