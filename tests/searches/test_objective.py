@@ -12,9 +12,9 @@ from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
 from marble_sweep.config import OBJECTIVES
-from marble_sweep.config import OBJECTIVES
 from marble_sweep.hydra_app import callbacks
 from marble_sweep.hydra_app import main as cli
+from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import MAIN_ARGUMENTS
 from marble_sweep.runs.status import read_metadata
 
