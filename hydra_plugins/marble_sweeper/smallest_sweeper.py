@@ -37,10 +37,10 @@ class SmallestSweeper(BasicSweeper):
         assert self.launcher is not None
         if OmegaConf.select(self.config, "certify.threshold") is None:
             return super().sweep(arguments)
-        from marble_sweep.searches.worker import Search
+        from marble_sweep.hydra_app.search import search
 
         words = [*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments]
-        code = Search(self.config, words, self.hydra_context, self.task_function, self.launcher).run()
+        code = search(self.config, words, self.hydra_context, self.task_function, self.launcher)
         if code:
             raise SystemExit(code)
         return None

@@ -18,12 +18,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from marble_sweep import config as schema
-from marble_sweep.commands import as_written, config_words, literal, override, shell_command
+from marble_sweep.commands import literal, override
 from marble_sweep.hydra_app.composer import Composer, without_hydra
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line, exiting_on_errors
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_app.rerun import as_written, rerun_command
+from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.runs.files import lock_directory, user_path
 from marble_sweep.runs.status import ENDED, latest, mark_start, read_metadata
-from marble_sweep.sweeps.length import require_few
+from marble_sweep.terminal import costing_a_line
 
 if TYPE_CHECKING:
     from marble_sweep.sweeps.watch import SweepWatch
@@ -189,14 +191,3 @@ def grid(config: DictConfig) -> list[list[str]]:
     overrides = OverridesParser.create(loader).parse_overrides([*params, *given])
     require_few(overrides)
     return list(itertools.chain.from_iterable(BasicSweeper.split_arguments(overrides, None)))
-
-
-def rerun_command(config: DictConfig, sweep_dir: Path) -> str:
-    """The command that goes on with this sweep."""
-    from marble_sweep.hydra_app.compose import CONF  # late: it imports this module
-
-    read = config_words(config, CONF)
-    given = [*as_written(config.hydra.overrides.task), *as_written(config.hydra.overrides.hydra)]
-    set_here = ("hydra.mode=", "hydra.sweep.dir=")
-    kept = [word for word in given if word not in read and not word.lstrip("+").startswith(set_here)]
-    return shell_command(["--multirun", *read, *kept, override("hydra.sweep.dir", sweep_dir)])

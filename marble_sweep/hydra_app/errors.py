@@ -37,15 +37,6 @@ def exiting_on_errors() -> Iterator[None]:
         raise SystemExit(EXIT_ERROR) from None
 
 
-@contextlib.contextmanager
-def costing_a_line(what: str) -> Iterator[None]:
-    """Go on without what is only there to be looked at, where it cannot be made."""
-    try:
-        yield
-    except Exception as error:
-        print(f"marble_sweep: {what} could not be written: {type(error).__name__}: {error}", file=sys.stderr)
-
-
 def one_line(error: Exception, words: Sequence[str] = ()) -> str:
     """Say in a line what is wrong: Hydra's and OmegaConf's own errors take several. `words` are the command line's."""
     if isinstance(error, schema.UnknownKeyError):
