@@ -1,7 +1,6 @@
 """What Hydra calls before and after: configs are checked before anything starts, sweeps are watched."""
 
 import contextlib
-import itertools
 import shlex
 import sys
 import traceback
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import BaseFileLock
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -21,6 +19,7 @@ from marble_sweep import config as schema
 from marble_sweep.commands import literal, override
 from marble_sweep.hydra_app.composer import Composer, without_hydra
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_app.grid import grid_jobs
 from marble_sweep.hydra_app.rerun import as_written, rerun_command
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.runs.files import lock_directory, user_path
@@ -190,4 +189,4 @@ def grid(config: DictConfig) -> list[list[str]]:
     given = as_written(config.hydra.overrides.task)
     overrides = OverridesParser.create(loader).parse_overrides([*params, *given])
     require_few(overrides)
-    return list(itertools.chain.from_iterable(BasicSweeper.split_arguments(overrides, None)))
+    return grid_jobs(overrides)
