@@ -1,6 +1,6 @@
 """`hydra/sweeper=grid`, the default: every combination of the values given, a job each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 class GridSweeper(Sweeper):
     """The adapter between Hydra and marble_sweep.hydra_app.grid, which is imported once a sweep starts."""
 
-    def __init__(self, max_batch_size: int | None = None, params: DictConfig | None = None) -> None:
+    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None) -> None:
         self.max_batch_size = max_batch_size
         self.params = params
 

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from marble_sweep import config as schema
+from marble_sweep.hydra_app import private
 from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.searches.space import Value
 
@@ -45,8 +44,8 @@ class Runner:
 
     def run(self, number: int, params: Mapping[str, Value]) -> Path | str:
         """Train; returns the run directory, or why there is none. Raises KeyboardInterrupt as train_job does."""
-        if isinstance(self.launcher, BasicLauncher):
-            returned = self._run_here(number, self.composer.compose(params))
+        if private.launches_here(self.launcher):
+            returned = private.run_here(self.composer.compose(params), number, self.context, self.task)
         else:
             returned = self.launcher.launch([self.composer.words(params)], initial_job_idx=number)[0]
         try:
@@ -54,17 +53,3 @@ class Runner:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return Path(directory) if directory else "no further job is started (sweep.max_failures)"
-
-    def _run_here(self, number: int, config: DictConfig) -> JobReturn:
-        """What Hydra's basic launcher does, without composing the config anew: that takes 0.1 s."""
-        with open_dict(config):
-            config.hydra.job.id = str(number)
-            config.hydra.job.num = number
-        return run_job(
-            hydra_context=self.context,
-            task_function=self.task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            configure_logging=False,
-        )
