@@ -7,9 +7,6 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 PROGRAM = "python -m marble_sweep"
 CONFIG_NAME = "config"  # of the file in conf/ that the program starts from
@@ -45,25 +42,3 @@ def shell_command(words: Iterable[str]) -> str:
 def resume_command(directory: Path) -> str:
     """The command that continues a run, from any folder."""
     return shell_command([override("resume", directory.absolute())])
-
-
-def config_words(config: DictConfig, conf: Path) -> list[str]:
-    """The words that make Hydra read the same files again: its flags, and its search path where that was given.
-
-    `conf` is where the files are that it reads without any flag.
-    """
-    sources = {source["provider"]: source for source in as_written(config.hydra.runtime.config_sources)}
-    words = []
-    if (path := sources["main"]["path"]) != str(conf):
-        words += ["--config-path", f"pkg://{path}" if sources["main"]["schema"] == "pkg" else path]
-    if (name := config.hydra.job.config_name) != CONFIG_NAME:
-        words += ["--config-name", name]
-    if "command-line" in sources:
-        words += ["--config-dir", sources["command-line"]["path"]]
-    given = as_written(config.hydra.overrides.hydra)
-    return words + [word for word in given if word.lstrip("+").startswith("hydra.searchpath=")]
-
-
-def as_written(node: Any) -> Any:
-    """A part of a config in plain dicts and lists. `${` in it is left alone: in an override it is no more than text."""
-    return OmegaConf.to_container(node, resolve=False)

@@ -54,6 +54,7 @@ MAX_TRIALS = 10**6
 MAX_SEEDS = 1000
 MAX_TOKENS = 10**18
 MAX_SECONDS = 10**7  # some four months, and what a lock can be waited for
+MAX_JOBS = 100_000  # of a grid, and sizes of a search
 
 
 # --------------------------------------------------------------- trainer and verdict

@@ -1,9 +1,11 @@
 """What reaches a terminal: text that others wrote made harmless, and an output that can show every text."""
 
 import codecs
+import contextlib
 import io
 import re
 import sys
+from collections.abc import Iterator
 
 # Control characters, escape sequences with them; marks that change the direction of the text around them; what a
 # terminal or a reader takes for the end of a line; and half characters, which no output can write.
@@ -33,3 +35,12 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
         raise error
     text = error.object[error.start : error.end]
     return "".join(PLAIN.get(character) or escaped(character) for character in text), error.end
+
+
+@contextlib.contextmanager
+def costing_a_line(what: str) -> Iterator[None]:
+    """Go on without what is only there to be looked at, where it cannot be made."""
+    try:
+        yield
+    except Exception as error:
+        print(f"marble_sweep: {what} could not be written: {type(error).__name__}: {error}", file=sys.stderr)

@@ -6,7 +6,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.storages import BaseStorage, InMemoryStorage
 
-from marble_sweep.searches.space import Space, Value, build, parse
+from marble_sweep.hydra_app.sweep_syntax import parse
+from marble_sweep.searches.space import Space, Value, build
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
 from marble_sweep.searches.study import Decide, Result, SharedStudy, open_study
 

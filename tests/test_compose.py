@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.marble_sweeper.grid_sweeper import GridSweeper
 from marble_sweep import config as schema
-from marble_sweep.compose import Composer, without_hydra
 from marble_sweep.hydra_app.callbacks import fix_directory
 from marble_sweep.hydra_app.compose import CONF
-from marble_sweep.hydra_versions import VERSION_BASE
+from marble_sweep.hydra_app.composer import Composer, without_hydra
+from marble_sweep.hydra_app.hydra_versions import VERSION_BASE
 
 
 class CountingLoader:

@@ -36,7 +36,7 @@ from marble_sweep.config import (
     resolve,
 )
 from marble_sweep.hydra_app.compose import CONF
-from marble_sweep.hydra_versions import VERSION_BASE
+from marble_sweep.hydra_app.hydra_versions import VERSION_BASE
 
 MANDATORY = {
     "tokens": ["data.path=ids.safetensors"],

@@ -1,12 +1,14 @@
 """`hydra/sweeper=smallest`: the adapter between Hydra and the search for the smallest model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import OmegaConf
+
+from hydra_plugins.marble_sweeper.grid_sweeper import GridSweeper
 
 
 @dataclass
@@ -21,15 +23,8 @@ ConfigStore.instance().store(
 )
 
 
-class SmallestSweeper(BasicSweeper):
+class SmallestSweeper(GridSweeper):
     """Searches marble_sweep's models; another program's parameters, which have no size, it lays out as a grid."""
-
-    def __init__(self, max_batch_size: int | None, params: DictConfig | None = None) -> None:
-        super().__init__(max_batch_size, params)  # type: ignore[arg-type]  # Hydra gives what the config holds
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self.task_function = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
@@ -37,10 +32,13 @@ class SmallestSweeper(BasicSweeper):
         assert self.launcher is not None
         if OmegaConf.select(self.config, "certify.threshold") is None:
             return super().sweep(arguments)
-        from marble_sweep.searches.worker import Search
+        from marble_sweep.hydra_app.search import search
 
-        words = [*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments]
-        code = Search(self.config, words, self.hydra_context, self.task_function, self.launcher).run()
+        code = search(self.config, self.words(arguments), self.hydra_context, self.task_function, self.launcher)
         if code:
             raise SystemExit(code)
         return None
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """As Hydra does it: nobody has checked the jobs of another program."""
+        Sweeper.validate_batch_is_legal(self, batch)

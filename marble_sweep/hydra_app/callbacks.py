@@ -1,43 +1,44 @@
 """What Hydra calls before and after: configs are checked before anything starts, sweeps are watched."""
 
 import contextlib
-import itertools
 import shlex
 import sys
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import BaseFileLock
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from marble_sweep import config as schema
-from marble_sweep.commands import as_written, config_words, literal, override, shell_command
-from marble_sweep.compose import Composer, without_hydra
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line, exiting_on_errors
+from marble_sweep.commands import literal, override
+from marble_sweep.hydra_app.composer import Composer, without_hydra
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_app.grid import grid_jobs
+from marble_sweep.hydra_app.private import BASIC_SWEEPER, ending_the_program
+from marble_sweep.hydra_app.rerun import as_written, rerun_command
+from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, user_path
 from marble_sweep.runs.status import ENDED, RunStatus, latest, mark_start, read_metadata
-from marble_sweep.sweeps.length import require_few
+from marble_sweep.terminal import costing_a_line
 
 if TYPE_CHECKING:
     from marble_sweep.sweeps.watch import SweepWatch
 
 OF_SWEEPS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher", "hydra.sweep")
-GRIDS = ("BasicSweeper", "GridSweeper")
+SEARCH = "hydra_plugins.marble_sweeper.smallest_sweeper.SmallestSweeper"
+GRIDS = ("hydra_plugins.marble_sweeper.grid_sweeper.GridSweeper", BASIC_SWEEPER)
 
 
 class CheckAndWatch(Callback):
     """Checks every config, of a run or of all jobs of a sweep, before anything starts; watches sweeps."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        with ending_the_program():
+        with ending_the_program(EXIT_FAILED), exiting_on_errors():
             require_multirun(config)
             require_own_directories(config)
             settings = schema.resolve(without_hydra(config))
@@ -53,7 +54,7 @@ class CheckAndWatch(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global current
-        with ending_the_program():
+        with ending_the_program(EXIT_FAILED), exiting_on_errors():
             require_own_directories(config)
             fix_directory(config, "sweep")
             if not is_search(config):  # a search checks, holds and tells for itself
@@ -103,17 +104,6 @@ class Sweep:
 current: Sweep | None = None
 
 
-@contextlib.contextmanager
-def ending_the_program() -> Iterator[None]:
-    """End the program with an error: of an Exception in a callback Hydra only warns, and goes on."""
-    try:
-        with exiting_on_errors():
-            yield
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(EXIT_FAILED) from None
-
-
 def require_multirun(config: DictConfig) -> None:
     """Raises ValueError where one run is about to start and the command line speaks of a sweep."""
     for word in as_written(config.hydra.overrides.hydra):
@@ -160,7 +150,7 @@ def fix_directory(config: DictConfig, mode: str) -> None:
 
 def is_search(config: DictConfig) -> bool:
     """Whether the sweeper is the one that searches for the smallest model."""
-    return str(config.hydra.sweeper._target_).endswith(".SmallestSweeper")
+    return str(config.hydra.sweeper._target_) == SEARCH
 
 
 def check_jobs(config: DictConfig) -> list[schema.Config]:
@@ -182,22 +172,11 @@ def check_jobs(config: DictConfig) -> list[schema.Config]:
 
 def grid(config: DictConfig) -> list[list[str]]:
     """The overrides of every job, where a grid is laid out; empty for any other sweeper."""
-    if str(config.hydra.sweeper._target_).rpartition(".")[2] not in GRIDS:
+    if str(config.hydra.sweeper._target_) not in GRIDS:
         return []
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     given = as_written(config.hydra.overrides.task)
     overrides = OverridesParser.create(loader).parse_overrides([*params, *given])
     require_few(overrides)
-    return list(itertools.chain.from_iterable(BasicSweeper.split_arguments(overrides, None)))
-
-
-def rerun_command(config: DictConfig, sweep_dir: Path) -> str:
-    """The command that goes on with this sweep."""
-    from marble_sweep.hydra_app.compose import CONF  # late: it imports this module
-
-    read = config_words(config, CONF)
-    given = [*as_written(config.hydra.overrides.task), *as_written(config.hydra.overrides.hydra)]
-    set_here = ("hydra.mode=", "hydra.sweep.dir=")
-    kept = [word for word in given if word not in read and not word.lstrip("+").startswith(set_here)]
-    return shell_command(["--multirun", *read, *kept, override("hydra.sweep.dir", sweep_dir)])
+    return grid_jobs(overrides)

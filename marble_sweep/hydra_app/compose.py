@@ -6,7 +6,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from marble_sweep import config as schema
-from marble_sweep.hydra_versions import VERSION_BASE
+from marble_sweep.hydra_app.hydra_versions import VERSION_BASE
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel carries conf/ inside, and what lies beside the package is then somebody else's; a checkout has it there.

@@ -3,20 +3,21 @@
 import contextlib
 import difflib
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
 from marble_sweep import config as schema
 from marble_sweep.commands import override
+from marble_sweep.hydra_app import private
 from marble_sweep.passwords import mask
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
@@ -37,40 +38,30 @@ def exiting_on_errors() -> Iterator[None]:
         raise SystemExit(EXIT_ERROR) from None
 
 
-@contextlib.contextmanager
-def costing_a_line(what: str) -> Iterator[None]:
-    """Go on without what is only there to be looked at, where it cannot be made."""
-    try:
-        yield
-    except Exception as error:
-        print(f"marble_sweep: {what} could not be written: {type(error).__name__}: {error}", file=sys.stderr)
-
-
 def one_line(error: Exception, words: Sequence[str] = ()) -> str:
     """Say in a line what is wrong: Hydra's and OmegaConf's own errors take several. `words` are the command line's."""
     if isinstance(error, schema.UnknownKeyError):
         return f"{error}{hint(error.key, words)}"
     text = f"{error}\n{error.__cause__ or ''}" if isinstance(error, HydraException) else str(error)
-    lines = [line.strip() for line in text.splitlines()]
-    told_by_key = ("object_type", "reference_type", "value:", "full_key:", "Error merging override")
-    message = " ".join(line for line in lines if line and not line.startswith(told_by_key))
+    message = " ".join(private.message_lines(text))
     if isinstance(error, OverrideParseException):
-        return unreadable(error.override, lines[:-1])
-    if word := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'(?:\n| requires --multirun)", text):
-        key, _, value = word[1].partition("=")
+        return unreadable(error.override, [line.strip() for line in text.splitlines()][:-1])
+    if word := private.swept_override(text):
+        key, _, value = word.partition("=")
         one = f"one value: for several --multirun is missing, and as text it is written {as_text(key, value)}"
         return f"{key} = {value}: must be {one}"
-    if key := re.search(r"Could not override '([^']+)'", text):
-        return f"{key[1]}: no such key{hint(key[1], words)}"
-    if option := re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*:\n((?:\t.*\n?)+)", text):
-        return f"{option[1]} = {option[2]}: must be one of {', '.join(option[3].split())}"
-    if twice := re.search(r"An item is already at '([^']+)'|Multiple values for ([^ ]+)\.", text):
-        return f"{twice[1] or twice[2]}: it has a value already; leave the + out to change it"
-    named = re.search(r"^\s*full_key: (\S+)", text, re.MULTILINE)
+    if unknown := private.unknown_key(text):
+        return f"{unknown}: no such key{hint(unknown, words)}"
+    if option := private.unknown_option(text):
+        group, name, options = option
+        return f"{group} = {name}: must be one of {', '.join(options)}"
+    if doubled := private.doubled_key(text):
+        return f"{doubled}: it has a value already; leave the + out to change it"
+    named = private.full_key(text)
     if isinstance(error, InterpolationResolutionError) or isinstance(error.__cause__, GrammarParseError):
-        return f"{named[1] if named else 'config'}: {message}; where ${{ is meant as text, write \\${{"
+        return f"{named or 'config'}: {message}; where ${{ is meant as text, write \\${{"
     if named:
-        return f"{named[1]}: {message}"
+        return f"{named}: {message}"
     return message
 
 
@@ -81,8 +72,8 @@ def unreadable(word: str, reasons: Sequence[str]) -> str:
         OverridesParser.create().parse_override(override(key, value) if value else word)
     except HydraException:
         return f"{word}: must be KEY=VALUE, with a key that --help lists"
-    known = [line for line in reasons if not line.startswith(("LexerNoViableAlt", "Error ", "^"))]
-    why = f" ({known[0]})" if known else ""
+    known = private.grammar_reason(reasons)
+    why = f" ({known})" if known else ""
     return f"{key} = {value}: must be quoted for Hydra where it is text, as in {as_text(key, value)}{why}"
 
 
@@ -94,12 +85,12 @@ def as_text(key: str, value: str) -> str:
 def hint(key: str, words: Sequence[str] = ()) -> str:
     """Where an unknown key is known, or else the known one most like it."""
     owners: dict[str, list[str]] = {}
-    for path in paths(OmegaConf.structured(schema.Config), None):
+    for path in paths(schema.Config, None):
         owners[path] = []
     for group, options in schema.SCHEMAS.items():
         owners[group] = []
         for option, base in options.items():
-            for path in paths(OmegaConf.structured(base), group):
+            for path in paths(base, group):
                 owners.setdefault(path, []).append(f"{group}={option}")
     if key in owners:
         swept = swept_options(key.partition(".")[0], words)
@@ -125,11 +116,14 @@ def swept_options(group: str, words: Sequence[str]) -> list[str]:
     return []
 
 
-def paths(node: DictConfig, prefix: str | None) -> list[str]:
-    """Every key below a node, in full, and the node's own."""
-    found = [prefix] if prefix else []
-    for key in map(str, node):
-        path = f"{prefix}.{key}" if prefix else key
-        child = node._get_node(key)
-        found += paths(child, path) if isinstance(child, DictConfig) and not child._is_missing() else [path]
-    return found
+def paths(schema_class: Any, prefix: str | None) -> list[str]:
+    """Every key of a schema, in full, and the prefix's own."""
+    return nested_keys(OmegaConf.to_container(OmegaConf.structured(schema_class)), prefix)
+
+
+def nested_keys(node: Any, prefix: str | None) -> list[str]:
+    keys = [prefix] if prefix else []
+    for key, value in node.items():
+        path = f"{prefix}.{key}" if prefix else str(key)
+        keys += nested_keys(value, path) if isinstance(value, dict) else [path]
+    return keys

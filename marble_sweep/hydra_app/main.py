@@ -16,11 +16,12 @@ from hydra.core.override_parser.types import ChoiceSweep, QuotedString, Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep import config as schema
-from marble_sweep.commands import CONFIG_NAME, as_written, resume_command
+from marble_sweep.commands import CONFIG_NAME, resume_command
 from marble_sweep.hydra_app import callbacks
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
-from marble_sweep.hydra_versions import MAIN_ARGUMENTS, register_resolver
+from marble_sweep.hydra_app.hydra_versions import MAIN_ARGUMENTS, register_resolver
+from marble_sweep.hydra_app.rerun import as_written
 from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
 from marble_sweep.runs import layout

@@ -1,23 +1,15 @@
 """The search itself: ask the strategy, train, tell, until the question is settled or the budget is spent."""
 
-import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 from optuna.trial import Trial
 
 from marble_sweep import config as schema
-from marble_sweep.commands import config_words
-from marble_sweep.compose import Composer
-from marble_sweep.hydra_app.callbacks import rerun_command
-from marble_sweep.hydra_app.compose import CONF
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, costing_a_line
 from marble_sweep.report.frontier import draw_frontier
 from marble_sweep.report.page import write_page
 from marble_sweep.report.summary import compare_runs
@@ -28,50 +20,70 @@ from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, run_directories
 from marble_sweep.searches.crashes import shared_error
-from marble_sweep.searches.launch import Runner, TrialComposer, TrialWatch
 from marble_sweep.searches.outcome import SearchResult
-from marble_sweep.searches.space import Space, Value, build, parse
+from marble_sweep.searches.space import Dimension, Space, Value, build
 from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide, forget_crashes
 from marble_sweep.searches.study import as_record, open_study
+from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
+from marble_sweep.terminal import costing_a_line
 
 WAIT_SECONDS = 0.5  # between two looks at what other workers do
 
+Params = Mapping[str, Value]
+Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError for what cannot be
+Train = Callable[[int, Params], Path | str]  # trains a trial; returns the run directory, or why there is none
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ended a worker's part in a search."""
+
+    reason: str  # one of outcome.ENDINGS
+    error: str | None  # that every trial would meet
+    crashes: list[dict[str, Any]]  # between the answer and its proof
+
 
 class Search:
-    """One worker's part in a search; `run` returns the exit code."""
+    """One worker's part in a search."""
 
     def __init__(
-        self, master: DictConfig, words: list[str], context: HydraContext, task: TaskFunction, launcher: Launcher
+        self,
+        dimensions: Sequence[Dimension],
+        resolve: Resolve,
+        train: Train,
+        directory: Path,
+        *,
+        fixed: Sequence[str] = (),
+        config_words: Sequence[str] = (),
     ) -> None:
-        """Check everything that can be checked before the first trial.
+        """Check everything that can be checked before the first trial. Raises ValueError for what cannot be searched.
 
-        `words` are the sweeper's overrides and the command line's. Raises ValueError for what cannot be searched.
+        `fixed` and `config_words` are words for a command that trains the answer: the overrides that all trials
+        share, and what names other config files than the program's own.
         """
-        dimensions, fixed = parse(words, OverridesParser.create(context.config_loader))
         searched = {each.key for each in dimensions}
         for key in ("seed", "objective", "resume"):
             schema.require(key not in searched, key, "a sweep", "one value; a search repeats by search.confirm_seeds")
-        self.fixed = list(fixed.values())
-        self.composer = TrialComposer(Composer(context.config_loader, master), self.fixed)
+        self.resolve = resolve
+        self.train = train
+        self.directory = directory
+        self.fixed = list(fixed)
+        self.config_words = list(config_words)
         first: dict[str, Value] = {each.key: each.values[0] for each in dimensions}
         for each in dimensions:
             for value in each.values:
                 if not each.decides_size:
-                    self.composer.resolve(first | {each.key: value})
-        self.space: Space = build(dimensions, lambda size: self.composer.resolve(first | size).num_parameters)
-        self.base = self.composer.resolve(first | dict(self.space.sizes[0].params))
+                    resolve(first | {each.key: value})
+        self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
+        self.base = resolve(first | dict(self.space.sizes[0].params))
         schema.require(self.base.certify.stop, "certify.stop", False, "true in a search")
         schema.require(self.base.objective is None, "objective", self.base.objective, "null in a search")
-        self.runner = Runner(self.composer, launcher, context, task)
-        self.directory = Path(master.hydra.sweep.dir)
-        self.rerun = rerun_command(master, self.directory)
         self.first_trial = 0  # of this start; known once there is a study
         self.error: str | None = None  # that every trial would meet
-        self.config_words = config_words(master, CONF)
 
-    def run(self) -> int:
+    def run(self) -> Ending:
         """Search until there is an answer, or the budget is spent, or the user has had enough."""
         alone = self.base.search.storage is None
         # Workers of a shared study may share the directory too: each trial has a number of its own.
@@ -82,7 +94,7 @@ class Search:
             if lock is not None:
                 lock.release()
 
-    def _run(self, *, alone: bool) -> int:
+    def _run(self, *, alone: bool) -> Ending:
         search = self.base.search
         self.directory.mkdir(parents=True, exist_ok=True)
         journal = str((self.directory / layout.JOURNAL).resolve())
@@ -108,12 +120,7 @@ class Search:
             self.view.close()
             crashes = self._conclude(ended)
             self.storage.close()
-        if ended == "interrupted":
-            print(f"To go on:\n  {self.rerun}", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        if self.error is not None:
-            print(f"marble_sweep: {self.error}", file=sys.stderr)
-        return EXIT_FAILED if ended in ("error", "max_failures") or crashes else 0
+        return Ending(ended, self.error, crashes)
 
     def _settings(self) -> dict[str, Any]:
         """What a study must agree on with whoever joins it, beside the space: all that a run computes from."""
@@ -162,7 +169,7 @@ class Search:
         """One trial, from its plan to its place in the study."""
         params = self.space.params(plan.size, plan.recipe)
         params = params | {"seed": self.base.seed + plan.seed}
-        config = self.composer.resolve(params)
+        config = self.resolve(params)
         size = self.space.sizes[plan.size]
         words = describe_trial(trial.number, plan, size, params)
         self.view.begin(words, self.found().bracket())
@@ -172,7 +179,7 @@ class Search:
         watch = TrialWatch(trial, config, directory, config.search.worker_timeout, self.view.step)
         try:
             with watch:
-                run_dir = self.runner.run(trial.number, params)
+                run_dir = self.train(trial.number, params)
         except BaseException:
             self.storage.hurry()
             self.shared.release(trial)

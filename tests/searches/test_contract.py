@@ -18,7 +18,7 @@ from hydra.test_utils.launcher_common_tests import (
 from hydra.test_utils.test_utils import TSweepRunner
 from omegaconf import DictConfig
 
-from hydra_plugins.marble_sweeper import SmallestSweeper
+from hydra_plugins.marble_sweeper.smallest_sweeper import SmallestSweeper
 
 # The suites' own programs do not say which version of Hydra they were written for.
 pytestmark = [

@@ -15,7 +15,7 @@ from marble_sweep.config import OBJECTIVES
 from marble_sweep.hydra_app import callbacks
 from marble_sweep.hydra_app import main as cli
 from marble_sweep.hydra_app.compose import CONF
-from marble_sweep.hydra_versions import MAIN_ARGUMENTS
+from marble_sweep.hydra_app.hydra_versions import MAIN_ARGUMENTS
 from marble_sweep.runs.status import read_metadata
 
 

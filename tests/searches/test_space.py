@@ -4,8 +4,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from marble_sweep.searches.space import Dimension, Space, build, parse
-from marble_sweep.sweeps.length import require_few
+from marble_sweep.hydra_app.sweep_length import require_few
+from marble_sweep.hydra_app.sweep_syntax import parse
+from marble_sweep.searches.space import Dimension, Space, build
 
 
 def dimensions(*words: str) -> dict[str, Dimension]:

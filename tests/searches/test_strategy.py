@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marble_sweep.searches.space import Space, build, parse
+from marble_sweep.hydra_app.sweep_syntax import parse
+from marble_sweep.searches.space import Space, build
 from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide, forget_crashes
 
 STEPS = (100, 200, 400)

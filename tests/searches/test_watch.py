@@ -10,9 +10,9 @@ from studies import Unreliable, join
 
 from marble_sweep.config import dump
 from marble_sweep.runs.files import write_json, write_text
-from marble_sweep.searches.launch import TrialWatch
 from marble_sweep.searches.storage import PatientStorage, StorageError
 from marble_sweep.searches.study import HEARTBEAT, SharedStudy
+from marble_sweep.searches.trial_watch import TrialWatch
 
 AWAY = OSError(5, "Input/output error")
 TIMEOUT = 0.6  # seconds; six beats in that time

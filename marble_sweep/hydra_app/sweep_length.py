@@ -5,9 +5,7 @@ from collections.abc import Iterable
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
-from marble_sweep.checks import require
-
-MAX_JOBS = 100_000  # of a grid, and sizes of a search
+from marble_sweep.config import MAX_JOBS, require
 
 
 def length(override: Override) -> int:

@@ -1,27 +1,20 @@
-"""One trial's run: its config put together, launched by Hydra's launcher, watched while it trains."""
+"""One trial is watched while it trains: its evaluations go to the study, and so does the news that its worker lives."""
 
 import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.utils import JobReturn, run_job
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
-from marble_sweep import config as schema
-from marble_sweep.compose import Composer
+from marble_sweep.config import Config
 from marble_sweep.early_stopping import margin, shortfall
 from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
-from marble_sweep.searches.space import Value
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
 
@@ -30,67 +23,11 @@ JOIN_SECONDS = 5.0  # to wait for the thread that reports, once the run has ende
 OUTCOMES = {RunStatus.FINISHED: "refuted"}  # a run's status as a trial's outcome, where it has another name
 
 
-class TrialComposer:
-    """Configs of trials: what is fixed and what a trial tries, put together."""
-
-    def __init__(self, composer: Composer, fixed: Sequence[str]) -> None:
-        self.composer = composer
-        self.fixed = list(fixed)
-
-    def words(self, params: Mapping[str, Value]) -> list[str]:
-        """The overrides that make this trial's config."""
-        return [*self.fixed, *(f"{key}={value}" for key, value in params.items())]
-
-    def compose(self, params: Mapping[str, Value]) -> DictConfig:
-        """A trial's whole config, Hydra's part included."""
-        return self.composer.compose(self.words(params))
-
-    def resolve(self, params: Mapping[str, Value]) -> schema.Config:
-        """A trial's checked config. Raises ValueError for what cannot be."""
-        return self.composer.resolve(self.words(params))
-
-
-class Runner:
-    """Runs trials through the launcher that the user chose."""
-
-    def __init__(self, composer: TrialComposer, launcher: Launcher, context: HydraContext, task: TaskFunction) -> None:
-        self.composer = composer
-        self.launcher = launcher
-        self.context = context
-        self.task = task
-
-    def run(self, number: int, params: Mapping[str, Value]) -> Path | str:
-        """Train; returns the run directory, or why there is none. Raises KeyboardInterrupt as train_job does."""
-        if isinstance(self.launcher, BasicLauncher):
-            returned = self._run_here(number, self.composer.compose(params))
-        else:
-            returned = self.launcher.launch([self.composer.words(params)], initial_job_idx=number)[0]
-        try:
-            directory = returned.return_value
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return Path(directory) if directory else "no further job is started (sweep.max_failures)"
-
-    def _run_here(self, number: int, config: DictConfig) -> JobReturn:
-        """What Hydra's basic launcher does, without composing the config anew: that takes 0.1 s."""
-        with open_dict(config):
-            config.hydra.job.id = str(number)
-            config.hydra.job.num = number
-        return run_job(
-            hydra_context=self.context,
-            task_function=self.task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            configure_logging=False,
-        )
-
-
 class TrialWatch:
     """Reports a trial's looks to the study while it runs, and that its worker lives."""
 
     def __init__(
-        self, trial: Trial, config: schema.Config, directory: Path, timeout: float, show: Callable[[int], None]
+        self, trial: Trial, config: Config, directory: Path, timeout: float, show: Callable[[int], None]
     ) -> None:
         """`show` is told the step that the run has reached, every POLL_SECONDS."""
         self.trial = trial

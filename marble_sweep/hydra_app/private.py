@@ -1,0 +1,107 @@
+"""Every touch of what Hydra and OmegaConf do not promise to keep, each with its reason.
+
+A new version of either is tried against this file first.
+"""
+
+import contextlib
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn, run_job
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+# Hydra's own grid, as `hydra/sweeper=basic`: that its jobs are known beforehand shows in nothing but its name.
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+@contextlib.contextmanager
+def ending_the_program(code: int) -> Iterator[None]:
+    """End the program with an error in a callback.
+
+    Of an Exception there Hydra only warns, and goes on. It lets SystemExit through, because that is no Exception.
+    """
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(code) from None
+
+
+# --------------------------------------------------------------- jobs without another composition
+
+
+def launches_here(launcher: Launcher) -> bool:
+    """Whether it is Hydra's own launcher, which runs a job in this process: it has no public name."""
+    return isinstance(launcher, BasicLauncher)
+
+
+def run_here(config: DictConfig, number: int, context: HydraContext, task: TaskFunction) -> JobReturn:
+    """What Hydra's own launcher does with a job, for a config that is there: it would compose anew, which takes 0.1 s.
+
+    Configuring the logging anew for every trial is left out too.
+    """
+    with open_dict(config):
+        config.hydra.job.id = str(number)
+        config.hydra.job.num = number
+    return run_job(
+        hydra_context=context,
+        task_function=task,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        configure_logging=False,
+    )
+
+
+# --------------------------------------------------------------- what errors say
+#
+# Hydra's errors say in words only what is wrong with which key: these find it there. Where a version words a message
+# in another way, they find nothing, and a user reads the message as it is.
+
+DETAILS = ("object_type", "reference_type", "value:", "full_key:", "Error merging override")
+GRAMMAR_NOISE = ("LexerNoViableAlt", "Error ", "^")
+
+
+def message_lines(text: str) -> list[str]:
+    """The lines that say what is wrong, without those that OmegaConf adds about types and Hydra about the override."""
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith(DETAILS)]
+
+
+def full_key(text: str) -> str | None:
+    """The key that OmegaConf names below its message; an error that Hydra wraps has it in no attribute."""
+    found = re.search(r"^\s*full_key: (\S+)", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def swept_override(text: str) -> str | None:
+    """The override that sweeps, where one run was asked for."""
+    found = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'(?:\n| requires --multirun)", text)
+    return found[1] if found else None
+
+
+def unknown_key(text: str) -> str | None:
+    """The key that is not in the config."""
+    found = re.search(r"Could not override '([^']+)'", text)
+    return found[1] if found else None
+
+
+def unknown_option(text: str) -> tuple[str, str, list[str]] | None:
+    """The group, the option that it does not have, and those it has."""
+    found = re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*:\n((?:\t.*\n?)+)", text)
+    return (found[1], found[2], found[3].split()) if found else None
+
+
+def doubled_key(text: str) -> str | None:
+    """The key that `+` adds though it is there."""
+    found = re.search(r"An item is already at '([^']+)'|Multiple values for ([^ ]+)\.", text)
+    return (found[1] or found[2]) if found else None
+
+
+def grammar_reason(lines: Sequence[str]) -> str | None:
+    """Why Hydra's grammar has no reading for an override, in the first line that is not about its lexer."""
+    return next((line for line in lines if not line.startswith(GRAMMAR_NOISE)), None)
