@@ -139,6 +139,7 @@ def threads_of_one(jobs_at_once: int) -> int | None:
 def main() -> None:
     """Run the command line. Exits with 0 when a run finished (or diverged: that is an outcome too)."""
     use_replacements()
+    callbacks.current = None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
     ended: int | str | None = 0
     try:
