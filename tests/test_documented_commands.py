@@ -152,6 +152,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "one.txt").write_text(text)
     (tmp_path / "notes" / "two.rst").write_text(text)
+    (tmp_path / "My texts").mkdir()
+    (tmp_path / "My texts" / "a, b (1).txt").write_text(text)
     return tmp_path
 
 
