@@ -76,33 +76,48 @@ class Checked:
 
 def check(name: str, value: Any, kind: Any, interval: Interval) -> None:
     """Require that a value is of a field's type and within its bounds."""
-    optional = get_origin(kind) is types.UnionType
-    if optional:
-        kind = next(each for each in get_args(kind) if each is not type(None))
+    allowed = allowed_values(kind, interval)
+    if get_origin(kind) is types.UnionType:
+        kind = required_kind(kind)
         if value is None:
             return
-    null = "null or " * optional
     origin = get_origin(kind)
     if origin is tuple:
-        require(isinstance(value, list | tuple), name, value, f"{len(get_args(kind))} numbers in brackets")
-        require(len(value) == len(get_args(kind)), name, value, f"{len(get_args(kind))} numbers in brackets")
+        require(isinstance(value, list | tuple) and len(value) == len(get_args(kind)), name, value, allowed)
     if origin is list:
-        require(isinstance(value, list), name, value, "a list in brackets")
+        require(isinstance(value, list), name, value, allowed)
     if origin is not None:
         for part in value:
             check(name, part, get_args(kind)[0], interval)
     elif kind is int:
         is_int = isinstance(value, int) and not isinstance(value, bool)
-        require(is_int and value in interval, name, value, f"{null}a whole number {interval}")
+        require(is_int and value in interval, name, value, allowed)
     elif kind is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        require(is_number and value in interval, name, value, f"{null}{interval}")
+        require(is_number and value in interval, name, value, allowed)
     elif kind is str:
-        require(isinstance(value, str), name, value, f"{null}text")
+        require(isinstance(value, str), name, value, allowed)
         require(value != MISSING, name, value, "given")
         require(is_plain_text(value), name, value, "UTF-8 text without control characters")
     else:
-        require(isinstance(value, kind), name, value, "true or false" if kind is bool else f"a {kind.__name__}")
+        require(isinstance(value, kind), name, value, allowed)
+
+
+def required_kind(kind: Any) -> Any:
+    """The type of what an optional field holds when it is not null."""
+    return next(each for each in get_args(kind) if each is not type(None))
+
+
+def allowed_values(kind: Any, interval: Interval) -> str:
+    """What a field of this type and these bounds may hold, in words."""
+    if get_origin(kind) is types.UnionType:
+        return f"null or {allowed_values(required_kind(kind), interval)}"
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} numbers in brackets"
+    if get_origin(kind) is list:
+        return "a list in brackets"
+    words = {int: f"a whole number {interval}", float: str(interval), str: "text", bool: "true or false"}
+    return words.get(kind, f"a {kind.__name__}")
 
 
 def is_plain_text(text: str) -> bool:

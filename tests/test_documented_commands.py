@@ -147,11 +147,13 @@ def directories(folder: Path) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An empty folder, but for the text that the commands speak of."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8") * 20
+    text = "\n\n".join(path.read_text(encoding="utf-8") for path in [*PAGES, *(ROOT / "marble_sweep").glob("**/*.py")])
     (tmp_path / "book.txt").write_text(text)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "one.txt").write_text(text)
     (tmp_path / "notes" / "two.rst").write_text(text)
+    (tmp_path / "My texts").mkdir()
+    (tmp_path / "My texts" / "a, b (1).txt").write_text(text)
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from marble_sweep.terminal import costing_a_line
 if TYPE_CHECKING:
     from marble_sweep.sweeps.watch import SweepWatch
 
-OF_SWEEPS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher", "hydra.sweep")
+OF_SWEEPS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher", "hydra.sweep", "sweep", "search")
 SEARCH = "hydra_plugins.marble_sweeper.smallest_sweeper.SmallestSweeper"
 GRIDS = ("hydra_plugins.marble_sweeper.grid_sweeper.GridSweeper", BASIC_SWEEPER)
 
@@ -56,6 +57,7 @@ class CheckAndWatch(Callback):
         global current
         with ending_the_program(EXIT_FAILED), exiting_on_errors():
             require_own_directories(config)
+            require_meant_for(config)
             fix_directory(config, "sweep")
             if not is_search(config):  # a search checks, holds and tells for itself
                 current = start_sweep(config)
@@ -106,10 +108,24 @@ current: Sweep | None = None
 
 def require_multirun(config: DictConfig) -> None:
     """Raises ValueError where one run is about to start and the command line speaks of a sweep."""
-    for word in as_written(config.hydra.overrides.hydra):
+    for key, value in given_below(config, *OF_SWEEPS):
+        schema.require(False, key, value, "given with --multirun: without it one run is trained")
+
+
+def require_meant_for(config: DictConfig) -> None:
+    """Raises ValueError where the command line of a sweep gives what this sweep would ignore."""
+    for key, value in given_below(config, "hydra.run"):
+        schema.require(False, key, value, "left out with --multirun; the directory of a sweep is hydra.sweep.dir")
+    for key, value in given_below(config, "search"):
+        schema.require(is_search(config), key, value, "given with hydra/sweeper=smallest, the search")
+
+
+def given_below(config: DictConfig, *parents: str) -> Iterator[tuple[str, str]]:
+    """The keys, and their values, that the command line gives at or below one of these."""
+    for word in [*as_written(config.hydra.overrides.hydra), *as_written(config.hydra.overrides.task)]:
         key, _, value = word.lstrip("+~").partition("=")
-        of_a_sweep = any(key == each or key.startswith(f"{each}.") for each in OF_SWEEPS)
-        schema.require(not of_a_sweep, key, value, "given with --multirun: without it one run is trained")
+        if any(key == parent or key.startswith(f"{parent}.") for parent in parents):
+            yield key, value
 
 
 def require_own_directories(config: DictConfig) -> None:

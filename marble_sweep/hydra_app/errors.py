@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
@@ -16,6 +17,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from yaml import YAMLError
 
 from marble_sweep import config as schema
+from marble_sweep.checks import FINITE, Checked, allowed_values, shown
 from marble_sweep.commands import override
 from marble_sweep.hydra_app import private
 from marble_sweep.passwords import mask
@@ -44,6 +46,8 @@ def one_line(error: Exception, words: Sequence[str] = ()) -> str:
         return f"{error}{hint(error.key, words)}"
     text = f"{error}\n{error.__cause__ or ''}" if isinstance(error, HydraException) else str(error)
     message = " ".join(private.message_lines(text))
+    if nameless := private.nameless_override(text):
+        return unreadable(nameless, [])
     if isinstance(error, OverrideParseException):
         return unreadable(error.override, [line.strip() for line in text.splitlines()][:-1])
     if word := private.swept_override(text):
@@ -54,20 +58,51 @@ def one_line(error: Exception, words: Sequence[str] = ()) -> str:
         return f"{unknown}: no such key{hint(unknown, words)}"
     if option := private.unknown_option(text):
         group, name, options = option
-        return f"{group} = {name}: must be one of {', '.join(options)}"
+        return f"{group} = {name or repr('')}: must be one of {', '.join(options)}"
     if doubled := private.doubled_key(text):
         return f"{doubled}: it has a value already; leave the + out to change it"
+    if forced := private.forced_option(text):
+        return f"++{forced}: must be {forced}: an option is chosen without the ++"
     named = private.full_key(text)
     if isinstance(error, InterpolationResolutionError) or isinstance(error.__cause__, GrammarParseError):
         return f"{named or 'config'}: {message}; where ${{ is meant as text, write \\${{"
     if named:
-        return f"{named}: {message}"
+        return wrong_value(named, text) or f"{named}: {message}"
     return message
+
+
+def wrong_value(key: str, text: str) -> str | None:
+    """What a key may hold, where it was given what its type cannot: OmegaConf names the type alone."""
+    if deleted := private.deleted_key(text):
+        return f"~{deleted}: must be left out: a setting cannot be deleted, only changed, as in {deleted}=VALUE"
+    key, index, _ = key.partition("[")  # of a number in brackets; the key holds them all
+    allowed = allowed_in(key, private.object_type(text))
+    value = None if index else private.unfit_value(text)
+    value = private.overriding_value(key, text) if value is None else value
+    return f"{key} = {shown(value) or repr('')}: must be {allowed}" if value is not None and allowed else None
+
+
+def allowed_in(key: str, option: str | None) -> str | None:
+    """What a key of the schema may hold; where options differ, in the one whose schema has this name."""
+    group, _, name = key.rpartition(".")
+    hints = get_type_hints(schema.Config)
+    owners: list[Any] = list(schema.SCHEMAS.get(group, {"": hints.get(group)}).values()) if group else [schema.Config]
+    owners.sort(key=lambda owner: getattr(owner, "__name__", None) != option)
+    for owner in owners:
+        for each in fields(owner) if isinstance(owner, type) else ():
+            kind = get_type_hints(owner)[each.name]
+            if each.name == name and isinstance(kind, type) and issubclass(kind, Checked):
+                return f"set by its keys, as in {key}.KEY=VALUE"
+            if each.name == name:
+                return allowed_values(kind, each.metadata.get("interval", FINITE))
+    return None
 
 
 def unreadable(word: str, reasons: Sequence[str]) -> str:
     """What is wrong with an override that Hydra's grammar has no reading for; `reasons` are its lines on it."""
     key, _, value = word.partition("=")
+    if not key:
+        return f"{word}: must be KEY=VALUE, with a key that --help lists"
     try:
         OverridesParser.create().parse_override(override(key, value) if value else word)
     except HydraException:
@@ -100,7 +135,8 @@ def hint(key: str, words: Sequence[str] = ()) -> str:
             return f" in the option that this sweep starts from; {shlex.quote(f'++{given}')} sets it in those swept"
         where = f"in {' and '.join(lacking)} of this sweep" if lacking else "here"
         return f" {where}; it belongs to {' and '.join(owners[key])}"
-    close = difflib.get_close_matches(key, owners, n=1, cutoff=0.4)
+    others = [each for each in owners if not key.startswith(f"{each}.")]  # its own group is known to whoever typed it
+    close = difflib.get_close_matches(key, others, n=1, cutoff=0.4)
     return f"; the nearest known one is {close[0]}" if close else "; --help lists those there are"
 
 

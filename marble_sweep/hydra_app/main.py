@@ -58,7 +58,7 @@ def require_options(arguments: Sequence[str]) -> None:
         if equals and group in groups:
             given = OverridesParser.create().parse_override(argument).value()
             chosen = given.list if isinstance(given, ChoiceSweep) else given if isinstance(given, list) else [given]
-            is_name = all(each is None or isinstance(each, str | QuotedString | dict | Sweep) for each in chosen)
+            is_name = all(isinstance(each, str | QuotedString | dict | Sweep) for each in chosen)
             options = sorted(path.stem for path in groups[group].glob("*.yaml"))
             schema.require(is_name, group, value, f"one of {', '.join(options)}")
 

@@ -85,14 +85,21 @@ def swept_override(text: str) -> str | None:
 
 
 def unknown_key(text: str) -> str | None:
-    """The key that is not in the config."""
+    """The key that is not in the config; of several in braces, the one it is."""
     found = re.search(r"Could not override '([^']+)'", text)
+    inner = full_key(text)
+    return inner if found and inner and inner.startswith(f"{found[1]}.") else found[1] if found else None
+
+
+def nameless_override(text: str) -> str | None:
+    """The override that has no key before its `=`."""
+    found = re.search(r"Could not override ''.*\n?.*use \+(=.*)", text)
     return found[1] if found else None
 
 
 def unknown_option(text: str) -> tuple[str, str, list[str]] | None:
     """The group, the option that it does not have, and those it has."""
-    found = re.search(r"Could not find '(.+)/(.+)'\s+Available options in .*:\n((?:\t.*\n?)+)", text)
+    found = re.search(r"Could not find '(.+)/(.*)'\s+Available options in .*:\n((?:\t.*\n?)+)", text)
     return (found[1], found[2], found[3].split()) if found else None
 
 
@@ -100,6 +107,36 @@ def doubled_key(text: str) -> str | None:
     """The key that `+` adds though it is there."""
     found = re.search(r"An item is already at '([^']+)'|Multiple values for ([^ ]+)\.", text)
     return (found[1] or found[2]) if found else None
+
+
+def forced_option(text: str) -> str | None:
+    """The choice of an option that begins with `++`."""
+    found = re.search(r"force-add of config groups is not supported: '\++(.*)'", text)
+    return found[1] if found else None
+
+
+def deleted_key(text: str) -> str | None:
+    """The key that `~` would take away."""
+    found = re.search(r"Error merging override ~([^=\n]+)", text)
+    return found[1] if found else None
+
+
+def unfit_value(text: str) -> str | None:
+    """The value that is of the wrong type, where OmegaConf repeats it."""
+    found = re.search(r"Value '(.*)' (?:of type|is not a)", text)
+    return found[1] if found else None
+
+
+def overriding_value(key: str, text: str) -> str | None:
+    """The value as the override of this key has it."""
+    found = re.search(rf"Error merging override \+*{re.escape(key)}=(.*)", text)
+    return found[1] if found else None
+
+
+def object_type(text: str) -> str | None:
+    """The name of the schema that a wrong value's key is in."""
+    found = re.search(r"^\s*object_type=(\w+)", text, re.MULTILINE)
+    return found[1] if found else None
 
 
 def grammar_reason(lines: Sequence[str]) -> str | None:

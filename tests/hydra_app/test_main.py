@@ -24,10 +24,10 @@ def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
         ("model.num_layer=3", "model.num_layer: no such key; the nearest known one is model.num_layers"),
         ("optimizer.momentum=0.9", "optimizer.momentum: no such key here; it belongs to optimizer=sgd"),
         ("model=5L", "model = 5L: must be one of 0L64D, 1L16D, 1L4D"),
-        ("model.num_layers=x", "model.num_layers: Value 'x' of type 'str' could not be converted to Integer"),
+        ("model.num_layers=x", "model.num_layers = x: must be a whole number in [0, 10,000]"),
         ("model.num_heads=3", "model.num_heads = 3: must be null or a divisor of model.hidden_dim = 128"),
         ("model=[1,2]", "model = [1,2]: must be one of 0L64D, 1L16D"),
-        ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer"),
+        ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer.seq_len"),
         ("+foo=1", "foo = 1: must be left out: there are only certify, data, device"),
         (
             "search.min_steps_per_minute=5",
@@ -45,6 +45,10 @@ def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
         ("hydra/sweeper=smallest", "hydra/sweeper = smallest: must be given with --multirun"),
         ("hydra/launcher=joblib", "hydra/launcher = joblib: must be given with --multirun"),
         ("hydra.sweep.dir=m", "hydra.sweep.dir = m: must be given with --multirun"),
+        ("search.n_trials=3", "search.n_trials = 3: must be given with --multirun"),
+        ("sweep.max_failures=3", "sweep.max_failures = 3: must be given with --multirun"),
+        ("--multirun search.n_trials=3", "search.n_trials = 3: must be given with hydra/sweeper=smallest"),
+        ("--multirun hydra.run.dir=m", "hydra.run.dir = m: must be left out with --multirun"),
         (
             "model.num_layers=choice(1,2)",
             "model.num_layers = choice(1,2): must be one value: for several --multirun ",
