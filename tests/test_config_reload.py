@@ -133,6 +133,9 @@ def groups(cls: type[Checked]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(drawn)
 
 
+PATHS = ("path", "corpus_path", "tokenizer_path", "dead_mask_path", "storage")
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     """Every field of every group drawn; where two must agree, one is made to."""
@@ -149,6 +152,7 @@ def configs(draw: st.DrawFn) -> Config:
             drawn["num_heads"] = drawn["hidden_dim"]
         if "branching" in drawn:
             drawn |= {"vocab_size": max(8, drawn["vocab_size"]), "dead_fraction": 0.5, "branching": 2}
+        drawn |= {name: f"/{drawn[name]}" for name in PATHS if drawn.get(name) is not None}
         if drawn.get("nesterov"):
             drawn["momentum"] = 0.5
         if each.name == "certify":
@@ -156,6 +160,7 @@ def configs(draw: st.DrawFn) -> Config:
         arguments[each.name] = cls(**drawn)
     if arguments["certify"].stop:
         arguments["data"].val_fraction = 0.25
+        arguments["trainer"].eval_windows = max(2, arguments["trainer"].eval_windows)
     arguments["schedule"].warmup_steps = min(arguments["schedule"].warmup_steps, arguments["trainer"].total_steps - 1)
     return Config(**arguments)
 
