@@ -57,6 +57,7 @@ from replay_contenders import (
 )
 
 from marble_sweep.early_stopping import FASTEST_FALL
+from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.strategy import SearchState
 
@@ -351,7 +352,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def make_space() -> spaces.Space:
-    dimensions, _ = spaces.parse(OVERRIDES, OverridesParser.create())
+    dimensions, _ = parse(OVERRIDES, OverridesParser.create())
     return spaces.build(dimensions, lambda params: num_parameters(int(params[LAYERS]), int(params[WIDTH])))
 
 

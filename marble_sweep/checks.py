@@ -9,8 +9,7 @@ import types
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING
-
+MISSING: Any = "???"  # a value that must be given, as Hydra and OmegaConf write it
 SHOWN = 400  # characters of a value that a complaint repeats: more than most paths have
 
 

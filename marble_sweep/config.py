@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from marble_sweep.checks import FINITE, POSITIVE, UNIT, Checked, Interval, bounded
+from marble_sweep.checks import FINITE, MISSING, POSITIVE, UNIT, Checked, Interval, bounded
 from marble_sweep.checks import require as require
 from marble_sweep.groups import COUNT, COUNT_OR_NONE, MAX_COUNT, MODEL_NAME, SEED
 from marble_sweep.groups import NUM_BYTES as NUM_BYTES
@@ -238,6 +239,9 @@ def register_schemas() -> None:
     for group, options in SCHEMAS.items():
         for name, option in options.items():
             store.store(group=f"schema/{group}", name=name, node=option)
+
+
+ConfigError = OmegaConfBaseException  # raised for a value of another type than its field
 
 
 class UnknownKeyError(ValueError):

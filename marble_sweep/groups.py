@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from omegaconf import MISSING
-
-from marble_sweep.checks import BELOW_ONE, NOT_NEGATIVE, POSITIVE, UNIT, Checked, Interval, bounded, require
+from marble_sweep.checks import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, UNIT, Checked, Interval, bounded, require
 
 PRECISIONS = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")

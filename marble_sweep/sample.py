@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -33,7 +32,7 @@ def load_model(directory: Path) -> Transformer:
     for name in (layout.CONFIG, layout.MODEL):
         found = (directory / name).is_file()
         schema.require(found, "RUN_DIR", directory, f"a run directory with a {name}")
-    with naming(directory / layout.CONFIG, ValueError, DamageError, OmegaConfBaseException):
+    with naming(directory / layout.CONFIG, ValueError, DamageError, schema.ConfigError):
         read_yaml(directory / layout.CONFIG)  # first: it refuses what would crash other readers
         config = schema.load(directory / layout.CONFIG)
     # A RuntimeError is what torch raises for weights of other names or shapes.
