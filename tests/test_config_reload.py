@@ -207,7 +207,7 @@ def test_a_run_with_strange_notes_is_resumed(tmp_path: Path) -> None:
     [
         ("- 1\n", "must be a run's config"),
         ("", "must be a run's config"),
-        ("model: [\n", "must be YAML as a run writes it"),
+        ("model: [\n", "must be YAML"),
         ("optimizer: 3\n", "optimizer.name = : must be one of adamw"),
         ("optimizer: {name: [1]}\n", "optimizer.name = : must be one of adamw"),
     ],
