@@ -293,7 +293,7 @@ def load(path: Path) -> Config:
     try:
         stored = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be UTF-8 ({error})") from None
+        raise ValueError(f"{path}: must be YAML in UTF-8 ({error})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     require(isinstance(stored, dict), str(path), type(stored).__name__, "a run's config: groups and their settings")

@@ -223,5 +223,5 @@ def test_a_file_that_is_no_config_is_named(stored: str, line: str, tmp_path: Pat
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"notes: \xff\n")
-    with pytest.raises(ValueError, match=r"config\.yaml: must be YAML"):
+    with pytest.raises(ValueError, match=r"config\.yaml: must be YAML in UTF-8"):
         load(tmp_path / "config.yaml")
