@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,6 +41,7 @@ from marble_sweep.groups import TextConfig as TextConfig
 from marble_sweep.groups import TokensConfig as TokensConfig
 from marble_sweep.groups import WSDConfig as WSDConfig
 from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
+from marble_sweep.safe_yaml import parse_yaml
 
 EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
@@ -295,9 +295,11 @@ def dump(config: Config) -> str:
 def load(path: Path) -> Config:
     """Read a run's `config.yaml` back into the checked dataclasses. What looks like an interpolation is text there."""
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: must be YAML as a run writes it ({' '.join(str(error).split())})") from None
+        stored = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: must be YAML in UTF-8 ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     require(isinstance(stored, dict), str(path), type(stored).__name__, "a run's config: groups and their settings")
     typed = OmegaConf.structured(Config)
     for group, options in SCHEMAS.items():

@@ -4,23 +4,22 @@ import base64
 import functools
 import html
 import io
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from marble_sweep import config as schema
 from marble_sweep.config import Config, require
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_figures
 from marble_sweep.runs import layout
+from marble_sweep.runs.damage import DamageError, read_json
 from marble_sweep.runs.run import Run as RunFiles
-from marble_sweep.sample import generate_text, load_model, read_tokenizer
+from marble_sweep.sample import generate_text, load_model, naming, read_config, read_tensors, read_tokenizer
 from marble_sweep.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Run:
     @functools.cached_property
     def config(self) -> Config:
         """The whole checked config."""
-        return schema.load(self.path / layout.CONFIG)
+        return read_config(self.path)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -70,28 +69,32 @@ class Run:
     def verdict(self) -> Verdict | None:
         """The success criteria with their readings; None before the run has ended."""
         path = self.path / layout.VERDICT
-        return Verdict.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        try:
+            with naming(path, DamageError, ValueError, KeyError, TypeError):
+                return Verdict.from_json(read_json(path))
+        except FileNotFoundError:
+            return None
 
     @property
     def metrics(self) -> pd.DataFrame:
         """metrics.csv, a row a training step, with the step as a column."""
-        return pd.read_csv(self.path / layout.METRICS)
+        return self._table(layout.METRICS, lambda run: run.steps.table())
 
     @property
     def evals(self) -> pd.DataFrame:
         """evals.csv, a row a held-out evaluation; losses and margins in nats per token."""
-        return pd.read_csv(self.path / layout.EVALS)
+        return self._table(layout.EVALS, lambda run: pd.DataFrame(run.evals))
 
     @property
     def snapshots(self) -> Snapshots:
         """The embedding over the run. Raises FileNotFoundError before the first step."""
-        saved = load_file(self.path / layout.SNAPSHOTS)
+        saved = read_tensors(self.path / layout.SNAPSHOTS, "steps", "W", "h_mean")
         return Snapshots(saved["steps"], saved["W"].view(torch.bfloat16), saved["h_mean"])
 
     @property
     def dead_mask(self) -> Tensor:
         """(V,) bool: the tokens that never occur in the training split."""
-        return load_file(self.path / layout.SNAPSHOTS)["dead_mask"].bool()
+        return read_tensors(self.path / layout.SNAPSHOTS, "dead_mask")["dead_mask"].bool()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -108,6 +111,17 @@ class Run:
     def figures(self) -> "dict[str, Figure]":
         """The plots as Matplotlib figures: `loss`, `lattice`, `hidden`; none before the first step."""
         return draw_figures(self.path)
+
+    def _table(self, name: str, read: Callable[[RunFiles], pd.DataFrame]) -> pd.DataFrame:
+        """A CSV file of the run. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
+        path = self.path / name
+        run = RunFiles.read(self.path)
+        for damage in run.damages:
+            if damage.file == name:
+                raise ValueError(f"{path}: {damage.reason}")
+        path.stat()
+        table = read(run)
+        return table.astype({"step": "int64"}) if "step" in table else table  # none before the header is written
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}): {RunFiles.read(self.path).name}, {self.status}"

@@ -14,11 +14,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from marble_sweep import config as schema
+from marble_sweep.config import Config
 from marble_sweep.data.tokenizer import load_tokenizer
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.run import build_model
 from marble_sweep.runs import layout
-from marble_sweep.runs.damage import DamageError, read_text, read_yaml
+from marble_sweep.runs.damage import DamageError, open_file, read_text, read_yaml
 from marble_sweep.runs.files import user_path
 from marble_sweep.terminal import printable, use_replacements
 from marble_sweep.training.precision import POLICIES
@@ -32,9 +33,7 @@ def load_model(directory: Path) -> Transformer:
     for name in (layout.CONFIG, layout.MODEL):
         found = (directory / name).is_file()
         schema.require(found, "RUN_DIR", directory, f"a run directory with a {name}")
-    with naming(directory / layout.CONFIG, ValueError, DamageError, schema.ConfigError):
-        read_yaml(directory / layout.CONFIG)  # first: it refuses what would crash other readers
-        config = schema.load(directory / layout.CONFIG)
+    config = read_config(directory)
     # A RuntimeError is what torch raises for weights of other names or shapes.
     with naming(directory / layout.MODEL, ValueError, OSError, SafetensorError, RuntimeError):
         weights = load_file(directory / layout.MODEL)
@@ -46,6 +45,27 @@ def load_model(directory: Path) -> Transformer:
         if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
             raise ValueError("its weights must be finite; those of a run that diverged are not")
     return model.eval()
+
+
+def read_config(directory: Path) -> Config:
+    """A run's config. Raises ValueError that names the file where it is damaged or gone."""
+    path = directory / layout.CONFIG
+    with naming(path, ValueError, OSError, DamageError, OmegaConfBaseException):
+        read_yaml(path)  # first: it waits for no pipe, and refuses what is no mapping
+        return schema.load(path)
+
+
+def read_tensors(path: Path, *names: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, `names` among them. Raises ValueError that names the file where it is damaged.
+
+    Raises FileNotFoundError where there is none.
+    """
+    with naming(path, ValueError, DamageError, SafetensorError):
+        open_file(path).close()
+        tensors = load_file(path)
+        if missing := [name for name in names if name not in tensors]:
+            raise ValueError(f"must hold {', '.join(missing)}")
+    return tensors
 
 
 def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:

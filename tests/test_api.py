@@ -5,6 +5,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,3 +190,51 @@ def test_a_sweep_and_a_search(tmp_path: Path) -> None:
     found = ms.search([*TINY, *small], tmp_path / "search")
     assert found.summary["trials"] == len(found.runs) == 4
     assert str(found).startswith(("The smallest model", "Nothing is certified"))
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES = {
+    "bytes": lambda path: path.write_bytes(b"\xff\xfe\0rubbish"),
+    "deep": lambda path: path.write_bytes(b"[" * 100_000),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "pipe": replace_by_pipe,
+}
+READERS = {
+    "config.yaml": lambda run: run.config,
+    "verdict.json": lambda run: run.verdict,
+    "metrics.csv": lambda run: run.metrics,
+    "evals.csv": lambda run: run.evals,
+    "checkpoints.safetensors": lambda run: (run.snapshots, run.dead_mask),
+    "model.safetensors": lambda run: run.model(),
+    "tokenizer.json": lambda run: run.tokenizer,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_named(name: str, damage: str, trained: ms.Run, tmp_path: Path) -> None:
+    run = ms.load_run(shutil.copytree(trained.path, tmp_path / "run"))
+    DAMAGES[damage](run.path / name)
+    with pytest.raises(ValueError, match=rf"^[^\n]*{name}") as caught:
+        READERS[name](run)
+    assert type(caught.value) is ValueError
+
+
+@pytest.mark.parametrize("content", ["{}", '{"criteria": [3]}', '{"criteria": [{"name": "a", "checks": [{"b": 1}]}]}'])
+def test_a_verdict_that_is_none(content: str, trained: ms.Run, tmp_path: Path) -> None:
+    run = ms.load_run(shutil.copytree(trained.path, tmp_path / "run"))
+    (run.path / "verdict.json").write_text(content)
+    with pytest.raises(ValueError, match=r"verdict.json: "):
+        _ = run.verdict
+
+
+def test_aliases_in_a_config_are_not_multiplied(trained: ms.Run, tmp_path: Path) -> None:
+    run = ms.load_run(shutil.copytree(trained.path, tmp_path / "run"))
+    levels = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 40)]
+    (run.path / "config.yaml").write_text("a0: &a0 x\n" + "".join(levels))
+    with pytest.raises(ValueError, match=r"config.yaml: must be YAML \(it has an alias\)"):
+        ms.train(directory=run.path, resume=True)

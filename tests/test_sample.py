@@ -78,7 +78,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "line"),
     [
         (["/nowhere", "--prompt", "x"], "RUN_DIR = /nowhere: must be a run directory with a config.yaml"),
-        (["/no\x1b[31m", "--prompt", "x"], r"RUN_DIR = /no\x1b[31m: must be a run directory with a config.yaml"),
+        (["/no\x1b[31m", "--prompt", "x"], r"RUN_DIR = '/no\x1b[31m': must be a run directory with a config.yaml"),
         (["RUN", "--prompt", ""], "prompt = '': must be text of at least one token"),
         (["RUN", "--prompt", os.fsdecode(b"caf\xe9")], r"prompt = 'caf\udce9': must be UTF-8"),
         (["RUN", "--prompt", "t1", "--top", "0"], "top = 0: must be in [1, 64]"),
@@ -104,7 +104,7 @@ DAMAGES = {  # what is written into a file: what is said
     ("config.yaml", b"[" * 100_000): "must be YAML (it is nested too deeply)",
     ("config.yaml", b"- 1"): "must hold a mapping",
     ("config.yaml", b"\xff"): "must be UTF-8",
-    ("config.yaml", b"model: x"): "optimizer.name = None: must be one of",
+    ("config.yaml", b"model: x"): "optimizer.name = : must be one of",
     ("model.safetensors", b""): "Error while deserializing header",
     ("model.safetensors", bytes(500)): "Error while deserializing header",
     ("model.safetensors", save({"weight": torch.zeros(3)})): "must hold an embedding.weight of width 16",

@@ -9,12 +9,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, NamedTuple
 
-import yaml
+from marble_sweep.safe_yaml import parse_yaml
 
-# The C loader, where PyYAML was built with it, reads a thousand configs in half a second instead of ten.
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_BYTES = 1 << 24  # of a file that is read whole
-MAX_DEPTH = 50  # of a config; the C loader crashes the whole process at some ten thousand
 TEXT, WHOLE, NUMBER = "text", "a whole number", "a finite number"
 OR_NULL = " or null"  # behind one of these
 Kinds = Mapping[str, "str | Kinds"]  # key: one of these, or the kinds of a mapping's values
@@ -85,27 +82,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping by dotted keys, values as they fit a cell. Raises as `read_text`, and DamageError for others."""
     text = read_text(path)
     try:
-        _refuse_depth(text)
-        found = yaml.load(text, Loader=YAML_LOADER)  # a safe loader either way
-    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
-        raise DamageError(f"must be YAML ({' '.join(str(error).split())})") from None
+        found = parse_yaml(text)
+    except ValueError as error:
+        raise DamageError(str(error)) from None
     if not isinstance(found, dict):
         raise DamageError(f"must hold a mapping, not {reprlib.repr(found)}")
     return {key: _as_cell(value) for key, value in flat(found, "")}
-
-
-def _refuse_depth(text: str) -> None:
-    """Raise ValueError for what no config holds: deep nesting, and aliases, which can multiply or hold themselves."""
-    depth = 0
-    for event in yaml.parse(text, Loader=YAML_LOADER):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("it has an alias")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise ValueError("it is nested too deeply")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 def _as_cell(value: Any) -> Any:
