@@ -50,7 +50,7 @@ def load_model(directory: Path) -> Transformer:
 def read_config(directory: Path) -> Config:
     """A run's config. Raises ValueError that names the file where it is damaged or gone."""
     path = directory / layout.CONFIG
-    with naming(path, ValueError, OSError, DamageError, OmegaConfBaseException):
+    with naming(path, ValueError, OSError, DamageError, schema.ConfigError):
         read_yaml(path)  # first: it waits for no pipe, and refuses what is no mapping
         return schema.load(path)
 
