@@ -148,8 +148,8 @@ def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path, monkeypatch: pyt
 def test_what_a_run_computes_from_is_all_in_its_config() -> None:
     """What config.yaml leaves out, no part of a run may read."""
     package = Path(marble_sweep.__file__).parent
-    parts = ["run.py", "certify.py", "verdict.py", "metadata.py"]
-    folders = ["training", "data", "model", "metrics"]
+    parts = ["run.py", "early_stopping.py", "verdict.py", "metadata.py"]
+    folders = ["training", "data", "model", "metrics", "runs"]
     files = [package / name for name in parts] + [path for name in folders for path in (package / name).glob("*.py")]
     assert len(files) > 20
     read = re.compile(rf"config\.({'|'.join(NOT_OF_A_RUN)})\b")
