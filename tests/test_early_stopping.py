@@ -149,7 +149,7 @@ def test_what_a_run_computes_from_is_all_in_its_config() -> None:
     """What config.yaml leaves out, no part of a run may read."""
     package = Path(marble_sweep.__file__).parent
     parts = ["run.py", "early_stopping.py", "verdict.py", "metadata.py"]
-    folders = ["training", "data", "model", "metrics"]
+    folders = ["training", "data", "model", "metrics", "runs"]
     files = [package / name for name in parts] + [path for name in folders for path in (package / name).glob("*.py")]
     assert len(files) > 20
     read = re.compile(rf"config\.({'|'.join(NOT_OF_A_RUN)})\b")

@@ -246,7 +246,7 @@ def test_a_running_directory_is_held(tmp_path: Path) -> None:
 
 
 def test_a_refused_run_leaves_its_directory_free(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.batch_size = 9999"):
+    with pytest.raises(ValueError, match=r"trainer\.batch_size=9999"):
         run(tiny_config("trainer.batch_size=9999"), tmp_path / "run")
     assert run(tiny_config(), tmp_path / "run") == "finished"
     assert "Traceback" in (tmp_path / "run" / "run.log").read_text()  # of the refusal, for whoever wonders

@@ -168,7 +168,7 @@ def test_failures_stop_no_other_job_and_are_run_again(tmp_path: Path) -> None:
     result = sweep(tmp_path / "sweep", "trainer.batch_size=8,100000,16")
     assert result.returncode == 1
     assert statuses(tmp_path / "sweep") == {"0": "finished", "1": "failed", "2": "finished"}
-    assert "trainer.batch_size = 100000: must be <= " in read_metadata(tmp_path / "sweep" / "1")["reason"]
+    assert "must have 1,600,000 tokens to train on (trainer." in read_metadata(tmp_path / "sweep" / "1")["reason"]
     last = result.stderr.splitlines()
     assert "2 finished, 1 failed" in last
     rerun = next(line for line in last if line.startswith("  python -m marble_sweep --multirun "))
