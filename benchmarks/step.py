@@ -63,7 +63,7 @@ class Setting(NamedTuple):
         return cls(int(num_layers), int(hidden_dim), int(batch_size), int(seq_len))
 
     def heads(self) -> int:
-        from marble_sweep.config import ModelConfig
+        from marble_sweep.groups import ModelConfig
 
         return ModelConfig(hidden_dim=self.hidden_dim).heads
 

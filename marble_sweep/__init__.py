@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marble_sweep.api import Search, Sweep, compose, load_run, load_runs, search, sweep, train
-    from marble_sweep.config import Config, ModelConfig
+    from marble_sweep.config import Config
+    from marble_sweep.groups import ModelConfig
     from marble_sweep.loaded_run import Run
 
 __version__ = "0.1.0"

@@ -18,8 +18,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from marble_sweep.checks import require
 from marble_sweep.commands import override
-from marble_sweep.config import Config, TokensConfig, require
+from marble_sweep.config import Config
+from marble_sweep.groups import TokensConfig
 from marble_sweep.hydra_app.compose import compose_config
 from marble_sweep.loaded_run import Run
 from marble_sweep.report.summary import compare_directories

@@ -16,30 +16,33 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_sweep.checks import FINITE, MISSING, POSITIVE, UNIT, Checked, Interval, bounded
-from marble_sweep.checks import require as require
-from marble_sweep.groups import COUNT, COUNT_OR_NONE, MAX_COUNT, MODEL_NAME, SEED
-from marble_sweep.groups import NUM_BYTES as NUM_BYTES
-from marble_sweep.groups import PRECISIONS as PRECISIONS
-from marble_sweep.groups import AdamConfig as AdamConfig
-from marble_sweep.groups import AdamWConfig as AdamWConfig
-from marble_sweep.groups import ConstantConfig as ConstantConfig
-from marble_sweep.groups import CosineConfig as CosineConfig
-from marble_sweep.groups import DataConfig as DataConfig
-from marble_sweep.groups import DeviceConfig as DeviceConfig
-from marble_sweep.groups import IIDConfig as IIDConfig
-from marble_sweep.groups import MarkovConfig as MarkovConfig
-from marble_sweep.groups import ModelConfig as ModelConfig
-from marble_sweep.groups import MuonConfig as MuonConfig
-from marble_sweep.groups import NotebookConfig as NotebookConfig
-from marble_sweep.groups import OptimizerConfig as OptimizerConfig
-from marble_sweep.groups import PrecisionConfig as PrecisionConfig
-from marble_sweep.groups import PydocsConfig as PydocsConfig
-from marble_sweep.groups import ScheduleConfig as ScheduleConfig
-from marble_sweep.groups import SGDConfig as SGDConfig
-from marble_sweep.groups import TextConfig as TextConfig
-from marble_sweep.groups import TokensConfig as TokensConfig
-from marble_sweep.groups import WSDConfig as WSDConfig
+from marble_sweep.checks import FINITE, MISSING, POSITIVE, UNIT, Checked, Interval, bounded, require
+from marble_sweep.groups import (
+    COUNT,
+    COUNT_OR_NONE,
+    MAX_COUNT,
+    MODEL_NAME,
+    SEED,
+    AdamConfig,
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    DataConfig,
+    DeviceConfig,
+    IIDConfig,
+    MarkovConfig,
+    ModelConfig,
+    MuonConfig,
+    NotebookConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    PydocsConfig,
+    ScheduleConfig,
+    SGDConfig,
+    TextConfig,
+    TokensConfig,
+    WSDConfig,
+)
 from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 from marble_sweep.safe_yaml import parse_yaml
 

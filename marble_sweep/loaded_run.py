@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from marble_sweep.config import Config, require
+from marble_sweep.checks import require
+from marble_sweep.config import Config
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_figures
 from marble_sweep.runs import layout

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from marble_sweep.config import AdamWConfig, Config
+from marble_sweep.config import Config
 from marble_sweep.data.baselines import Baselines
 from marble_sweep.data.batches import Batches
 from marble_sweep.data.corpus import Corpus
+from marble_sweep.groups import AdamWConfig
 from marble_sweep.humanize import counted, duration
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs.provenance import code_sha256

@@ -13,8 +13,9 @@ from typing import Any, TextIO
 import pandas as pd
 import torch
 
+from marble_sweep.checks import require
 from marble_sweep.commands import resume_command
-from marble_sweep.config import Config, VerdictConfig, dump, require
+from marble_sweep.config import Config, VerdictConfig, dump
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough

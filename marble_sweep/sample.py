@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from marble_sweep import config as schema
+from marble_sweep.checks import require
 from marble_sweep.config import Config
 from marble_sweep.data.tokenizer import load_tokenizer
 from marble_sweep.model.transformer import Transformer
@@ -32,7 +33,7 @@ def load_model(directory: Path) -> Transformer:
     """
     for name in (layout.CONFIG, layout.MODEL):
         found = (directory / name).is_file()
-        schema.require(found, "RUN_DIR", directory, f"a run directory with a {name}")
+        require(found, "RUN_DIR", directory, f"a run directory with a {name}")
     config = read_config(directory)
     # A RuntimeError is what torch raises for weights of other names or shapes.
     with naming(directory / layout.MODEL, ValueError, OSError, SafetensorError, RuntimeError):
@@ -71,7 +72,7 @@ def read_tensors(path: Path, *names: str) -> dict[str, Tensor]:
 def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     """A run's tokenizer, of at most `vocab_size` tokens. Raises ValueError where the directory holds none."""
     path = directory / layout.TOKENIZER
-    schema.require(path.is_file(), "RUN_DIR", directory, "a run directory with a tokenizer.json")
+    require(path.is_file(), "RUN_DIR", directory, "a run directory with a tokenizer.json")
     with naming(path, Exception):  # tokenizers raise nothing more specific
         tokenizer = load_tokenizer(read_text(path))
         if max(tokenizer.get_vocab().values(), default=0) >= vocab_size:
@@ -123,12 +124,12 @@ def generate(model: Transformer, tokens: list[int], num_tokens: int, temperature
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids of a prompt. Raises ValueError where it has none, or its bytes are no text."""
-    schema.require(is_utf8(prompt), "prompt", repr(prompt), "UTF-8")
+    require(is_utf8(prompt), "prompt", repr(prompt), "UTF-8")
     try:
         tokens: list[int] = tokenizer.encode(prompt).ids
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"prompt = {prompt!r}: must be text that the tokenizer knows ({error})") from None
-    schema.require(len(tokens) > 0, "prompt", repr(prompt), "text of at least one token")
+    require(len(tokens) > 0, "prompt", repr(prompt), "text of at least one token")
     return tokens
 
 
@@ -136,9 +137,9 @@ def generate_text(
     model: Transformer, tokenizer: Tokenizer, prompt: str, num_tokens: int, temperature: float, seed: int
 ) -> str:
     """The prompt and `num_tokens` more tokens as text. Raises ValueError for what makes no sense."""
-    schema.require(0 <= temperature < math.inf, "temperature", temperature, "a finite number >= 0")
-    schema.require(num_tokens >= 0, "tokens", num_tokens, ">= 0")
-    schema.require(0 <= seed < 1 << 63, "seed", seed, "in [0, 2^63)")
+    require(0 <= temperature < math.inf, "temperature", temperature, "a finite number >= 0")
+    require(num_tokens >= 0, "tokens", num_tokens, ">= 0")
+    require(0 <= seed < 1 << 63, "seed", seed, "in [0, 2^63)")
     tokens = encode_prompt(tokenizer, prompt)
     text: str = tokenizer.decode([*tokens, *generate(model, tokens, num_tokens, temperature, seed)])
     return text
@@ -184,14 +185,14 @@ def is_utf8(text: str) -> bool:
 
 def answer(arguments: argparse.Namespace) -> str:
     """What the options ask for. Raises ValueError for what makes no sense."""
-    schema.require(is_utf8(arguments.prompt), "prompt", repr(arguments.prompt), "UTF-8")
+    require(is_utf8(arguments.prompt), "prompt", repr(arguments.prompt), "UTF-8")
     model = load_model(arguments.run_dir)
     vocab_size = model.embedding.num_embeddings
     tokenizer = read_tokenizer(arguments.run_dir, vocab_size)
     if arguments.top is None:
         wishes = arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed
         return generate_text(model, tokenizer, *wishes)
-    schema.require(1 <= arguments.top <= vocab_size, "top", arguments.top, f"in [1, {vocab_size}]")
+    require(1 <= arguments.top <= vocab_size, "top", arguments.top, f"in [1, {vocab_size}]")
     unigram = load_unigram(arguments.run_dir / layout.UNIGRAM, vocab_size)
     log_probs = next_log_probs(model, encode_prompt(tokenizer, arguments.prompt))
     return top_table(log_probs, unigram, tokenizer, arguments.top)

@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import QuotedString
 
 import marble_sweep as ms
 from marble_sweep import api, loaded_run
-from marble_sweep.config import AdamWConfig, MarkovConfig, PydocsConfig, SGDConfig
+from marble_sweep.groups import AdamWConfig, MarkovConfig, PydocsConfig, SGDConfig
 
 SIGNATURES = {
     "compose": "(overrides: collections.abc.Sequence[str] = ()) -> marble_sweep.config.Config",

@@ -10,12 +10,11 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_sweep.config import (
+from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, resolve
+from marble_sweep.groups import (
     PRECISIONS,
-    SCHEMAS,
     AdamConfig,
     AdamWConfig,
-    Config,
     ConstantConfig,
     CosineConfig,
     DataConfig,
@@ -29,11 +28,7 @@ from marble_sweep.config import (
     PydocsConfig,
     SGDConfig,
     TextConfig,
-    TrainerConfig,
-    VerdictConfig,
     WSDConfig,
-    load,
-    resolve,
 )
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import VERSION_BASE

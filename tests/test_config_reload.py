@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marble_sweep.checks import Checked, is_plain_text
-from marble_sweep.config import BASELINES, NOT_OF_A_RUN, OBJECTIVES, PRECISIONS, SCHEMAS, Config, dump, load
-from marble_sweep.groups import DEVICES
+from marble_sweep.config import BASELINES, NOT_OF_A_RUN, OBJECTIVES, SCHEMAS, Config, dump, load
+from marble_sweep.groups import DEVICES, PRECISIONS
 from marble_sweep.run import run
 
 # What YAML, OmegaConf or Hydra might take for something other than text.

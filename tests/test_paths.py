@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from marble_sweep import config as schema
 from marble_sweep.checks import is_plain_text
 from marble_sweep.commands import override
-from marble_sweep.groups import absolute_path
+from marble_sweep.groups import NotebookConfig, PydocsConfig, TextConfig, absolute_path
 from marble_sweep.hydra_app.errors import one_line
 from marble_sweep.run import run
 from marble_sweep.runs.status import find_run
@@ -59,7 +59,7 @@ def test_two_spellings_of_a_path_are_one_run(text_run: Path, monkeypatch: pytest
     monkeypatch.chdir(text_run / "below")
     monkeypatch.setenv("HOME", str(text_run))
     for path in ("../a.txt", "../below/../a.txt", "~/a.txt", f"{text_run}//./a.txt"):
-        config.data = schema.TextConfig(path=path, vocab_size=300, val_fraction=0.0)
+        config.data = TextConfig(path=path, vocab_size=300, val_fraction=0.0)
         assert find_run(config, text_run) == text_run / "run"
 
 
@@ -72,7 +72,7 @@ def test_dots_after_a_link_lead_where_the_system_goes(tmp_path: Path, monkeypatc
 
 def test_paths_of_the_notebooks_formats_are_absolute_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = schema.NotebookConfig(corpus_path="a", tokenizer_path="b", dead_mask_path="c/../d")
+    config = NotebookConfig(corpus_path="a", tokenizer_path="b", dead_mask_path="c/../d")
     assert [config.corpus_path, config.tokenizer_path] == [str(tmp_path / "a"), str(tmp_path / "b")]
     assert config.dead_mask_path == str(tmp_path / "d")
 
@@ -82,7 +82,7 @@ def test_paths_of_the_notebooks_formats_are_absolute_too(tmp_path: Path, monkeyp
 def test_every_text_is_read_back(notes: str, name: str, package: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = CONFIG
     config.notes, config.experiment_name, config.model.name = notes, name, name
-    config.data = schema.PydocsConfig(packages=[package])
+    config.data = PydocsConfig(packages=[package])
     path = tmp_path_factory.getbasetemp() / "read-back.yaml"
     path.write_text(schema.dump(config), encoding="utf-8")
     assert schema.load(path) == config

@@ -14,15 +14,7 @@ from safetensors.numpy import save as save_arrays
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from marble_sweep.config import (
-    DataConfig,
-    MarkovConfig,
-    NotebookConfig,
-    PydocsConfig,
-    TextConfig,
-    TokensConfig,
-    require,
-)
+from marble_sweep.checks import require
 from marble_sweep.data import notebook, synthetic
 from marble_sweep.data.cache import cached, content_key
 from marble_sweep.data.given import Encoded, what_got_lost
@@ -31,6 +23,7 @@ from marble_sweep.data.split import require_both_sides, split_documents
 from marble_sweep.data.text import printable, read_documents
 from marble_sweep.data.tokenizer import byte_lengths, encode, load_tokenizer, train_tokenizer
 from marble_sweep.data.tokens import read_tokens
+from marble_sweep.groups import DataConfig, MarkovConfig, NotebookConfig, PydocsConfig, TextConfig, TokensConfig
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from safetensors.torch import load as load_tensors
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from marble_sweep.config import NotebookConfig, require
+from marble_sweep.checks import require
 from marble_sweep.data.given import Encoded, encode_given
 from marble_sweep.data.text import read_bytes, read_text
 from marble_sweep.data.tokenizer import load_tokenizer
+from marble_sweep.groups import NotebookConfig
 
 logger = logging.getLogger(__name__)
 

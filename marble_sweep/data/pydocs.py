@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from marble_sweep.config import require
+from marble_sweep.checks import require
 from marble_sweep.data.cache import cached, content_key
 
 SKIPPED_FOLDERS = {

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from marble_sweep.config import require
+from marble_sweep.checks import require
 
 MIN_DOCUMENTS = 20  # from here on whole documents are held out
 SHINGLE = 8  # words

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from marble_sweep.config import IIDConfig, MarkovConfig
+from marble_sweep.groups import IIDConfig, MarkovConfig
 
 TOLERANCE = 1e-13  # total variation at which the power iteration has converged
 MAX_ITERATIONS = 100_000

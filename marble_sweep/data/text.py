@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from marble_sweep.config import require
+from marble_sweep.checks import require
 
 SUFFIXES = (".txt", ".md")  # in upper or lower case
 

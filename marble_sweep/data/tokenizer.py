@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from marble_sweep.config import NUM_BYTES
+from marble_sweep.groups import NUM_BYTES
 
 # Blocks of 64 characters that share all bytes but the last: every token of a text in such a block
 # holds those bytes, so no text without the block's characters can ever produce one.

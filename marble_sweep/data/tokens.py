@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from marble_sweep.config import TokensConfig, require
+from marble_sweep.checks import require
+from marble_sweep.groups import TokensConfig
 
 NAME = "tokens"
 

@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from marble_sweep import config as schema
+from marble_sweep.checks import require
 from marble_sweep.commands import literal, override
 from marble_sweep.hydra_app.composer import Composer, without_hydra
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
@@ -43,15 +44,15 @@ class CheckAndWatch(Callback):
             require_multirun(config)
             require_own_directories(config)
             settings = schema.resolve(without_hydra(config))
-            schema.require(settings.resume != "", "resume", "''", "a run directory, one with a config.yaml")
+            require(settings.resume != "", "resume", "''", "a run directory, one with a config.yaml")
             fix_directory(config, "run")
             if settings.resume is None:
                 return
             others = [each for each in as_written(config.hydra.overrides.task) if not each.startswith("resume=")]
             alone = f"alone: the run's own config is used (drop {', '.join(others)})"
-            schema.require(not others, "resume", settings.resume, alone)
+            require(not others, "resume", settings.resume, alone)
             found = (user_path(settings.resume) / layout.CONFIG).is_file()
-            schema.require(found, "resume", settings.resume, "a run directory, one with a config.yaml")
+            require(found, "resume", settings.resume, "a run directory, one with a config.yaml")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global current
@@ -109,15 +110,15 @@ current: Sweep | None = None
 def require_multirun(config: DictConfig) -> None:
     """Raises ValueError where one run is about to start and the command line speaks of a sweep."""
     for key, value in given_below(config, *OF_SWEEPS):
-        schema.require(False, key, value, "given with --multirun: without it one run is trained")
+        require(False, key, value, "given with --multirun: without it one run is trained")
 
 
 def require_meant_for(config: DictConfig) -> None:
     """Raises ValueError where the command line of a sweep gives what this sweep would ignore."""
     for key, value in given_below(config, "hydra.run"):
-        schema.require(False, key, value, "left out with --multirun; the directory of a sweep is hydra.sweep.dir")
+        require(False, key, value, "left out with --multirun; the directory of a sweep is hydra.sweep.dir")
     for key, value in given_below(config, "search"):
-        schema.require(is_search(config), key, value, "given with hydra/sweeper=smallest, the search")
+        require(is_search(config), key, value, "given with hydra/sweeper=smallest, the search")
 
 
 def given_below(config: DictConfig, *parents: str) -> Iterator[tuple[str, str]]:
@@ -131,16 +132,16 @@ def given_below(config: DictConfig, *parents: str) -> Iterator[tuple[str, str]]:
 def require_own_directories(config: DictConfig) -> None:
     """Raises ValueError where Hydra would put jobs elsewhere than marble_sweep looks for them."""
     here = "false: paths are relative to the directory in which the command is started"
-    schema.require(not config.hydra.job.chdir, "hydra.job.chdir", config.hydra.job.chdir, here)
+    require(not config.hydra.job.chdir, "hydra.job.chdir", config.hydra.job.chdir, here)
     subdir, number = as_written(config.hydra.sweep)["subdir"], "${hydra.job.num}"
     allowed = f"{number}: a job's directory is its number below hydra.sweep.dir, which is free to choose"
-    schema.require(subdir == number, "hydra.sweep.subdir", subdir, allowed)
+    require(subdir == number, "hydra.sweep.subdir", subdir, allowed)
 
 
 def start_sweep(config: DictConfig) -> Sweep:
     """Check every job, take the directory and start to watch it."""
     resume = f"left out; a sweep goes on with {shlex.quote(override('hydra.sweep.dir', config.resume))}"
-    schema.require(config.resume is None, "resume", config.resume, resume)
+    require(config.resume is None, "resume", config.resume, resume)
     jobs = check_jobs(config)
     sweep_dir = Path(config.hydra.sweep.dir)
     lock = lock_directory(sweep_dir, "hydra.sweep.dir")
@@ -157,7 +158,7 @@ def fix_directory(config: DictConfig, mode: str) -> None:
     """Set `hydra.run.dir` or `hydra.sweep.dir` to what it is now, for every job; `~` in it is the user's home."""
     key = f"hydra.{mode}.dir"
     directory = config.hydra[mode].dir
-    schema.require(directory != "", key, repr(directory), "a directory")
+    require(directory != "", key, repr(directory), "a directory")
     path = user_path(directory)
     with read_write(config.hydra):
         config.hydra[mode].dir = literal(str(path))

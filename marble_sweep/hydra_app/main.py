@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import ChoiceSweep, QuotedString, Sweep
 from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep import config as schema
+from marble_sweep.checks import require
 from marble_sweep.commands import CONFIG_NAME, resume_command
 from marble_sweep.hydra_app import callbacks
 from marble_sweep.hydra_app.compose import CONF
@@ -60,7 +61,7 @@ def require_options(arguments: Sequence[str]) -> None:
             chosen = given.list if isinstance(given, ChoiceSweep) else given if isinstance(given, list) else [given]
             is_name = all(isinstance(each, str | QuotedString | dict | Sweep) for each in chosen)
             options = sorted(path.stem for path in groups[group].glob("*.yaml"))
-            schema.require(is_name, group, value, f"one of {', '.join(options)}")
+            require(is_name, group, value, f"one of {', '.join(options)}")
 
 
 # At import, because a launcher's worker process imports this module for `job` and nothing else.

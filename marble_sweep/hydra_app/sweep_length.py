@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
-from marble_sweep.config import MAX_JOBS, require
+from marble_sweep.checks import require
+from marble_sweep.config import MAX_JOBS
 
 
 def length(override: Override) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 
-from marble_sweep.config import require
+from marble_sweep.checks import require
 from marble_sweep.humanize import duration
 from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 from marble_sweep.searches.journal import JournalError, JournalFile

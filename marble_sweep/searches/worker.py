@@ -10,6 +10,7 @@ import yaml
 from optuna.trial import Trial
 
 from marble_sweep import config as schema
+from marble_sweep.checks import require
 from marble_sweep.report.frontier import draw_frontier
 from marble_sweep.report.page import write_page
 from marble_sweep.report.summary import compare_runs
@@ -65,7 +66,7 @@ class Search:
         """
         searched = {each.key for each in dimensions}
         for key in ("seed", "objective", "resume"):
-            schema.require(key not in searched, key, "a sweep", "one value; a search repeats by search.confirm_seeds")
+            require(key not in searched, key, "a sweep", "one value; a search repeats by search.confirm_seeds")
         self.resolve = resolve
         self.train = train
         self.directory = directory
@@ -78,8 +79,8 @@ class Search:
                     resolve(first | {each.key: value})
         self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
         self.base = resolve(first | dict(self.space.sizes[0].params))
-        schema.require(self.base.certify.stop, "certify.stop", False, "true in a search")
-        schema.require(self.base.objective is None, "objective", self.base.objective, "null in a search")
+        require(self.base.certify.stop, "certify.stop", False, "true in a search")
+        require(self.base.objective is None, "objective", self.base.objective, "null in a search")
         self.first_trial = 0  # of this start; known once there is a study
         self.error: str | None = None  # that every trial would meet
 

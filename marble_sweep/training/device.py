@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from marble_sweep.config import DeviceConfig, require
+from marble_sweep.checks import require
+from marble_sweep.groups import DeviceConfig
 from marble_sweep.training.precision import PrecisionPolicy
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from marble_sweep.checks import require
-from marble_sweep.config import Config, MarkovConfig, MuonConfig, OptimizerConfig, SGDConfig
+from marble_sweep.config import Config
+from marble_sweep.groups import MarkovConfig, MuonConfig, OptimizerConfig, SGDConfig
 from marble_sweep.model import linear
 from marble_sweep.model.loss import chunk_rows
 from marble_sweep.training.precision import POLICIES

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from marble_sweep.config import AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
+from marble_sweep.groups import AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
 from marble_sweep.training.precision import PrecisionPolicy, round_stochastic
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from marble_sweep.config import CosineConfig, ScheduleConfig, WSDConfig
+from marble_sweep.groups import CosineConfig, ScheduleConfig, WSDConfig
 
 
 def lr_scale(config: ScheduleConfig, step: int, total_steps: int) -> float:

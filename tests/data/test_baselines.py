@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_sweep.config import IIDConfig, MarkovConfig
 from marble_sweep.data.baselines import bigram_log_probs, measure_baselines, unigram_log_probs
 from marble_sweep.data.batches import eval_windows, windows
 from marble_sweep.data.corpus import load_corpus
+from marble_sweep.groups import IIDConfig, MarkovConfig
 
 V = 7
 

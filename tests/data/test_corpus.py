@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from marble_sweep.config import DataConfig, PydocsConfig, TextConfig
 from marble_sweep.data import corpus as corpus_module
 from marble_sweep.data.corpus import load_corpus, require_enough
+from marble_sweep.groups import DataConfig, PydocsConfig, TextConfig
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from marble_sweep.config import NotebookConfig
 from marble_sweep.data.corpus import load_corpus
 from marble_sweep.data.given import Encoded, encode_given, what_got_lost
+from marble_sweep.groups import NotebookConfig
 from marble_sweep.run import run
 
 LINE = "Ein Käse für 3 €, 🙂 naïve café…  zwei Wörter"

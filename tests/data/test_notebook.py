@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from marble_sweep.config import NotebookConfig
 from marble_sweep.data.corpus import load_corpus
+from marble_sweep.groups import NotebookConfig
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dead", "gone"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from marble_sweep.config import PydocsConfig
 from marble_sweep.data import pydocs
 from marble_sweep.data.baselines import measure_baselines
 from marble_sweep.data.batches import eval_windows
 from marble_sweep.data.corpus import load_corpus
 from marble_sweep.data.pydocs import read_pydocs
+from marble_sweep.groups import PydocsConfig
 
 SOURCES = {
     "json/__init__.py": '''

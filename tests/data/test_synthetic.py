@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from marble_sweep.config import IIDConfig, MarkovConfig
 from marble_sweep.data.corpus import load_corpus
 from marble_sweep.data.synthetic import entropy, generate, make_chain, stationary_distribution
+from marble_sweep.groups import IIDConfig, MarkovConfig
 
 
 @pytest.mark.parametrize(("num_live", "branching"), [(2, 2), (3, 2), (4, 2), (5, 5), (40, 2), (200, 8)])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from bounds import gamma, likely
 from notebook_loop import TinyLM
 
-from marble_sweep.config import AdamWConfig
+from marble_sweep.groups import AdamWConfig
 from marble_sweep.model import linear
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer, causal_attention

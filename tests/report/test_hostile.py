@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from marble_sweep.compare import main
-from marble_sweep.config import TextConfig, dump, load
+from marble_sweep.config import dump, load
+from marble_sweep.groups import TextConfig
 from marble_sweep.report.page import write_page
 from marble_sweep.report.rows import sort_rows
 from marble_sweep.report.summary import compare_runs

@@ -9,7 +9,7 @@ from bounds import BFLOAT16, gamma
 from safetensors.torch import load, save
 from torch import nn
 
-from marble_sweep.config import AdamConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
+from marble_sweep.groups import AdamConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES, round_stochastic
 

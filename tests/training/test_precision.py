@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marble_sweep.config import PRECISIONS
+from marble_sweep.groups import PRECISIONS
 from marble_sweep.training.precision import POLICIES, round_stochastic
 
 

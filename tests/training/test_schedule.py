@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from marble_sweep.config import ConstantConfig, CosineConfig, WSDConfig
+from marble_sweep.groups import ConstantConfig, CosineConfig, WSDConfig
 from marble_sweep.training.schedule import lr_scale
 
 TOTALS = st.integers(3, 400)
