@@ -216,6 +216,7 @@ def test_killed_at_a_random_step_and_resumed_equals_unbroken(
     assert not list((tmp_path / "killed").glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     process = start(tmp_path / "run", "trainer.total_steps=20")
     output, _ = process.communicate(timeout=60)

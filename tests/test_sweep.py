@@ -130,6 +130,7 @@ def test_a_damaged_run_is_passed_over_and_trained_beside(
         assert f"the run in {sweep_dir / '1'} is not reused, its metadata.json is damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_new_jobs_of_an_old_sweep_get_free_directories(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "sweep")
     assert sweep(tmp_path / "sweep", "model.num_layers=3,1").returncode == 0
@@ -178,6 +179,7 @@ def test_failures_stop_no_other_job_and_are_run_again(tmp_path: Path) -> None:
     assert inodes_of(tmp_path / "sweep", "0", "2") == before
 
 
+@pytest.mark.slow
 def test_failures_of_an_earlier_start_do_not_stop_a_sweep(tmp_path: Path) -> None:
     path = tmp_path / "late.txt"
     overrides = ("data=text", f"data.path={path}", "data.vocab_size=300", "data.val_fraction=0", "trainer.batch_size=4")
@@ -198,6 +200,7 @@ def test_failures_of_an_earlier_start_do_not_stop_a_sweep(tmp_path: Path) -> Non
     assert "1 finished" in again.stderr
 
 
+@pytest.mark.slow
 def test_another_grid_in_an_old_sweep_is_counted_apart(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "sweep")
     result = sweep(tmp_path / "sweep", "seed=1", "trainer.batch_size=100000")

@@ -18,46 +18,47 @@ def marble_sweep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
     )
 
 
+REFUSED = [
+    ("model.num_layer=3", "model.num_layer: no such key; the nearest known one is model.num_layers"),
+    ("optimizer.momentum=0.9", "optimizer.momentum: no such key here; it belongs to optimizer=sgd"),
+    ("model=5L", "model = 5L: must be one of 0L64D, 1L16D, 1L4D"),
+    ("model.num_layers=x", "model.num_layers = x: must be a whole number in [0, 10,000]"),
+    ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer.seq_len"),
+    ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),
+    ("data=text data.path=/missing.txt", "data.path = '/missing.txt': must be"),
+    ("resume=nowhere", "resume = nowhere: must be a run directory"),
+    ("hydra/sweeper=smallest", "hydra/sweeper = smallest: must be given with --multirun"),
+    ("model.num_layers=1,2", "model.num_layers = 1,2: must be one value: for several --multirun is missing"),
+]
+REFUSED_TOO = [  # each a process of its own again, so not all by default
+    ("model.num_heads=3", "model.num_heads = 3: must be null or a divisor of model.hidden_dim = 128"),
+    ("model=[1,2]", "model = [1,2]: must be one of 0L64D, 1L16D"),
+    ("+foo=1", "foo = 1: must be left out: there are only certify, data, device"),
+    (
+        "search.min_steps_per_minute=5",
+        "search.min_steps_per_minute: no such key; the nearest known one is certify.min_steps_per_minute",
+    ),
+    ("zzzzzz=1", "zzzzzz: no such key; --help lists those there are"),
+    ("device=mps", "device.type = mps: must be auto or one that is there: "),
+    ("data=text", "data.path = ???: must be given"),
+    ("data=markov data.num_tokens=5000", "data.num_tokens = 5000: must have 16,384 tokens to train on"),
+    ("resume=nowhere seed=1", "resume = nowhere: must be alone"),
+    ("schedule.warmup_steps=5000", "schedule.warmup_steps = 5000: must be < trainer.total_steps = 5000"),
+    ("hydra/launcher=joblib", "hydra/launcher = joblib: must be given with --multirun"),
+    ("hydra.sweep.dir=m", "hydra.sweep.dir = m: must be given with --multirun"),
+    ("search.n_trials=3", "search.n_trials = 3: must be given with --multirun"),
+    ("sweep.max_failures=3", "sweep.max_failures = 3: must be given with --multirun"),
+    ("--multirun search.n_trials=3", "search.n_trials = 3: must be given with hydra/sweeper=smallest"),
+    ("--multirun hydra.run.dir=m", "hydra.run.dir = m: must be left out with --multirun"),
+    ("model.num_layers=choice(1,2)", "model.num_layers = choice(1,2): must be one value: for several --multirun "),
+    ("hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
+    ("--multirun hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
+    ("--multirun hydra.sweep.subdir=x seed=1,2", "hydra.sweep.subdir = x: must be ${hydra.job.num}"),
+]
+
+
 @pytest.mark.parametrize(
-    ("overrides", "line"),
-    [
-        ("model.num_layer=3", "model.num_layer: no such key; the nearest known one is model.num_layers"),
-        ("optimizer.momentum=0.9", "optimizer.momentum: no such key here; it belongs to optimizer=sgd"),
-        ("model=5L", "model = 5L: must be one of 0L64D, 1L16D, 1L4D"),
-        ("model.num_layers=x", "model.num_layers = x: must be a whole number in [0, 10,000]"),
-        ("model.num_heads=3", "model.num_heads = 3: must be null or a divisor of model.hidden_dim = 128"),
-        ("model=[1,2]", "model = [1,2]: must be one of 0L64D, 1L16D"),
-        ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer.seq_len"),
-        ("+foo=1", "foo = 1: must be left out: there are only certify, data, device"),
-        (
-            "search.min_steps_per_minute=5",
-            "search.min_steps_per_minute: no such key; the nearest known one is certify.min_steps_per_minute",
-        ),
-        ("zzzzzz=1", "zzzzzz: no such key; --help lists those there are"),
-        ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),
-        ("device=mps", "device.type = mps: must be auto or one that is there: "),
-        ("data=text", "data.path = ???: must be given"),
-        ("data=text data.path=/missing.txt", "data.path = '/missing.txt': must be"),
-        ("data=markov data.num_tokens=5000", "data.num_tokens = 5000: must have 16,384 tokens to train on"),
-        ("resume=nowhere", "resume = nowhere: must be a run directory"),
-        ("resume=nowhere seed=1", "resume = nowhere: must be alone"),
-        ("schedule.warmup_steps=5000", "schedule.warmup_steps = 5000: must be < trainer.total_steps = 5000"),
-        ("hydra/sweeper=smallest", "hydra/sweeper = smallest: must be given with --multirun"),
-        ("hydra/launcher=joblib", "hydra/launcher = joblib: must be given with --multirun"),
-        ("hydra.sweep.dir=m", "hydra.sweep.dir = m: must be given with --multirun"),
-        ("search.n_trials=3", "search.n_trials = 3: must be given with --multirun"),
-        ("sweep.max_failures=3", "sweep.max_failures = 3: must be given with --multirun"),
-        ("--multirun search.n_trials=3", "search.n_trials = 3: must be given with hydra/sweeper=smallest"),
-        ("--multirun hydra.run.dir=m", "hydra.run.dir = m: must be left out with --multirun"),
-        (
-            "model.num_layers=choice(1,2)",
-            "model.num_layers = choice(1,2): must be one value: for several --multirun ",
-        ),
-        ("model.num_layers=1,2", "model.num_layers = 1,2: must be one value: for several --multirun is missing"),
-        ("hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
-        ("--multirun hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
-        ("--multirun hydra.sweep.subdir=x seed=1,2", "hydra.sweep.subdir = x: must be ${hydra.job.num}"),
-    ],
+    ("overrides", "line"), [*REFUSED, *(pytest.param(*case, marks=pytest.mark.slow) for case in REFUSED_TOO)]
 )
 def test_wrong_input_is_one_clear_line(overrides: str, line: str, tmp_path: Path) -> None:
     result = marble_sweep(*overrides.split(), cwd=tmp_path)

@@ -40,6 +40,7 @@ def sweep(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> 
     return values
 
 
+@pytest.mark.slow
 def test_a_job_returns_its_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     returned = sweep(tmp_path / "sweep", monkeypatch, "objective=n_params", "model.num_layers=0,1")
     assert returned == [read_metadata(tmp_path / "sweep" / each)["n_params"] for each in "01"]

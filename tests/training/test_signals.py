@@ -22,9 +22,11 @@ ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 @pytest.fixture(autouse=True)
 def _handlers_are_restored() -> Iterator[None]:
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     before = {number: signal.getsignal(number) for number in (*ALL, signal.SIGUSR2)}
     yield
     after = {number: signal.getsignal(number) for number in before}
+    signal.signal(signal.SIGINT, given)
     assert after == before
 
 
