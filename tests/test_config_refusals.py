@@ -20,6 +20,7 @@ from marble_sweep.hydra_app.main import require_options
 
 PATHS = {
     "text": ["data.path=c.txt"],
+    "tokens": ["data.path=ids.safetensors"],
     "notebook": ["data.corpus_path=c.txt", "data.tokenizer_path=t.json", "data.dead_mask_path=m.safetensors"],
 }
 WRONG = {  # what is tried on a field of each type, as typed on the command line
