@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.sweeps.jobs import train_job
 from marble_sweep.terminal import use_replacements
-from marble_sweep.training.signals import cancel_foreign_alarm, interrupting
+from marble_sweep.training.signals import interrupting
 
 NOT_BEGUN = "Interrupted before training began: nothing is lost, the same command starts again."
 
@@ -157,9 +156,6 @@ def main() -> None:
             print(NOT_BEGUN, file=sys.stderr)
     except SystemExit as error:
         ended = error.code
-        if ended == signal.SIGTERM:  # Ray puts a handler of its own in place of ours, which ends the program so
-            cancel_foreign_alarm()
-            ended = EXIT_INTERRUPTED
     except Exception:
         if callbacks.current is None:
             raise
