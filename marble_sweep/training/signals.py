@@ -30,7 +30,6 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     def request(number: int, frame: FrameType | None) -> None:
         requested.set()
         leave_lost_terminal()
-        cancel_foreign_alarm()
         for urgent in URGENT:
             signal.signal(urgent, previous[urgent])
 
@@ -50,14 +49,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     if number in PATIENT:
         signal.signal(number, signal.SIG_IGN)
     leave_lost_terminal()
-    cancel_foreign_alarm()
     raise KeyboardInterrupt
-
-
-def cancel_foreign_alarm() -> None:
-    """Cancel an alarm that nobody in Python has set: Ray's handler of SIGTERM has the program aborted in 3 seconds."""
-    if hasattr(signal, "alarm") and signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None):
-        signal.alarm(0)
 
 
 def leave_lost_terminal() -> None:

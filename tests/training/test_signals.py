@@ -54,26 +54,6 @@ def test_a_second_ctrl_c_acts_at_once(number: signal.Signals) -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="Windows has no alarms")
-@pytest.mark.parametrize("context", ["stop_requests", "interrupting"])
-def test_an_alarm_set_behind_pythons_back_aborts_nothing(context: str) -> None:
-    """As Ray sets one. In a process of its own: here the alarm is the test's own."""
-    code = f"""
-import contextlib, signal
-from marble_sweep.training.signals import {context}
-with contextlib.suppress(KeyboardInterrupt), {context}():
-    signal.alarm(60)
-    signal.raise_signal(signal.SIGTERM)
-assert signal.alarm(0) == 0
-signal.signal(signal.SIGALRM, print)
-with contextlib.suppress(KeyboardInterrupt), {context}():
-    signal.alarm(60)
-    signal.raise_signal(signal.SIGTERM)
-assert signal.alarm(0) > 0, "one that Python handles is somebody's"
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_what_others_handle_or_ignore_is_theirs() -> None:
     heard: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)}
