@@ -149,7 +149,7 @@ def test_crashes_end_a_search(tmp_path: Path) -> None:
     (trial,) = trials(tmp_path / "search")
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["outcome"] == "failed"
-    assert "trainer.batch_size = 100000: must be <= " in trial.user_attrs["result"]["reason"]
+    assert "must have 1,600,000 tokens to train on (trainer.batch_size=100000" in trial.user_attrs["result"]["reason"]
     assert summary(tmp_path / "search")["ended"] == "max_failures"
     assert "sweep.max_failures trials crashed after 1 trial" in result.stderr
 
@@ -186,7 +186,7 @@ def test_a_trial_that_crashes_twice_fails_the_search(tmp_path: Path) -> None:
     assert found["ended"] == "crashed"
     assert [(each["size"], each["trials"]) for each in found["crashes"]] == [(size, [1, 2])]
     assert found["sizes_below"] == {"refuted": 1, "crashed": 1}
-    assert f"The question is not settled: 1 size crashed: {size} (trials 1 and 2: IsADirectoryError" in result.stderr
+    assert f"The question is not settled: 1 size crashed: {size} (trials 1 and 2: ValueError: " in result.stderr
     assert "The question is settled" not in result.stderr
     (sweep_dir / "1" / "checkpoints.safetensors").rmdir()
     result = search(sweep_dir, *TWO_TRIALS)
