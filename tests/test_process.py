@@ -13,7 +13,7 @@ import torch
 from marble_sweep.process import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
-for _ in range(10):  # where aligned blocks leave gaps, it takes some to settle
+for _ in range(40):  # where aligned blocks leave gaps, it takes a dozen to settle
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
