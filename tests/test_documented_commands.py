@@ -35,6 +35,8 @@ NOT_HERE = {
     "python benchmarks/": "measures for half an hour, from a checkout; tests/test_step_benchmark.py drives it",
     "python -m marble_sweep.compare [PATH…]": "says which arguments there are",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=submitit_slurm": "needs a Slurm cluster",
+    "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=ray": "is stopped by Ray itself, which answers SIGTERM "
+    "with an exit code of its own; tests/test_launchers.py runs Ray",
     "python -m marble_sweep --multirun hydra/sweeper=smallest search.storage=postgresql": "needs the reader's database",
     "python -m marble_sweep --multirun hydra/sweeper=optuna": "needs another sweeper, and trails off in …",
 }
@@ -104,7 +106,11 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def start(command: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["bash", "-c", f"exec {command}"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["bash", "-c", f"exec {command}"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
