@@ -35,8 +35,7 @@ NOT_HERE = {
     "python benchmarks/": "measures for half an hour, from a checkout; tests/test_step_benchmark.py drives it",
     "python -m marble_sweep.compare [PATH…]": "says which arguments there are",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=submitit_slurm": "needs a Slurm cluster",
-    "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=ray": "is stopped by Ray itself, which answers SIGTERM "
-    "with an exit code of its own; tests/test_launchers.py runs Ray",
+    "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=ray": "answers SIGTERM with Ray's own exit code",
     "python -m marble_sweep --multirun hydra/sweeper=smallest search.storage=postgresql": "needs the reader's database",
     "python -m marble_sweep --multirun hydra/sweeper=optuna": "needs another sweeper, and trails off in …",
 }
