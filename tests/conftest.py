@@ -11,18 +11,20 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-# Tests share the machine, and tiny tensors gain nothing from more than one; `make test-matrix` tries others.
-NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+# Tests share the machine, and tiny tensors gain nothing from more than one; `make test-matrix` tries others. What torch
+# makes of the variable here, no more threads than there are cores, it makes of it in the processes that tests start.
+GIVEN = os.environ.get("OMP_NUM_THREADS")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    torch.set_num_threads(NUM_THREADS)
+    if GIVEN is None:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARBLE_SWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("OMP_NUM_THREADS", str(NUM_THREADS))  # for the processes that tests start
+        patch.setenv("OMP_NUM_THREADS", GIVEN or "1")  # for the processes that tests start
         yield

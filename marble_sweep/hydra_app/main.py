@@ -164,10 +164,5 @@ def main() -> None:
     # Not in a callback: what that raises is lost, and it is not called when a launcher fails.
     if callbacks.current is not None:
         ended = callbacks.current.conclude(interrupted=ended == EXIT_INTERRUPTED) or ended
-    if ended == EXIT_INTERRUPTED and "ray" in sys.modules:
-        # After a SIGTERM Ray aborts the interpreter while it shuts down. Its own processes end with this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(EXIT_INTERRUPTED)
     if ended:
         raise SystemExit(ended)
