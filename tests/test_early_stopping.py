@@ -19,7 +19,7 @@ STOPPING = ("certify.looks=5", "certify.stop=true")
 
 
 def row(step: int, margin: float, error: float = 0.01, *, gain: float = 0.1, loss: float = 6.6) -> dict[str, float]:
-    """A row of evals.csv, as far as a early_stopping reads it."""
+    """A row of evals.csv, as far as early stopping reads it."""
     margins = {f"{name}_margin": margin - less for name, less in (("unigram", 0.0), ("oracle", 0.2), ("bigram", 1.0))}
     errors = {f"{name}_margin_se": error for name in ("unigram", "oracle", "bigram")}
     return {"step": step, "val_loss": loss, "val_loss_se": 0.03, "context_gain": gain, **margins, **errors}

@@ -22,7 +22,7 @@ NAMES = b"abcdefghijklmnopqrstuvwxyz0123456789_,"
 COMMA, NEWLINE, ZERO, NINE = b",\n09"
 SIGNS = b",\n.-+einf"  # what stands between digits in rows of numbers
 KINDS = np.zeros(256, dtype=np.uint8)  # of characters: 0 is for what no number has
-KINDS[list(SIGNS)] = [1, 1, 2, 3, 3, 4, 5, 6, 7]  # a comma and the end of a line separate; + and - are heartbeats
+KINDS[list(SIGNS)] = [1, 1, 2, 3, 3, 4, 5, 6, 7]  # a comma and the end of a line separate; + and - are signs
 SEPARATOR = 1
 DIRECTLY, DIGITS, EITHER = (0,), (1,), (0, 1)  # with no digit between, with some, or both
 FOLLOWS: dict[int, dict[int, tuple[int, ...]]] = {  # kind of sign: which kinds may follow it, and how

@@ -20,7 +20,7 @@ DEPENDS_ON = {  # group of the field that a complaint names: the keys that decid
     "trainer": ("data", "trainer"),
 }
 NO_PROCESS = (ValueError, OSError, MemoryError, EOFError)  # what a process that cannot start raises here
-DIED_AT_START = "before it had a directory"  # as sweep/jobs.py has it
+DIED_AT_START = "before it had a directory"  # as sweeps/jobs.py has it
 
 
 def shared_error(result: Result, searched: Iterable[str], *, nothing_trained: bool) -> str | None:

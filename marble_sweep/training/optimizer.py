@@ -113,7 +113,7 @@ class FlatOptimizer:
         return (num_meant - num_made).float() / num_meant.float()
 
     def _direction(self, tensor: Tensor) -> Tensor:
-        """Where the last step pushed what was optimized to an optimizer; the same shape."""
+        """Where the last step pushed a tensor that an optimizer was given; the same shape."""
         for optimizer in self.optimizers:
             state = optimizer.state.get(tensor, {})
             for name in ("exp_avg", "momentum_buffer"):

@@ -103,7 +103,7 @@ class Trainer:
     def train(self, should_stop: Callable[[], bool]) -> RunStatus:
         """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`.
 
-        Or to the first look at which the early_stopping rules: `certified`, `pruned` or `too_slow`.
+        Or to the first look at which early stopping ends the run: `certified`, `pruned` or `too_slow`.
         """
         try:
             return self._train(should_stop)
