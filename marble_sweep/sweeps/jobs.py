@@ -43,8 +43,7 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=child.main, args=(config, sweep_dir, number, threads, theirs))
     with stop_requests() as should_stop:
-        with unheard_by_children():  # nor by the fork server, without which no child can be waited for
-            start(process)
+        start(process)
         theirs.close()  # so that reading from a child that is gone ends
         while process.is_alive() and not should_stop():
             process.join(POLL_SECONDS)
@@ -74,14 +73,13 @@ def received(connection: Connection) -> Path | None:
 
 
 def start(process: BaseProcess) -> None:
-    """Start a child that is deaf to Ctrl-C from its first moment on, as is the fork server it comes from."""
+    """Start a child that hears no request to stop but its parent's, from its first moment on.
+
+    Nor does the fork server it comes from, without which no child can be waited for.
+    """
     multiprocessing.set_forkserver_preload(PRELOADED)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with start_method(METHOD), short_temporary_folder():
-            process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    with unheard_by_children(), start_method(METHOD), short_temporary_folder():
+        process.start()
 
 
 @contextlib.contextmanager
