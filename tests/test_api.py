@@ -135,6 +135,23 @@ def test_a_call_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     assert state_of_process() == before
 
 
+def test_hydra_is_left_as_it_was() -> None:
+    """A notebook that uses Hydra itself keeps the version of its behaviour that it asked for."""
+    code = """
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+import marble_sweep as ms
+bases = lambda: [vars(each) for kind, each in Singleton._instances.items() if kind.__name__ == "VersionBase"]
+GlobalHydra.instance(), ms.compose()
+before = bases()
+ms.compose(["model=2L64D"])
+assert bases() == before
+assert all(getattr(base["version_base"], "major", None) is None for base in before), before
+assert not GlobalHydra.instance().is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_changes_nothing() -> None:
     code = """
 import multiprocessing, os, signal, sys, logging

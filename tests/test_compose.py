@@ -1,9 +1,10 @@
 """Configs of jobs put together quickly are those that Hydra composes, in every kind of override."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
-from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -15,7 +16,7 @@ from marble_sweep import config as schema
 from marble_sweep.hydra_app.callbacks import fix_directory
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.composer import Composer, without_hydra
-from marble_sweep.hydra_app.hydra_versions import VERSION_BASE
+from marble_sweep.hydra_app.hydra_versions import composing_from
 
 
 class CountingLoader:
@@ -35,7 +36,7 @@ class CountingLoader:
 
 @pytest.fixture(scope="module")
 def loader() -> Iterator[ConfigLoader]:
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
+    with composing_from(CONF):
         yield GlobalHydra.instance().config_loader()
 
 
@@ -143,3 +144,16 @@ def test_a_size_that_cannot_be_costs_no_composition(counting: CountingLoader, co
         with pytest.raises(ValueError, match=f"must be null or a divisor of model.hidden_dim = {width}"):
             composer.resolve(["model.num_heads=8", f"model.hidden_dim={width}"])
     assert counting.composed == before
+
+
+def test_only_our_own_information_is_shown() -> None:
+    """Other packages inform about themselves, torch as it ends for one; a terminal shows what they warn of."""
+    code = f"""
+import logging.config, yaml
+logging.config.dictConfig(yaml.safe_load(open({str(CONF / "hydra/job_logging/console.yaml")!r})))
+for name in ("torch._subclasses", "marble_sweep.run"):
+    logging.getLogger(name).info("informs")
+    logging.getLogger(name).warning("warns")
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stderr
+    assert said.splitlines() == ["warns", "informs", "warns"]

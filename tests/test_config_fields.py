@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,7 +31,7 @@ from marble_sweep.groups import (
     WSDConfig,
 )
 from marble_sweep.hydra_app.compose import CONF
-from marble_sweep.hydra_app.hydra_versions import VERSION_BASE
+from marble_sweep.hydra_app.hydra_versions import composing_from
 
 MANDATORY = {
     "tokens": ["data.path=ids.safetensors"],
@@ -46,7 +46,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra_on_conf():
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
+    with composing_from(CONF):
         yield
 
 

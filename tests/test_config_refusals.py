@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +16,7 @@ from marble_sweep.checks import Checked
 from marble_sweep.config import SCHEMAS, Config
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.errors import one_line
+from marble_sweep.hydra_app.hydra_versions import composing_from
 from marble_sweep.hydra_app.main import require_options
 
 PATHS = {
@@ -56,7 +57,7 @@ def cases() -> list[tuple[tuple[str, ...], str, type, bool]]:
 
 @cache
 def composed(options: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with composing_from(CONF):
         return compose("config", list(options))
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
 from marble_sweep import config as schema
-from marble_sweep.hydra_app.hydra_versions import VERSION_BASE
+from marble_sweep.hydra_app.hydra_versions import composing_from
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel carries conf/ inside, and what lies beside the package is then somebody else's; a checkout has it there.
@@ -20,5 +20,5 @@ def compose_config(overrides: Sequence[str]) -> schema.Config:
     errors for an override that it cannot read.
     """
     schema.register_schemas()
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
+    with composing_from(CONF):
         return schema.resolve(compose("config", list(overrides)))
