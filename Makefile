@@ -3,19 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-# What `make test-matrix` runs the tests under: other instruction sets, as other CPUs have them (fewer than this CPU's
-# own, never more), and numbers of threads. Words joined by a comma are set together.
+# What `make test-matrix` runs the tests under: instruction sets as other CPUs have them (fewer than this CPU's own, never
+# more) and numbers of threads, set together where a comma joins them. Each value is there once or more, not every pair.
 COMMA := ,
 HAS_AVX512 := $(shell grep -o -m 1 avx512f /proc/cpuinfo 2> /dev/null)
-SETTINGS := default \
-	ATEN_CPU_CAPABILITY=default,ONEDNN_MAX_CPU_ISA=SSE41 \
-	ATEN_CPU_CAPABILITY=avx2,ONEDNN_MAX_CPU_ISA=AVX2 \
-	$(if $(HAS_AVX512),ATEN_CPU_CAPABILITY=avx512$(COMMA)ONEDNN_MAX_CPU_ISA=AVX512_CORE) \
-	$(if $(HAS_AVX512),ATEN_CPU_CAPABILITY=avx512$(COMMA)ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16) \
-	OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 OMP_NUM_THREADS=4
+AVX512 := ATEN_CPU_CAPABILITY=avx512$(COMMA)ONEDNN_MAX_CPU_ISA=AVX512_CORE
+SETTINGS := OMP_NUM_THREADS=1 \
+	ATEN_CPU_CAPABILITY=default,ONEDNN_MAX_CPU_ISA=SSE41,OMP_NUM_THREADS=4 \
+	ATEN_CPU_CAPABILITY=avx2,ONEDNN_MAX_CPU_ISA=AVX2,OMP_NUM_THREADS=2 \
+	$(if $(HAS_AVX512),$(AVX512)$(COMMA)OMP_NUM_THREADS=4 $(AVX512)_BF16$(COMMA)OMP_NUM_THREADS=2)
 # ... and once more with each of these Pythons, in a virtual environment of its own.
-PYTHONS ?= $(foreach python,python3.11 python3.12 python3.13,$(shell $(python) -c 'print("$(python)")' 2> /dev/null))
+PYTHONS ?= $(foreach python,python3.12 python3.13 python3.14,$(shell $(python) -c 'print("$(python)")' 2> /dev/null))
 TESTS := tests
+# The default suite takes one thread a test, so several processes share its tests.
+DEFAULT_SUITE := -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
 
 .PHONY: run test test-slow test-matrix lint
 
@@ -23,7 +24,7 @@ run: .venv/installed
 	$(BIN)/python -m marble_sweep experiment=quick
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python $(DEFAULT_SUITE)
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -32,15 +33,15 @@ test-slow: .venv/installed-dev
 test-matrix: .venv/installed-dev
 	@mkdir -p .test-matrix; failed=0; \
 	for setting in $(SETTINGS); do \
-		log=.test-matrix/$$setting.log; words=$$(echo $$setting | sed 's/^default$$//; s/,/ /'); \
-		env $$words $(BIN)/python -m pytest -m "not slow" $(TESTS) > $$log 2>&1 || failed=1; \
+		log=.test-matrix/$$setting.log; \
+		env $$(echo $$setting | tr , ' ') $(BIN)/python $(DEFAULT_SUITE) $(TESTS) > $$log 2>&1 || failed=1; \
 		echo "$$setting: $$(tail -n 1 $$log)"; \
 	done; \
 	for python in $(PYTHONS); do \
 		venv=.test-matrix/$$(basename $$python); log=$$venv.log; \
 		{ $$python -m venv $$venv && \
 		  $$venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && \
-		  $$venv/bin/python -m pytest -m "not slow" $(TESTS); } > $$log 2>&1 || failed=1; \
+		  $$venv/bin/python $(DEFAULT_SUITE) $(TESTS); } > $$log 2>&1 || failed=1; \
 		echo "$$python: $$(tail -n 1 $$log)"; \
 	done; \
 	exit $$failed
