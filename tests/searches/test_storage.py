@@ -1,4 +1,4 @@
-"""A storage that is out of reach for a while is waited for; one that stays away ends in a line."""
+"""A storage that is out of reach for a while is waited for; one that stays away is a one-line error."""
 
 import logging
 import re
@@ -46,7 +46,7 @@ def storage(within: Unreliable) -> PatientStorage:
 
 
 @pytest.mark.parametrize("error", [AWAY, LOCKED], ids=["file", "database"])
-def test_what_passes_is_waited_for(
+def test_a_transient_error_is_waited_for(
     error: Exception, storage: PatientStorage, within: Unreliable, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = optuna.create_study(storage=storage)
@@ -54,14 +54,14 @@ def test_what_passes_is_waited_for(
     with caplog.at_level(logging.WARNING):
         trial = study.ask()
         study.tell(trial, 1.0)
-    assert [each.state for each in study.get_trials()] == [TrialState.COMPLETE]
-    away, back = [each.getMessage() for each in caplog.records if each.name == "marble_sweep.searches.storage"]
+    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE]
+    away, back = [record.getMessage() for record in caplog.records if record.name == "marble_sweep.searches.storage"]
     why = "[Errno 5] Input/output error" if error is AWAY else "database is locked"
     assert away == f"search.storage does not answer ({why}): waiting for it, up to 30 s; training goes on"
     assert re.fullmatch(r"search.storage answers again, after \d+ s", back)
 
 
-def test_what_stays_away_ends_in_a_line(within: Unreliable) -> None:
+def test_a_lasting_outage_is_one_line(within: Unreliable) -> None:
     storage = PatientStorage(within, "there", 0.3)
     within.failures = {"get_all_studies": [AWAY] * 1000}
     line = r"^search.storage = there: must answer within search.storage_patience = 0.3 seconds: \[Errno 5\] "
@@ -73,7 +73,7 @@ def test_what_stays_away_ends_in_a_line(within: Unreliable) -> None:
 
 
 @pytest.mark.slow
-def test_who_is_about_to_end_waits_no_longer(storage: PatientStorage, within: Unreliable) -> None:
+def test_a_worker_that_is_about_to_end_waits_no_longer(storage: PatientStorage, within: Unreliable) -> None:
     storage.patience = 10_000.0
     within.failures = {"get_all_studies": [AWAY] * 1000}
     timer = threading.Timer(0.2, storage.hurry)
@@ -83,24 +83,22 @@ def test_who_is_about_to_end_waits_no_longer(storage: PatientStorage, within: Un
     timer.join()
 
 
-def test_what_does_not_pass_is_not_waited_for(storage: PatientStorage, within: Unreliable) -> None:
+def test_a_lasting_error_is_not_waited_for(storage: PatientStorage, within: Unreliable) -> None:
     within.failures = {"get_all_studies": [NO_COLUMN]}
     with pytest.raises(StorageError, match=r"^search.storage = there: must be in order: column a does not exist$"):
         storage.get_all_studies()
 
 
 @pytest.mark.parametrize("error", [KeyError("no such trial"), UpdateFinishedTrialError("too late"), ValueError("odd")])
-def test_what_was_asked_wrongly_is_answered_at_once(
-    error: Exception, storage: PatientStorage, within: Unreliable
-) -> None:
+def test_a_wrong_call_is_answered_at_once(error: Exception, storage: PatientStorage, within: Unreliable) -> None:
     within.failures = {"get_all_studies": [error]}
     with pytest.raises(type(error)) as raised:
         storage.get_all_studies()
     assert raised.value is error
 
 
-def test_an_answer_that_is_lost_changes_nothing(storage: PatientStorage, within: Unreliable) -> None:
-    """Every change is made twice. A trial that is created twice is once taken for a dead worker's."""
+def test_a_lost_answer_changes_nothing(storage: PatientStorage, within: Unreliable) -> None:
+    """Every change is made twice. Of a trial that is created twice, the first becomes stale."""
     shared = join(storage, timeout=0.3)
     within.answer_is_lost = True
     changes = [name for name in dir(BaseStorage) if name.startswith(("set_", "create_"))]
@@ -108,7 +106,7 @@ def test_an_answer_that_is_lost_changes_nothing(storage: PatientStorage, within:
     asked = shared.ask()
     assert asked is not None
     trial, plan = asked
-    assert [(each.state, PLAN in each.user_attrs) for each in shared.study.get_trials()] == [
+    assert [(trial.state, PLAN in trial.user_attrs) for trial in shared.study.get_trials()] == [
         (TrialState.FAIL, False),
         (TrialState.RUNNING, True),
     ]
@@ -121,20 +119,20 @@ def test_an_answer_that_is_lost_changes_nothing(storage: PatientStorage, within:
     assert shared.study.get_trials()[1].value == 100
 
 
-def test_nobody_dies_while_the_storage_is_away(storage: PatientStorage, within: Unreliable) -> None:
+def test_no_trial_becomes_stale_while_the_storage_is_away(storage: PatientStorage, within: Unreliable) -> None:
     shared = join(storage, timeout=1.0)
     asked = shared.ask()
     assert asked is not None
     heartbeats = HeartbeatMonitor(1.0, storage)
     (trial,) = shared.study.get_trials()
-    assert not heartbeats.is_gone(trial)
+    assert not heartbeats.is_stale(trial)
     heartbeats._seen[0] = (None, heartbeats._seen[0][1] - 100)  # as if it had been silent for so long
-    assert heartbeats.is_gone(trial)
+    assert heartbeats.is_stale(trial)
     within.failures = {"get_all_trials": [AWAY]}
     shared.study.get_trials()
-    assert not heartbeats.is_gone(trial)
+    assert not heartbeats.is_stale(trial)
     storage.back_at -= 100
-    assert heartbeats.is_gone(trial)
+    assert heartbeats.is_stale(trial)
 
 
 def test_a_locked_sqlite_is_waited_for(tmp_path: Path) -> None:
@@ -153,7 +151,7 @@ def test_a_locked_sqlite_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_journal_whose_folder_is_away_is_waited_for(tmp_path: Path) -> None:
-    """As a share that is mounted again."""
+    """As a network share that is mounted again."""
     folder, elsewhere = tmp_path / "share", tmp_path / "elsewhere"
     storage = open_storage(str(folder / "study.log"), PATIENCE)
     study = optuna.create_study(storage=storage)
@@ -163,10 +161,10 @@ def test_a_journal_whose_folder_is_away_is_waited_for(tmp_path: Path) -> None:
     study.tell(study.ask(), 1.0)
     timer.join()
     assert storage.back_at > 0
-    assert [each.value for each in study.get_trials()] == [1.0]
+    assert [trial.value for trial in study.get_trials()] == [1.0]
 
 
-def test_a_lock_that_errs_is_waited_for(tmp_path: Path) -> None:
+def test_a_lock_that_fails_is_waited_for(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "study.log"), PATIENCE)
     study = optuna.create_study(storage=storage)
     lock = tmp_path / ".study.log.lock"
@@ -177,7 +175,7 @@ def test_a_lock_that_errs_is_waited_for(tmp_path: Path) -> None:
     study.tell(study.ask(), 1.0)
     timer.join()
     assert storage.back_at > 0
-    assert [each.value for each in study.get_trials()] == [1.0]
+    assert [trial.value for trial in study.get_trials()] == [1.0]
 
 
 @pytest.mark.slow
@@ -202,8 +200,8 @@ class TestAsOptunaWantsIt(StorageTestCase):
     [
         ("nothing://there", "sqlalchemy.dialects:nothing"),
         ("sqlite:////proc/none/such.db", "unable to open database file"),
-        ("sqlite://", "what is kept in memory ends with the process"),
-        ("sqlite:///:memory:", "what is kept in memory ends with the process"),
+        ("sqlite://", "a database in memory ends with the process"),
+        ("sqlite:///:memory:", "a database in memory ends with the process"),
         ("postgresql+psycopg://127.0.0.1:1/x", "Connection refused"),
         ("postgresql+psycopg://{nobody}/x", "nobody"),
         ("://", "URL"),
@@ -224,7 +222,7 @@ def test_an_sqlite_url_of_another_file_is_one_line(tmp_path: Path) -> None:
     assert path.read_text() == "My thesis. " * 100
 
 
-def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     storage: BaseStorage = open_storage("~/study.log")
     optuna.create_study(storage=storage, study_name="study")
