@@ -22,7 +22,7 @@ from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 from marble_sweep.searches.journal import JournalError, JournalFile
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import URL, Engine
 
 CREATE_TRIES = 5  # to open a database in which other workers may be creating the tables
 FIRST_PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between two tries to reach a storage; it doubles after every try
@@ -30,6 +30,7 @@ LAST_PATIENCE = 2.0  # seconds, for a worker that is about to end
 CONNECT_SECONDS = 10
 READ_ONLY = "25006"  # PostgreSQL's code during a failover to another server
 ALLOWED = "a journal file or the URL of a database that answers"
+MAX_TABLES_NAMED = 3  # of another program's database
 
 log = logging.getLogger(__name__)
 
@@ -210,9 +211,29 @@ def _open_database(address: str) -> RDBStorage:
     logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
     for tries_left in reversed(range(CREATE_TRIES)):
         try:
+            _require_optuna_tables(url, options)
             return RDBStorage(address, engine_kwargs=options)
         except (DBAPIError, StorageInternalError):
             if not tries_left:
                 raise
         time.sleep(random.random())  # two workers that create the tables at once must not collide again
     raise AssertionError("the last try returns or raises")
+
+
+def _require_optuna_tables(url: "URL", options: dict[str, Any]) -> None:
+    """Refuse the database of another program: Optuna would add its tables. An empty one is fine.
+
+    Another worker may just be creating the tables, of which Optuna creates `studies` first.
+    """
+    from sqlalchemy import create_engine, inspect
+
+    engine = create_engine(url, **options)
+    try:
+        tables = inspect(engine).get_table_names()
+        columns = inspect(engine).get_columns("studies") if "studies" in tables else []
+    finally:
+        engine.dispose()
+    if tables and "study_id" not in [column["name"] for column in columns]:
+        named = ", ".join(sorted(tables)[:MAX_TABLES_NAMED])
+        more = f" and {len(tables) - MAX_TABLES_NAMED} more" if len(tables) > MAX_TABLES_NAMED else ""
+        raise ValueError(f"its tables are another program's ({named}{more}), so it is neither empty nor Optuna's")

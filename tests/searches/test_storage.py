@@ -1,18 +1,22 @@
 """A storage that is out of reach for a while is waited for; one that stays away is a one-line error."""
 
+import contextlib
 import logging
 import re
 import sqlite3
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psycopg
 import pytest
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import TrialState
+from postgresql import Server
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from studies import Unreliable, join, made_up
 
@@ -220,6 +224,75 @@ def test_an_sqlite_url_of_another_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="file is not a database"):
         open_storage(f"sqlite:///{path}")
     assert path.read_text() == "My thesis. " * 100
+
+
+def made_by_a_stranger(path: Path, *tables: str) -> bytes:
+    """The content of a new SQLite database with these tables."""
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE {table} (name TEXT)")
+            connection.execute(f"INSERT INTO {table} VALUES ('mine')")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tables", "named"),
+    [
+        (("orders", "customers"), "customers, orders"),
+        (("studies", "trials"), "studies, trials"),  # of the same name, but not Optuna's
+        (("a", "b", "c", "d", "e"), "a, b, c and 2 more"),
+    ],
+)
+def test_the_database_of_another_program_is_left_as_it_is(tables: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    content = made_by_a_stranger(path, *tables)
+    address = f"sqlite:///{path}"
+    line = (
+        f"search.storage = {address}: must be a journal file or the URL of a database that answers: "
+        f"its tables are another program's ({named}), so it is neither empty nor Optuna's"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        open_storage(address)
+    assert path.read_bytes() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["shop.db"]
+
+
+def test_an_empty_database_and_optunas_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    assert made_by_a_stranger(path) == b""
+    address = f"sqlite:///{path}"
+    with contextlib.closing(open_storage(address)) as storage:
+        optuna.create_study(storage=storage, study_name="study")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE beside (name TEXT)")  # Optuna's tables among those of another program
+    with contextlib.closing(open_storage(address)) as storage:
+        assert optuna.get_all_study_names(storage) == ["study"]
+
+
+def test_a_database_that_optuna_alone_made_is_taken(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/study.db"
+    theirs = optuna.storages.RDBStorage(address)
+    optuna.create_study(storage=theirs, study_name="study")
+    theirs.engine.dispose()
+    with contextlib.closing(open_storage(address)) as storage:
+        assert optuna.get_all_study_names(storage) == ["study"]
+
+
+@pytest.mark.slow
+def test_a_postgresql_database_of_another_program_is_left_as_it_is() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder))
+        try:
+            url = server.create("shop")
+            with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+                connection.execute("CREATE TABLE orders (name TEXT)")
+                with pytest.raises(ValueError, match=r"its tables are another program's \(orders\)"):
+                    open_storage(url)
+                tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+            assert tables == [("orders",)]
+            open_storage(server.create("empty")).close()
+        finally:
+            server.stop()
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
