@@ -184,9 +184,15 @@ def test_a_lock_that_fails_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 class TestAsOptunaWantsIt(StorageTestCase):
-    """Optuna's own suite for storages."""
+    """Optuna's own suite for storages. 58 of its 59 tests pass, on a journal and on SQLite.
 
-    test_pickle_storage = None  # type: ignore[assignment]  # each process opens its own
+    `test_pickle_storage` fails: a storage holds locks and, for a database, an open engine, and neither can be pickled.
+    Nothing needs it: a worker is a process that opens the storage by its address.
+    """
+
+    @pytest.mark.xfail(strict=True, raises=(TypeError, AttributeError), reason="locks and engines cannot be pickled")
+    def test_pickle_storage(self, storage: BaseStorage) -> None:
+        super().test_pickle_storage(storage)
 
     @pytest.fixture(params=["journal", "sqlite"])
     def storage(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
