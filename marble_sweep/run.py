@@ -32,6 +32,7 @@ from marble_sweep.runs.files import (
     write_json,
     write_text,
 )
+from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads
@@ -240,8 +241,8 @@ def judged_by(config: Config) -> VerdictConfig:
 
 def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
-    steps, evals = pd.read_csv(directory / layout.METRICS), pd.read_csv(directory / layout.EVALS)
-    verdict = judge(judged_by(config), steps, evals, autocorrelation_lag(config))
+    files = Run.read(directory)
+    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), autocorrelation_lag(config))
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

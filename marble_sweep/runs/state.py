@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marble_sweep.config import Config, dump
 from marble_sweep.runs import layout
+from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
 
@@ -78,7 +79,7 @@ def _require_same_config(path: Path, saved: object, config: Config) -> None:
     now = identity(config)
     if not isinstance(saved, dict):
         raise ValueError(f"{path}: must be the state of a run: its config is damaged")
-    for key, value in saved.items():
+    for key, value in with_current_names(saved).items():
         if key in now and now[key] != value:
             place = path.with_name(layout.CONFIG)
             raise ValueError(f"{place}: {key} = {now[key]}: must be {value}, as when {path.name} was saved")
@@ -109,7 +110,7 @@ def read_info(path: Path, config: Config) -> dict[str, Any]:
         if not is_fit:
             value = json.dumps(info.get(name))[:100]
             raise ValueError(f"{path}: must be the state of this run: its {name} = {value} must be {allowed}")
-    return info
+    return info | {"evals": [with_current_names(row) for row in info["evals"]]}
 
 
 def _is_whole(value: object) -> bool:

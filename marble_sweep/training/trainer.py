@@ -22,7 +22,7 @@ from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs import layout
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
@@ -81,14 +81,14 @@ class Trainer:
         self.parts: dict[str, Stateful] = {"model": model, "updater": self.updater, "batches": batches}
         self.parts["metrics"] = self.metrics
         hashes = self.load_state() if resume else {}
-        self.step_rows = Recorder(
+        self.step_rows = CsvLog(
             directory / layout.METRICS,
             STEP_COLUMNS,
             self.step,
             steps=range(1, self.step + 1),
             sha256=hashes.get(layout.METRICS),
         )
-        self.eval_rows = Recorder(
+        self.eval_rows = CsvLog(
             directory / layout.EVALS,
             EVAL_COLUMNS,
             self.step,
