@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space, Value
 from marble_sweep.searches.storage import PatientStorage, StorageError
@@ -241,7 +242,7 @@ def open_study(
     for name_of, now in ours.items():
         if name_of not in study.user_attrs:
             study.set_user_attr(name_of, now)
-        then = study.user_attrs[name_of]
+        then = with_current_keys(study.user_attrs[name_of])
         for key in {**then, **now}:
             if then.get(key) != now.get(key):
                 what = f"the {name_of} it began with: {key} was {then.get(key)}, now {now.get(key)}"
