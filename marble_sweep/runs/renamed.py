@@ -7,7 +7,6 @@ Value = TypeVar("Value")
 
 RENAMED = {
     "off_unigram": "non_unigram_top1",  # a column of evals.csv and a check of the verdict
-    "verdict.min_off_unigram": "verdict.min_non_unigram_top1",  # a setting in config.yaml
 }
 
 

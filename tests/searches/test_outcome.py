@@ -18,7 +18,13 @@ from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait,
 from marble_sweep.searches.study import as_record, open_study
 
 SPACE = small_space()
-BUDGET = ("trainer.total_steps=100", "certify.looks=3", "certify.stop=true", "search.confirm_seeds=2")
+BUDGET = (
+    "trainer.total_steps=100",
+    "trainer.num_evals=3",
+    "trainer.eval_spacing=geometric",
+    "certify.stop=true",
+    "search.confirm_seeds=2",
+)
 STEPS = (50, 71, 100)
 
 
