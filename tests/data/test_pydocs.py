@@ -1,6 +1,7 @@
 import logging
 import os
 import sys
+import sysconfig
 import textwrap
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, source in SOURCES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(textwrap.dedent(source).strip().encode("latin-1"))
-    monkeypatch.setattr(pydocs.sysconfig, "get_path", lambda name: str(folder))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
     return folder
 
 
@@ -115,9 +116,14 @@ def test_package_without_docstrings(library: Path, package: Path) -> None:
 
 def test_sources_are_parsed_once_until_they_change(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read_pydocs([])
-    parsed = []
+    parsed: list[object] = []
     extract = pydocs._extract
-    monkeypatch.setattr(pydocs, "_extract", lambda sources: parsed.append(sources) or extract(sources))
+
+    def extracting(sources: dict[str, Path]) -> dict[str, str]:
+        parsed.append(sources)
+        return extract(sources)
+
+    monkeypatch.setattr(pydocs, "_extract", extracting)
     assert read_pydocs([]) == first
     assert parsed == []
     changed = library / "lone.py"

@@ -14,6 +14,7 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from marble_sweep.report.curves import shorten
@@ -143,6 +144,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
         yield driver
 
 
+def is_drawn(chart: WebElement) -> Callable[[Chrome], bool]:
+    return lambda _: "js-plotly-plot" in (chart.get_attribute("class") or "")
+
+
+def has_picked(number: int) -> Callable[[Chrome], bool]:
+    return lambda browser: len(picked_curves(browser)) == number
+
+
 def visit(browser: Chrome, page: Path, size: tuple[int, int] = LAPTOP) -> None:
     """Open the page and scroll through it, so that every chart is drawn."""
     metrics: dict[str, Any] = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
@@ -150,7 +159,7 @@ def visit(browser: Chrome, page: Path, size: tuple[int, int] = LAPTOP) -> None:
     browser.get(page.as_uri())
     for chart in browser.find_elements(By.CSS_SELECTOR, ".chart"):
         browser.execute_script("arguments[0].scrollIntoView()", chart)
-        WebDriverWait(browser, 20).until(lambda _, chart=chart: "js-plotly-plot" in chart.get_attribute("class"))
+        WebDriverWait(browser, 20).until(is_drawn(chart))
 
 
 def picked_curves(browser: Chrome) -> list[list[float]]:
@@ -213,7 +222,7 @@ def test_a_click_on_a_row_highlights_its_curves(browser: Chrome, page: Path, swe
         row.find_element(By.TAG_NAME, "td").click()
         chart = browser.find_element(By.CSS_SELECTOR, '[data-curve="loss"]')
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
-        WebDriverWait(browser, 10).until(lambda _, n=n: len(picked_curves(browser)) == n)
+        WebDriverWait(browser, 10).until(has_picked(n))
         assert row.get_attribute("aria-selected") == "true"
         last = sweep.runs[run].steps.row(400)["loss"]
         assert any(abs(curve[-1] - last) < 0.2 for curve in picked_curves(browser))
