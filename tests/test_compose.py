@@ -36,6 +36,7 @@ class CountingLoader:
 
 @pytest.fixture(scope="module")
 def loader() -> Iterator[ConfigLoader]:
+    schema.register_schemas()
     with composing_from(CONF):
         yield GlobalHydra.instance().config_loader()
 

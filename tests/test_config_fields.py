@@ -11,7 +11,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, resolve
+from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, register_schemas, resolve
 from marble_sweep.groups import (
     PRECISIONS,
     AdamConfig,
@@ -47,6 +47,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra_on_conf() -> Iterator[None]:
+    register_schemas()
     with composing_from(CONF):
         yield
 
