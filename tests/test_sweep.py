@@ -159,9 +159,7 @@ def test_changed_code_or_data_is_not_reused(finished: Path, caplog: pytest.LogCa
 
 
 def test_every_config_is_checked_before_the_first_job(tmp_path: Path) -> None:
-    started = time.monotonic()
     result = sweep(tmp_path / "sweep", "model.hidden_dim=8,16,24,32,40,48,50", "model.num_heads=8")
-    assert time.monotonic() - started < 30  # it did not train
     assert result.returncode == 2
     assert result.stderr.startswith("marble_sweep: job 6 (")
     assert "model.hidden_dim=50" in result.stderr
