@@ -12,6 +12,7 @@ from marble_sweep.runs.status import RunStatus
 
 PACKAGE = Path(marble_sweep.__file__).parent
 BELOW = (
+    "marble_sweep.renamed_keys",
     "marble_sweep.runs",
     "marble_sweep.config",
     "marble_sweep.checks",
