@@ -162,7 +162,7 @@ def _read_config(path: Path, damages: list[Damage]) -> dict[str, Any]:
         if len(damages) == before:
             damages.append(Damage(layout.CONFIG, "is missing"))
         return {}
-    config, reasons = keep_sound(with_current_names(found), CONFIG_KINDS)
+    config, reasons = keep_sound(found, CONFIG_KINDS)
     if missing := [key for key in PARAMETERS if key not in found]:
         reasons.append(f"must have {', '.join(missing)}")
     damages += [Damage(layout.CONFIG, reason) for reason in reasons]

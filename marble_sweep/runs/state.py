@@ -79,7 +79,7 @@ def _require_same_config(path: Path, saved: object, config: Config) -> None:
     now = identity(config)
     if not isinstance(saved, dict):
         raise ValueError(f"{path}: must be the state of a run: its config is damaged")
-    for key, value in with_current_names(saved).items():
+    for key, value in saved.items():
         if key in now and now[key] != value:
             place = path.with_name(layout.CONFIG)
             raise ValueError(f"{place}: {key} = {now[key]}: must be {value}, as when {path.name} was saved")
