@@ -61,7 +61,7 @@ def test_the_headline_when_none_beats_unigram(make_run: MakeRun, tmp_path: Path)
     lost = [make_run(tmp_path / str(lr), f"optimizer.lr={lr}", loss=6.5) for lr in (1, 2)]
     assert sentences(compared(*lost))[1].startswith("None of 2 beats unigram; 4L128D, lr=")
     blind = make_run(tmp_path / "blind", every=0)
-    assert "not known" in " ".join(sentences(compared(blind)))
+    assert "is unknown whether a run beats unigram" in " ".join(sentences(compared(blind)))
 
 
 def test_without_a_common_step_nothing_is_called_best(make_run: MakeRun, tmp_path: Path) -> None:
