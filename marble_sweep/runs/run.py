@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import (
     NUMBER,
@@ -36,7 +37,12 @@ PARAMETERS: Kinds = {  # of config.yaml: what every run has
     "precision.name": TEXT,
     "data.name": TEXT,
 }
-CONFIG_KINDS: Kinds = {**PARAMETERS, "model.name": TEXT, "verdict.min_standard_errors": NUMBER}
+CONFIG_KINDS: Kinds = {
+    **PARAMETERS,
+    "model.name": TEXT,
+    "verdict.min_standard_errors": NUMBER,
+    "trainer.num_evals": WHOLE,
+}
 METADATA_KINDS: Kinds = {
     "status": TEXT,
     "reason": TEXT + OR_NULL,
@@ -157,13 +163,13 @@ def _read_if_there(path: Path, reader: Callable[[Path], Content], damages: list[
 
 def _read_config(path: Path, damages: list[Damage]) -> dict[str, Any]:
     before = len(damages)
-    found = _read_if_there(path / layout.CONFIG, read_yaml, damages)
-    if found is None:
+    settings = _read_if_there(path / layout.CONFIG, read_yaml, damages)
+    if settings is None:
         if len(damages) == before:
             damages.append(Damage(layout.CONFIG, "is missing"))
         return {}
-    config, reasons = keep_sound(found, CONFIG_KINDS)
-    if missing := [key for key in PARAMETERS if key not in found]:
+    config, reasons = keep_sound(with_current_keys(settings), CONFIG_KINDS)
+    if missing := [key for key in PARAMETERS if key not in settings]:
         reasons.append(f"must have {', '.join(missing)}")
     damages += [Damage(layout.CONFIG, reason) for reason in reasons]
     return config

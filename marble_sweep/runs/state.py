@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from marble_sweep.config import Config, dump
+from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs import layout
 from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.status import RunStatus
@@ -82,7 +83,7 @@ def _require_same_config(path: Path, saved: object, config: Config) -> None:
     now = identity(config)
     if not isinstance(saved, dict):
         raise ValueError(f"{path}: must be the state of a run: its config is damaged")
-    for key, value in saved.items():
+    for key, value in with_current_keys(saved).items():
         if key in now and now[key] != value:
             place = path.with_name(layout.CONFIG)
             raise ValueError(f"{place}: {key} = {now[key]}: must be {value}, as when {path.name} was saved")

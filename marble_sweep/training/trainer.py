@@ -15,7 +15,7 @@ from torch import Tensor
 
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
-from marble_sweep.early_stopping import EarlyStopping, evaluation_steps
+from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.metrics.step import MEASURED, Pending, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
@@ -76,7 +76,7 @@ class Trainer:
         self.train_seconds = 0.0
         self.last_loss: float | None = None
         self.early_stopping = EarlyStopping(config)
-        self.evaluation_steps = evaluation_steps(config) if evaluator else frozenset()
+        self.evaluation_steps = frozenset(self.early_stopping.steps if evaluator else ())
         self.pending = Pending()
         self.parts: dict[str, Stateful] = {"model": model, "updater": self.updater, "batches": batches}
         self.parts["metrics"] = self.metrics

@@ -36,7 +36,7 @@ def make_run(
     """Write a run directory as `overrides` would give it; `loss` is where the held-out loss tends to, in nats."""
     config = OmegaConf.structured(Config())
     config.model.name, config.experiment_name = MODEL_NAME, EXPERIMENT_NAME  # these follow the overrides
-    config.trainer.total_steps, config.trainer.eval_interval = steps, every
+    config.trainer.total_steps, config.trainer.num_evals = steps, max(1, steps // (every or steps))
     for key, value in (override.split("=", 1) for override in overrides):
         OmegaConf.update(config, key, yaml.safe_load(value))
     directory.mkdir(parents=True)
