@@ -143,15 +143,15 @@ def test_a_damaged_run_is_shown_with_its_file_and_the_other_as_always(
     assert damaged["status"] == "damaged"
     assert damaged["damage"].startswith(f"{name}: ")
     assert reason in damaged["damage"]
-    told = f"damaged: {tmp_path / 'sweep' / '0.01'}: {name}: "
-    assert printed.err.startswith(told)
+    complaint = f"damaged: {tmp_path / 'sweep' / '0.01'}: {name}: "
+    assert printed.err.startswith(complaint)
     assert other["damage"] is None
     expected = sound["0.02"] | {"run": other["run"]}
     assert {column: other[column] for column in expected} == expected
     assert main([str(tmp_path / "sweep")]) == 0
     table, _, below = capsys.readouterr().out.partition("\n\n")
     assert any(row.startswith("0.01 ") and row.endswith("  damaged") for row in table.splitlines())
-    assert any(row.startswith(told) for row in below.splitlines())
+    assert any(row.startswith(complaint) for row in below.splitlines())
 
 
 def test_the_page_names_what_is_damaged_and_calls_no_damaged_run_the_best(make_run: MakeRun, tmp_path: Path) -> None:

@@ -191,12 +191,12 @@ def test_a_click_on_a_heading_sorts(browser: Chrome, page: Path) -> None:
     def column(name: str) -> list[str]:
         heads = [head.text.split()[0] for head in browser.find_elements(By.CSS_SELECTOR, "#runs th")]
         script = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.cells[arguments[0]].dataset.value)"
-        found: list[str] = browser.execute_script(script, heads.index(name))
-        return found
+        cells: list[str] = browser.execute_script(script, heads.index(name))
+        return cells
 
     def click(name: str) -> None:
         buttons = browser.find_elements(By.CSS_SELECTOR, "#runs th button")
-        button = next(each for each in buttons if each.text.split()[0] == name)
+        button = next(candidate for candidate in buttons if candidate.text.split()[0] == name)
         browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", button)
         button.click()
 
