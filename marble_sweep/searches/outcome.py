@@ -10,8 +10,8 @@ from optuna.trial import FrozenTrial
 
 from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
+from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.humanize import counted, duration
-from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.strategy import STALE, SearchState, TrialRecord, forget_crashes, next_probe
@@ -250,12 +250,12 @@ class SearchResult:
         below = {size: status for size, status in statuses.items() if size in self._below(state)}
         refuted = [size for size, status in below.items() if status == "refuted"]
         counts = Counter(record.outcome for trial in self.trials if (record := as_record(trial)) is not None)
-        looks = look_steps(config.certify.looks, config.trainer.total_steps)
+        early_stopping = EarlyStopping(config)
         summary = {
             "threshold": config.certify.threshold,
             "standard_errors": config.verdict.min_standard_errors,
-            "standard_errors_each_look": errors_needed(config.verdict.min_standard_errors, len(looks)),
-            "looks": looks,
+            "standard_errors_each_look": early_stopping.errors,
+            "looks": early_stopping.steps,
             "budget": {
                 "total_steps": config.trainer.total_steps,
                 "batch_size": config.trainer.batch_size,

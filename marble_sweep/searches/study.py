@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space, Value
 from marble_sweep.searches.storage import PatientStorage, StorageError
@@ -252,7 +253,7 @@ def open_study(
     for attribute, ours in expected.items():
         if attribute not in study.user_attrs:
             study.set_user_attr(attribute, ours)
-        theirs = study.user_attrs[attribute]
+        theirs = with_current_keys(study.user_attrs[attribute])
         for key in {**theirs, **ours}:
             if theirs.get(key) != ours.get(key):
                 difference = f"{key} was {theirs.get(key)}, now {ours.get(key)}"

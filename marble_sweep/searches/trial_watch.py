@@ -11,8 +11,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import margin, shortfall
-from marble_sweep.metrics.margin import errors_needed, look_steps
+from marble_sweep.early_stopping import EarlyStopping, margin, shortfall
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
@@ -35,8 +34,7 @@ class TrialWatch:
         self.directory = directory
         self.heartbeat_interval = timeout / HEARTBEATS_PER_TIMEOUT
         self.show = show
-        looks = look_steps(config.certify.looks, config.trainer.total_steps)
-        self.errors = errors_needed(config.verdict.min_standard_errors, len(looks))
+        self.errors = EarlyStopping(config).errors
         self.reported: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -29,7 +29,7 @@ SEARCH = (
     "model.hidden_dim=2,3",
     "trainer.total_steps=1500",
     "certify.threshold=0.1",  # nothing reaches it: every size is trained to the end
-    "certify.looks=2",
+    "trainer.num_evals=2",
     "search.study=outage",
     f"search.worker_timeout={TIMEOUT}",
 )

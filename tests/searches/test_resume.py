@@ -29,7 +29,7 @@ TWO_TRIALS = (
     "model.num_layers=0,1",
     "model.hidden_dim=2",
     "certify.threshold=0.1",
-    "certify.looks=2",
+    "trainer.num_evals=2",
     "trainer.checkpoint_interval=10000",
     "search.n_trials=2",
 )

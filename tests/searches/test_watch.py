@@ -19,7 +19,7 @@ from marble_sweep.searches.trial_watch import TrialWatch
 AWAY = OSError(5, "Input/output error")
 TIMEOUT = 0.6  # seconds; six heartbeats in that time
 ROWS = "step,val_loss,val_loss_se\n28,6.0,0.1\n40,5.5,0.1\n"
-CONFIG = ("certify.threshold=5.0", "certify.looks=2", "certify.stop=true")
+CONFIG = ("certify.threshold=5.0", "trainer.num_evals=2", "certify.stop=true")
 
 
 @pytest.fixture
