@@ -62,7 +62,7 @@ def report(comparison: Comparison, table: str, explained: Sequence[str], form: s
     for_people = form in ("table", "markdown")
     shown = markdown_text if form == "markdown" else printable
     if for_people and search is not None:
-        print(*map(shown, search["words"]), "", sep="\n")
+        print(*map(shown, search["summary_lines"]), "", sep="\n")
     for note in comparison.notes:
         print(shown(note), file=sys.stdout if for_people else sys.stderr)
     if for_people and comparison.notes:

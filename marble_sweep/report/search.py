@@ -5,6 +5,7 @@ from typing import Any
 
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import NUMBER, OR_NULL, TEXT, WHOLE, DamageError, Kinds, is_kind, keep_sound, read_json
+from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
 
@@ -21,8 +22,8 @@ def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
         return None, []
     path = folders.pop() / layout.SEARCH
     try:
-        found = read_json(path)
-        _require_words(found)
+        found = with_current_names(read_json(path))
+        _require_lines(found)
     except FileNotFoundError:
         return None, []
     except DamageError as error:
@@ -37,7 +38,7 @@ def can_be_drawn(summary: dict[str, Any]) -> bool:
         isinstance(rows, list)
         and all(_is_sound(row, DRAWN) and row["n_params"] > 0 for row in rows)
         and (answer is None or (_is_sound(answer, {"n_params": WHOLE, "size": TEXT}) and "confirmed" in answer))
-        and is_kind(summary.get("standard_errors_each_look"), NUMBER)
+        and is_kind(summary.get("standard_errors_each_evaluation"), NUMBER)
         and "threshold" in summary
     )
 
@@ -46,7 +47,7 @@ def _is_sound(found: Any, kinds: Kinds) -> bool:
     return isinstance(found, dict) and kinds.keys() <= found.keys() and not keep_sound(found, kinds)[1]
 
 
-def _require_words(found: dict[str, Any]) -> None:
-    words = found.get("words")
-    if not isinstance(words, list) or not words or not all(isinstance(line, str) for line in words):
+def _require_lines(found: dict[str, Any]) -> None:
+    lines = found.get("summary_lines")
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
         raise DamageError("must say in words what was found")

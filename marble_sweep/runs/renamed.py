@@ -7,6 +7,9 @@ Value = TypeVar("Value")
 
 RENAMED = {
     "off_unigram": "non_unigram_top1",  # a column of evals.csv and a check of the verdict
+    "words": "summary_lines",  # of search.json
+    "looks": "evaluation_steps",
+    "standard_errors_each_look": "standard_errors_each_evaluation",
 }
 
 
