@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.storages import BaseStorage, InMemoryStorage
@@ -17,6 +18,7 @@ from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait
 from marble_sweep.searches.study import OUTCOME, PLAN, records
 
 TIMEOUT = 0.5
+pytestmark = pytest.mark.timeout(120)
 ANSWER = 3  # the smallest size that certifies
 
 
@@ -28,7 +30,7 @@ class Worker(threading.Thread):
     """Works on a study until it is settled, or it dies."""
 
     def __init__(self, storage: BaseStorage, seed: int, dies: str | None, timeout: float) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # so that a hanging worker fails its test and does not keep the process alive
         self.shared = join(storage, self.decide, timeout=timeout)
         self.random = random.Random(f"{seed} {self.name}")
         self.dies = dies  # before its plan, with it, or never
@@ -126,7 +128,7 @@ def test_a_worker_whose_trial_became_stale_plans_nothing() -> None:
 
     answers = []
     dozing, awake = join(storage, doze, timeout=TIMEOUT), join(storage, timeout=TIMEOUT)
-    thread = threading.Thread(target=lambda: answers.append(dozing.ask()))
+    thread = threading.Thread(target=lambda: answers.append(dozing.ask()), daemon=True)
     thread.start()
     asleep.wait()
     asked = awake.ask()
