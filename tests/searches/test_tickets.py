@@ -72,8 +72,9 @@ def work_together(
     workers = [Worker(storage, seed, dies, timeout) for storage, dies in zip(storages, deaths, strict=True)]
     for worker in workers:
         worker.start()
+    deadline = time.monotonic() + HANGING
     for worker in workers:
-        worker.join(HANGING)
+        worker.join(max(0.0, deadline - time.monotonic()))
     assert not any(worker.is_alive() for worker in workers)
     assert [worker.error for worker in workers if worker.error is not None] == []
     check(storages[0])
