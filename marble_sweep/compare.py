@@ -62,7 +62,7 @@ def show(comparison: Comparison, table: str, legend: Sequence[str], form: str) -
     for_people = form in ("table", "markdown")
     escape = markdown_text if form == "markdown" else printable
     if for_people and search is not None:
-        print(*map(escape, search["words"]), "", sep="\n")
+        print(*map(escape, search["summary_lines"]), "", sep="\n")
     for note in comparison.notes:
         print(escape(note), file=sys.stdout if for_people else sys.stderr)
     if for_people and comparison.notes:

@@ -71,7 +71,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
         search_image = frontier_image(search)
     page = environment.get_template("page.html.j2").render(
-        headline=headline(comparison, groups) if search is None else list(map(printable, search["words"])),
+        headline=headline(comparison, groups) if search is None else list(map(printable, search["summary_lines"])),
         search_image=search_image,
         ranked=not comparison.stopping,
         notes=list(map(printable, comparison.notes)),

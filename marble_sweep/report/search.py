@@ -5,6 +5,7 @@ from typing import Any
 
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import NUMBER, OR_NULL, TEXT, WHOLE, DamageError, Kinds, is_kind, keep_sound, read_json
+from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
 
@@ -21,8 +22,8 @@ def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
         return None, []
     path = folders.pop() / layout.SEARCH
     try:
-        summary = read_json(path)
-        _require_words(summary)
+        summary = with_current_names(read_json(path))
+        _require_lines(summary)
     except FileNotFoundError:
         return None, []
     except DamageError as error:
@@ -37,7 +38,7 @@ def can_be_drawn(summary: dict[str, Any]) -> bool:
         isinstance(rows, list)
         and all(_is_sound(row, DRAWN) and row["n_params"] > 0 for row in rows)
         and (answer is None or (_is_sound(answer, {"n_params": WHOLE, "size": TEXT}) and "confirmed" in answer))
-        and is_kind(summary.get("standard_errors_each_look"), NUMBER)
+        and is_kind(summary.get("standard_errors_each_evaluation"), NUMBER)
         and "threshold" in summary
     )
 
@@ -46,7 +47,7 @@ def _is_sound(row: Any, kinds: Kinds) -> bool:
     return isinstance(row, dict) and kinds.keys() <= row.keys() and not keep_sound(row, kinds)[1]
 
 
-def _require_words(summary: dict[str, Any]) -> None:
-    lines = summary.get("words")
+def _require_lines(summary: dict[str, Any]) -> None:
+    lines = summary.get("summary_lines")
     if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
-        raise DamageError("must have words, a list of sentences")
+        raise DamageError("must have summary_lines, a list of sentences")

@@ -5,7 +5,12 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 
-RENAMED = {"off_unigram": "non_unigram_top1"}  # of evals.csv; the verdict's check of it has the same name
+RENAMED = {
+    "off_unigram": "non_unigram_top1",  # a column of evals.csv and a check of the verdict
+    "words": "summary_lines",  # of search.json
+    "looks": "evaluation_steps",
+    "standard_errors_each_look": "standard_errors_each_evaluation",
+}
 
 
 def current_name(name: str) -> str:
