@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import torch
 from helpers import TINY, compose_config, tiny_config
+from opened import interrupted_as_it_writes
 from safetensors.torch import load_file
 
 from marble_sweep.run import run
-from marble_sweep.training.trainer import Trainer
 
 NOTEBOOK_COLUMNS = ["step", "epoch", "loss", "top1", "top2", "top3", "h_autocorr", "dead_moving"]
 NOTEBOOK_METADATA = {
@@ -112,17 +112,15 @@ def test_training_on_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
 @pytest.mark.parametrize("precision", ["bf16", "bf16_pure", "bf16_stochastic", "fp32"])
-def test_interrupted_and_resumed_equals_unbroken(
-    optimizer: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_config(f"precision={precision}", f"optimizer={optimizer}", "schedule=wsd", "schedule.warmup_steps=3")
+def test_interrupted_and_resumed_equals_unbroken(optimizer: str, precision: str, tmp_path: Path) -> None:
+    schedule = ("schedule=wsd", "schedule.warmup_steps=3", "trainer.checkpoint_interval=13")
+    config = tiny_config(f"precision={precision}", f"optimizer={optimizer}", *schedule)
     run(config, tmp_path / "unbroken")
 
-    train = Trainer.train
-    monkeypatch.setattr(Trainer, "train", lambda self, _: train(self, lambda: self.step == 13))
-    assert run(config, tmp_path / "broken") == "interrupted"
-    assert json.loads((tmp_path / "broken" / "metadata.json").read_text())["status"] == "interrupted"
-    monkeypatch.setattr(Trainer, "train", train)
+    with interrupted_as_it_writes("checkpoints.safetensors", 2):  # after step 13; the first is of the start
+        assert run(config, tmp_path / "broken") == "interrupted"
+    metadata = json.loads((tmp_path / "broken" / "metadata.json").read_text())
+    assert (metadata["status"], metadata["step"]) == ("interrupted", 13)
     assert run(config, tmp_path / "broken", resume=True) == "finished"
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
