@@ -6,7 +6,7 @@ import pytest
 import step
 from step import POLICIES, Clock, Setting
 
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.training import precision
 
 TINY = Setting(num_layers=1, hidden_dim=4, batch_size=2, seq_len=8)
@@ -53,13 +53,13 @@ def test_gpt2_takes_steps(bf16: bool) -> None:
 @pytest.mark.parametrize("bare", [False, True], ids=["all metrics", "bare"])
 def test_ours_takes_steps_and_writes_its_rows(policy: str, bare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[dict[str, float]] = []
-    write = Recorder.write
+    write = CsvLog.write
 
-    def writing(recorder: Recorder, rows: list[dict[str, float]]) -> None:
+    def writing(log: CsvLog, rows: list[dict[str, float]]) -> None:
         written.extend(rows)
-        write(recorder, rows)
+        write(log, rows)
 
-    monkeypatch.setattr(Recorder, "write", writing)
+    monkeypatch.setattr(CsvLog, "write", writing)
     steps = Steps()
     step.train_ours(TINY, "cpu", steps, policy, bare=bare)
     assert [row["step"] for row in written] == [1, 2, 3]
