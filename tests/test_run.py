@@ -197,8 +197,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_a_random_step_and_resumed_equals_unbroken(
     number: signal.Signals, unbroken: Path, tmp_path: Path
 ) -> None:
+    step = random.randrange(100, 500)
+    print(f"killed at step {step} or soon after")
     process = start(tmp_path / "killed", *LONG)
-    wait_for_step(tmp_path / "killed", random.randrange(100, 500), process)
+    wait_for_step(tmp_path / "killed", step, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
