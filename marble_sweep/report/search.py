@@ -1,4 +1,4 @@
-"""What a search has left beside its trials: search.json."""
+"""search.json, which a search writes beside its trials."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,22 +12,22 @@ DRAWN: Kinds = {"status": TEXT, "n_params": WHOLE, "margin": NUMBER + OR_NULL, "
 
 
 def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The search.json of the search that all these runs are trials of, and a line for one that is damaged.
+    """The search.json of the search that all these runs are trials of, and a line for a damaged one.
 
-    None where they are not, or it is damaged.
+    None where the runs are not trials of one search, or the file is damaged.
     """
     folders = {run.path.resolve().parent for run in runs}
     if len(folders) != 1:
         return None, []
     path = folders.pop() / layout.SEARCH
     try:
-        found = read_json(path)
-        _require_words(found)
+        summary = read_json(path)
+        _require_words(summary)
     except FileNotFoundError:
         return None, []
     except DamageError as error:
         return None, [printable(f"damaged: {path}: {error}")]
-    return found, []
+    return summary, []
 
 
 def can_be_drawn(summary: dict[str, Any]) -> bool:
@@ -42,11 +42,11 @@ def can_be_drawn(summary: dict[str, Any]) -> bool:
     )
 
 
-def _is_sound(found: Any, kinds: Kinds) -> bool:
-    return isinstance(found, dict) and kinds.keys() <= found.keys() and not keep_sound(found, kinds)[1]
+def _is_sound(row: Any, kinds: Kinds) -> bool:
+    return isinstance(row, dict) and kinds.keys() <= row.keys() and not keep_sound(row, kinds)[1]
 
 
-def _require_words(found: dict[str, Any]) -> None:
-    words = found.get("words")
-    if not isinstance(words, list) or not words or not all(isinstance(line, str) for line in words):
-        raise DamageError("must say in words what was found")
+def _require_words(summary: dict[str, Any]) -> None:
+    lines = summary.get("words")
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
+        raise DamageError("must have words, a list of sentences")

@@ -1,20 +1,18 @@
-"""Names that earlier versions wrote into run directories, and what they are called now."""
+"""Columns under the names that earlier versions wrote, and what they are called now."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
 
-RENAMED = {
-    "off_unigram": "non_unigram_top1",  # a column of evals.csv and a check of the verdict
-}
+RENAMED = {"off_unigram": "non_unigram_top1"}  # of evals.csv; the verdict's check of it has the same name
 
 
 def current_name(name: str) -> str:
-    """What a column, check or setting is called now."""
+    """What a column is called now."""
     return RENAMED.get(name, name)
 
 
 def with_current_names(values: Mapping[str, Value]) -> dict[str, Value]:
-    """The same values under the names of now."""
+    """The values of a row under the current names of their columns."""
     return {current_name(name): value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""What is told of a sweep while its run directories change."""
+"""What is printed of a sweep while its run directories change."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def set_status(run: Path, status: str) -> None:
     (run / "metadata.json").write_text(json.dumps(metadata | {"status": status}))
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+def printed_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
@@ -30,20 +30,20 @@ def test_a_run_that_ends_is_told_of_once(make_run: MakeRun, tmp_path: Path, caps
     make_run(tmp_path / "0", steps=20)
     sweep = SweepWatch(tmp_path, 40)
     sweep.look()
-    assert told(capsys) == []  # it was there before
+    assert printed_lines(capsys) == []  # it was there before
     run = make_run(tmp_path / "1", "seed=7", steps=20, status="running")
     sweep.look()
-    assert told(capsys) == []
+    assert printed_lines(capsys) == []
     set_status(run, "finished")
     sweep.look()
-    (line,) = told(capsys)
+    (line,) = printed_lines(capsys)
     assert line.startswith("   1  4L128D  seed=7  held-out loss ")
     sweep.look()
-    assert told(capsys) == []
+    assert printed_lines(capsys) == []
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 3
     set_status(run, "failed")  # it ran once more
     sweep.look()
-    assert "FAILED: " in told(capsys)[0]
+    assert "FAILED: " in printed_lines(capsys)[0]
 
 
 def test_the_bar_follows_the_steps_of_all_runs(
@@ -95,7 +95,7 @@ def test_a_run_damaged_during_a_sweep_is_told_and_the_others_go_on(
     while sum(path in sweep.ended for path in runs) < 4:
         time.sleep(0.01)
     sweep.stop()
-    lines = sorted(told(capsys))
+    lines = sorted(printed_lines(capsys))
     assert [line[:15] for line in lines] == ["   0  4L128D  s", "   1  4L128D  s", "   2  4L128D  s", "   3  4L128D  s"]
     assert "DAMAGED: metadata.json: must be UTF-8" in lines[0]
     assert "DAMAGED: evals.csv: line 2: must be numbers" in lines[1]
@@ -115,7 +115,7 @@ def test_what_cannot_be_written_costs_one_line(
     make_run(tmp_path / "1", "seed=1", steps=20)
     sweep.start()
     sweep.stop()
-    lines = told(capsys)
+    lines = printed_lines(capsys)
     assert sum("held-out loss" in line for line in lines) == 2
     assert [line.split(":")[0] for line in lines if "held-out" not in line] == [
         "The sweep cannot be watched",
