@@ -1,6 +1,7 @@
 """What is printed of a sweep while its run directories change."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opened import opened_files
 
 from marble_sweep.sweeps import watch
 from marble_sweep.sweeps.watch import SweepWatch
@@ -45,9 +47,10 @@ def test_a_run_that_ends_is_told_of_once(make_run: MakeRun, tmp_path: Path, caps
 
 
 def test_the_bar_follows_the_steps_of_all_runs(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # elsewhere there is no bar
+    controller, terminal = (os.fdopen(each, mode) for each, mode in zip(os.openpty(), ("rb", "w"), strict=True))
+    monkeypatch.setattr(sys, "stderr", terminal)  # elsewhere there is no bar
     make_run(tmp_path / "0", steps=20)
     run = make_run(tmp_path / "1", steps=30, status="running")
     sweep = SweepWatch(tmp_path, 100)
@@ -58,7 +61,8 @@ def test_the_bar_follows_the_steps_of_all_runs(
     sweep.look()
     assert sweep.bar.n == 51
     sweep.bar.close()
-    capsys.readouterr()
+    terminal.close()
+    controller.close()
 
 
 def test_a_look_opens_only_what_has_changed(make_run: MakeRun, tmp_path: Path) -> None:
@@ -66,23 +70,13 @@ def test_a_look_opens_only_what_has_changed(make_run: MakeRun, tmp_path: Path) -
         make_run(tmp_path / str(number), f"seed={number}", steps=20, status="running" if number == 4 else "finished")
     sweep = SweepWatch(tmp_path, 100)
     sweep.look()
-    opened: list[str] = []
-    looking = False
-
-    def note(event: str, values: tuple[object, ...]) -> None:
-        if looking and event == "open" and not isinstance(values[0], int):  # an int is a file opened before
-            opened.append(str(values[0]))
-
-    sys.addaudithook(note)
-    looking = True
-    sweep.look()
+    with opened_files() as opened:
+        sweep.look()
     assert opened == []
-    looking = False
     with (tmp_path / "4" / "metrics.csv").open("a") as file:
         file.write("21,1")
-    looking = True
-    sweep.look()
-    looking = False
+    with opened_files() as opened:
+        sweep.look()
     assert opened == [str(tmp_path / "4" / "metrics.csv")]
 
 

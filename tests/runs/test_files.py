@@ -96,16 +96,6 @@ def test_a_disk_that_is_full_when_syncing(path: Path, write: Write, monkeypatch:
     assert_untouched(path)
 
 
-def test_a_rename_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def replace(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(OSError, match="Input/output error"):
-        write_text(path, "new")
-    assert_untouched(path)
-
-
 @every_writer
 def test_a_write_that_is_cut_short(path: Path, write: Write) -> None:
     """The kernel itself ends the write after 1,000 bytes, as a full disk would."""
