@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from filelock import BaseFileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from marble_sweep import config as schema
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import literal, override
 from marble_sweep.hydra_app.composer import Composer, without_hydra
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors, one_line
 from marble_sweep.hydra_app.grid import grid_jobs
 from marble_sweep.hydra_app.private import BASIC_SWEEPER, ending_the_program
 from marble_sweep.hydra_app.rerun import as_written, rerun_command
@@ -108,13 +110,13 @@ current: Sweep | None = None
 
 
 def require_multirun(config: DictConfig) -> None:
-    """Raises ValueError where one run is about to start and the command line speaks of a sweep."""
+    """Raises CheckError where one run is about to start and the command line speaks of a sweep."""
     for key, value in given_below(config, *OF_SWEEPS):
         require(False, key, value, "given with --multirun: without it one run is trained")
 
 
 def require_meant_for(config: DictConfig) -> None:
-    """Raises ValueError where the command line of a sweep gives what this sweep would ignore."""
+    """Raises CheckError where the command line of a sweep gives what this sweep would ignore."""
     for key, value in given_below(config, "hydra.run"):
         require(False, key, value, "left out with --multirun; the directory of a sweep is hydra.sweep.dir")
     for key, value in given_below(config, "search"):
@@ -130,7 +132,7 @@ def given_below(config: DictConfig, *parents: str) -> Iterator[tuple[str, str]]:
 
 
 def require_own_directories(config: DictConfig) -> None:
-    """Raises ValueError where Hydra would put jobs elsewhere than marble_sweep looks for them."""
+    """Raises CheckError where Hydra would put jobs elsewhere than marble_sweep looks for them."""
     here = "false: paths are relative to the directory in which the command is started"
     require(not config.hydra.job.chdir, "hydra.job.chdir", config.hydra.job.chdir, here)
     subdir, number = as_written(config.hydra.sweep)["subdir"], "${hydra.job.num}"
@@ -171,18 +173,19 @@ def is_search(config: DictConfig) -> bool:
 
 
 def check_jobs(config: DictConfig) -> list[schema.Config]:
-    """The checked configs of all jobs. Raises ValueError that names the job that cannot be, or is there twice."""
+    """The checked configs of all jobs. Raises CheckError that names the job that cannot be, or is there twice."""
     composer = Composer(GlobalHydra.instance().config_loader(), config)
     jobs: list[schema.Config] = []
     first: dict[str, int] = {}
     for number, overrides in enumerate(grid(config)):
         try:
             job = composer.resolve(overrides)
-        except ValueError as error:
-            raise ValueError(f"job {number} ({' '.join(overrides)}): {error}") from None
+        except (CheckError, HydraException, OmegaConfBaseException) as error:
+            given = [*as_written(config.hydra.overrides.task), *as_written(config.hydra.overrides.hydra)]
+            raise CheckError(f"job {number} ({' '.join(overrides)}): {one_line(error, given)}") from None
         computed = repr([getattr(job, key.name) for key in fields(job) if key.name not in schema.NOT_OF_A_RUN])
         if (same := first.setdefault(computed, number)) < number:
-            raise ValueError(f"job {number}: must differ from job {same}, whose config is the same")
+            raise CheckError(f"job {number}: must differ from job {same}, whose config is the same")
         jobs.append(job)
     return jobs
 

@@ -59,7 +59,7 @@ class Composer:
     def resolve(self, words: Sequence[str]) -> schema.Config:
         """The checked config of the job with these overrides.
 
-        Raises ValueError, HydraException or OmegaConfBaseException for what cannot be.
+        Raises CheckError, HydraException or OmegaConfBaseException for what cannot be.
         """
         base_words, values = self._split(words)
         try:

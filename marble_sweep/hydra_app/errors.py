@@ -17,7 +17,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from yaml import YAMLError
 
 from marble_sweep import config as schema
-from marble_sweep.checks import FINITE, Checked, allowed_values, shown
+from marble_sweep.checks import FINITE, Checked, CheckError, allowed_values, shown
 from marble_sweep.commands import override
 from marble_sweep.hydra_app import private
 from marble_sweep.passwords import mask
@@ -33,17 +33,23 @@ def exiting_on_errors() -> Iterator[None]:
     """Turn what a user can mend into one line and an exit code; anything else is a bug, with its traceback."""
     try:
         yield
-    except (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        if WANTS_TRACEBACK:
+    except Exception as error:
+        if WANTS_TRACEBACK or not is_for_user(error):
             raise
         print(f"marble_sweep: {mask(one_line(error, sys.argv[1:]))}", file=sys.stderr)
         raise SystemExit(EXIT_ERROR) from None
 
 
+def is_for_user(error: Exception) -> bool:
+    """Whether an error is a complaint: of our own checks, the file system, Hydra or OmegaConf."""
+    complaints = (CheckError, OSError, HydraException, OmegaConfBaseException, YAMLError)
+    return isinstance(error, complaints) or (isinstance(error, ValueError) and private.is_raised_by_hydra(error))
+
+
 def one_line(error: Exception, words: Sequence[str] = ()) -> str:
     """Say in a line what is wrong: Hydra's and OmegaConf's own errors take several. `words` are the command line's."""
     if isinstance(error, schema.UnknownKeyError):
-        return f"{error}{hint(error.key, words)}"
+        return f"{error}{hint(error.field or '', words)}"
     text = f"{error}\n{error.__cause__ or ''}" if isinstance(error, HydraException) else str(error)
     message = " ".join(private.message_lines(text))
     if nameless := private.nameless_override(text):
@@ -67,11 +73,11 @@ def one_line(error: Exception, words: Sequence[str] = ()) -> str:
     if isinstance(error, InterpolationResolutionError) or isinstance(error.__cause__, GrammarParseError):
         return f"{named or 'config'}: {message}; where ${{ is meant as text, write \\${{"
     if named:
-        return wrong_value(named, text) or f"{named}: {message}"
+        return wrong_type(named, text) or f"{named}: {message}"
     return message
 
 
-def wrong_value(key: str, text: str) -> str | None:
+def wrong_type(key: str, text: str) -> str | None:
     """What a key may hold, where it was given what its type cannot: OmegaConf names the type alone."""
     if deleted := private.deleted_key(text):
         return f"~{deleted}: must be left out: a setting cannot be deleted, only changed, as in {deleted}=VALUE"

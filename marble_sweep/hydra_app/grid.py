@@ -14,7 +14,7 @@ from marble_sweep.checks import require
 
 
 def grid_jobs(overrides: Sequence[Override]) -> list[list[str]]:
-    """The overrides of every job; the last word on a key counts. Raises ValueError for an interval."""
+    """The overrides of every job; the last word on a key counts. Raises CheckError for an interval."""
     choices: dict[str, list[str]] = {}
     for override in overrides:
         key = override.get_key_element()

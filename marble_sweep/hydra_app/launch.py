@@ -29,7 +29,7 @@ class TrialComposer:
         return self.composer.compose(self.words(params))
 
     def resolve(self, params: Mapping[str, Value]) -> schema.Config:
-        """A trial's checked config. Raises ValueError for what cannot be."""
+        """A trial's checked config. Raises CheckError for what cannot be."""
         return self.composer.resolve(self.words(params))
 
 

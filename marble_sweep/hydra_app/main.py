@@ -51,7 +51,7 @@ def option_groups() -> str:
 
 
 def require_options(arguments: Sequence[str]) -> None:
-    """Raise ValueError where a group is given what Hydra cannot take for the name of an option, such as a number."""
+    """Raise CheckError where a group is given what Hydra cannot take for the name of an option, such as a number."""
     groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
     for argument in arguments:
         key, equals, value = argument.partition("=")

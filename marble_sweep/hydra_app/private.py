@@ -31,6 +31,15 @@ def ending_the_program(code: int) -> Iterator[None]:
         raise SystemExit(code) from None
 
 
+def is_raised_by_hydra(error: Exception) -> bool:
+    """Whether the error was raised in Hydra's or OmegaConf's own code.
+
+    For a config file that it cannot use, and for a number of thousands of digits, Hydra raises a plain ValueError.
+    """
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    return str(last.f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf")
+
+
 # --------------------------------------------------------------- jobs without another composition
 
 

@@ -22,7 +22,7 @@ def search(
 ) -> int:
     """Search until there is an answer, or the budget is spent, or the user has had enough; returns the exit code.
 
-    `words` are the sweeper's overrides and the command line's. Raises ValueError for what cannot be searched.
+    `words` are the sweeper's overrides and the command line's. Raises CheckError for what cannot be searched.
     """
     dimensions, by_key = parse(words, OverridesParser.create(context.config_loader))
     fixed = list(by_key.values())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from marble_sweep.checks import CheckError
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.runs.status import RunStatus
 
@@ -45,7 +46,7 @@ def require_column(option: str, column: str, rows: Sequence[Row]) -> None:
     known = list(rows[0]) if rows else []
     if rows and column not in known:
         nearest = difflib.get_close_matches(column, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{option} = {column}: must be a column; the nearest is {nearest} (all: {', '.join(known)})")
+        raise CheckError(f"{option} = {column}: must be a column; the nearest is {nearest} (all: {', '.join(known)})")
 
 
 def parse_filter(expression: str) -> list[tuple[str, str, Any]]:
@@ -57,7 +58,7 @@ def parse_filter(expression: str) -> list[tuple[str, str, Any]]:
     for part in re.split(r"\s+and\s+", expression.strip()):
         found = CONDITION.fullmatch(part)
         if not found:
-            raise ValueError(f"--filter = {expression}: must be like 'n_params<1e6 and status==finished'")
+            raise CheckError(f"--filter = {expression}: must be like 'n_params<1e6 and status==finished'")
         conditions.append((found[1], found[2], _value(found[3])))
     return conditions
 
@@ -74,7 +75,7 @@ def matches(row: Row, conditions: Iterable[tuple[str, str, Any]]) -> bool:
             try:
                 met = OPERATORS[symbol](value, wanted)
             except TypeError:
-                raise ValueError(f"--filter = {column}{symbol}{wanted}: must compare like with like") from None
+                raise CheckError(f"--filter = {column}{symbol}{wanted}: must compare like with like") from None
         if not met:
             return False
     return True

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from marble_sweep.checks import CheckError
 from marble_sweep.runs.files import atomic_write, naming, open_append, sync
 
 
@@ -42,7 +43,7 @@ class Recorder:
             kept += b"".join(row for _, row in rows)
         self.hash = hashlib.sha256(kept)
         if sha256 is not None and self.hash.hexdigest() != sha256:
-            raise ValueError(f"{path}: must be as it was when the state was saved: a row up to that step has changed")
+            raise CheckError(f"{path}: must be as it was when the state was saved: a row up to that step has changed")
         with atomic_write(path) as temporary:
             temporary.write_bytes(kept)
         self._file: BinaryIO | None = None
@@ -58,7 +59,7 @@ class Recorder:
         header, *lines = self.path.read_bytes().split(b"\n")
         if header != ",".join(self.columns).encode():
             begins = header[:200].decode(errors="replace")
-            raise ValueError(f"{self.path}: must begin with the columns {','.join(self.columns)}; it has {begins!r}")
+            raise CheckError(f"{self.path}: must begin with the columns {','.join(self.columns)}; it has {begins!r}")
         place = self.columns.index("step")
         rows: list[tuple[int, bytes]] = []
         for line in lines[:-1]:  # the last one has no newline
@@ -77,7 +78,7 @@ class Recorder:
             wrong = next((want for have, want in zip(found, steps, strict=False) if have != want), None)
             missing = wrong if wrong is not None else steps[len(found)] if len(found) < len(steps) else None
             what = f"that of step {missing} is not" if missing is not None else f"it has {len(found)}"
-            raise ValueError(f"{self.path}: must hold the {len(steps)} rows that the state counts on: {what}")
+            raise CheckError(f"{self.path}: must hold the {len(steps)} rows that the state counts on: {what}")
 
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
         lines = [",".join(format_value(row[column]) for column in self.columns) + "\n" for row in rows]

@@ -6,14 +6,12 @@ checks complain of there meets every trial, unless the search varies what the co
 """
 
 import builtins
-import re
 from collections.abc import Iterable
 
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.study import Result
 
-COMPLAINT = re.compile(r"([\w.]+) = .*: must be ", re.DOTALL)  # as config.require has it
-DEPENDS_ON = {  # group of the field that a complaint names: the keys that decide whether there is one
+DEPENDS_ON = {  # group of the setting that a complaint is about: the keys that decide whether there is one
     "data": ("data", "trainer.seq_len"),
     "device": ("device", "precision"),
     "precision": ("device", "precision"),
@@ -39,8 +37,8 @@ def shared_error(result: Result, searched: Iterable[str], *, nothing_trained: bo
     if result.stage == "start":
         no_process = DIED_AT_START in reason or (raised is not None and issubclass(raised, NO_PROCESS))
         return f"a trial's process cannot start: {line}" if no_process else None
-    if complaint := COMPLAINT.match(text):
-        group = complaint[1].partition(".")[0]
+    if result.field is not None:
+        group = result.field.partition(".")[0]
         if group not in DEPENDS_ON or not (nothing_trained or group == "data"):
             return None
     elif raised is not None and issubclass(raised, OSError):

@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from marble_sweep.checks import CheckError
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space, Value
 from marble_sweep.searches.storage import PatientStorage, StorageError
@@ -159,6 +160,7 @@ class Result:
     margin: float | None  # nats per token to the threshold
     margin_se: float | None
     reason: str | None  # of a crash
+    field: str | None = None  # the setting that one of our own checks complained of
     stage: str = "training"  # that a crash was in: start (of its process), setup (before it trained) or training
 
 
@@ -245,7 +247,7 @@ def open_study(
         for key in {**then, **now}:
             if then.get(key) != now.get(key):
                 what = f"the {name_of} it began with: {key} was {then.get(key)}, now {now.get(key)}"
-                raise ValueError(f"search.study = {name}: must have {what}")
+                raise CheckError(f"search.study = {name}: must have {what}", "search.study")
     return SharedStudy(study, sampler)
 
 

@@ -92,5 +92,6 @@ class TrialWatch:
             margin=value,
             margin_se=error,
             reason=metadata.get("reason"),
+            field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written when all is ready to train
         )

@@ -9,6 +9,7 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from marble_sweep.checks import CheckError
 from marble_sweep.config import Config, dump
 from marble_sweep.process import keep_freed_memory
 from marble_sweep.runs import layout
@@ -54,7 +55,7 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
         log.info("%s", error, exc_info=True)
         reason = f"{type(error).__name__}: {error}"
         try:
-            record_failure(directory, reason)
+            record_failure(directory, reason, error.field if isinstance(error, CheckError) else None)
         except OSError as unwritten:  # a full disk, of which the reason may well speak too
             log.warning("job %d failed: %s; nor can its metadata.json say so: %s", number, reason, unwritten)
 
@@ -105,6 +106,6 @@ def changes(directory: Path, config: Config) -> list[str]:
     pairs = {"code": (code, code_sha256())}
     try:
         pairs["data"] = (data, load_corpus(config.data).sha256)
-    except (ValueError, OSError) as error:
+    except (CheckError, OSError) as error:
         return [f"data cannot be read any more ({error})"]
     return [f"{what} was {then[:12]}, now {now[:12]}" for what, (then, now) in pairs.items() if then != now]

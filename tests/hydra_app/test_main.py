@@ -24,7 +24,7 @@ REFUSED = [
     ("model=5L", "model = 5L: must be one of 0L64D, 1L16D, 1L4D"),
     ("model.num_layers=x", "model.num_layers = x: must be a whole number in [0, 10,000]"),
     ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer.seq_len"),
-    ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),
+    ("optimizer.lr=0", "optimizer.lr = 0.0: must be a finite number > 0"),
     ("data=text data.path=/missing.txt", "data.path = '/missing.txt': must be"),
     ("resume=nowhere", "resume = nowhere: must be a run directory"),
     ("hydra/sweeper=smallest", "hydra/sweeper = smallest: must be given with --multirun"),
@@ -75,8 +75,34 @@ def test_what_hydra_only_warns_of_ends_the_program(tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("Traceback")
-    assert result.stderr.endswith("ValueError: job 0 (optimizer.lr=0): optimizer.lr = 0.0: must be finite and > 0\n")
+    assert result.stderr.endswith(
+        "CheckError: job 0 (optimizer.lr=0): optimizer.lr = 0.0: must be a finite number > 0\n"
+    )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_error_of_foreign_code_keeps_its_traceback(tmp_path: Path) -> None:
+    """Of a launcher that a user plugs in, say: only complaints of our own checks become one line."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "broken.py").write_text(
+        """
+from hydra.plugins.launcher import Launcher
+
+class BrokenLauncher(Launcher):
+    def setup(self, *, hydra_context, task_function, config):
+        pass
+
+    def launch(self, job_overrides, initial_job_idx):
+        raise ValueError("math domain error")
+"""
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", "seed=1,2"]
+    command.append("hydra.launcher._target_=hydra_plugins.broken.BrokenLauncher")
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert 'raise ValueError("math domain error")' in result.stderr
 
 
 def test_an_installed_package_uses_its_own_conf(tmp_path: Path) -> None:
