@@ -126,14 +126,15 @@ WRONG = [
         for name in ("total_steps", "batch_size", "checkpoint_interval", "eval_windows")
     ],
     (TrainerConfig, "seq_len", 1, "trainer.seq_len"),
-    (TrainerConfig, "eval_interval", -1, "trainer.eval_interval"),
+    (TrainerConfig, "num_evals", 0, "trainer.num_evals"),
+    (TrainerConfig, "eval_spacing", "cubic", "trainer.eval_spacing"),
     *[(TrainerConfig, "state_interval", value, "trainer.state_interval") for value in (0.0, -1.0, math.inf)],
     *[(VerdictConfig, "min_standard_errors", value, "verdict.min_standard_errors") for value in (0.0, math.nan)],
     (VerdictConfig, "target_loss", math.nan, "verdict.target_loss"),  # verdict.json could not be written
     (VerdictConfig, "direction_lag", 1, "verdict.direction_lag"),
     *[
         (VerdictConfig, name, value, f"verdict.{name}")
-        for name in ("min_off_unigram", "min_dead_moving", "max_dead_slowdown")
+        for name in ("min_non_unigram_top1", "min_dead_moving", "max_dead_slowdown")
         for value in (-0.1, 1.1, math.nan)
     ],
     *[(VerdictConfig, "min_direction_change", value, "verdict.min_direction_change") for value in (-0.1, 2.1)],
@@ -170,9 +171,9 @@ def test_what_is_wrong_is_named_with_its_value(group, name, value, field):
         lambda: DeviceConfig(num_threads=1),
         lambda: PydocsConfig(vocab_size=256, dead_fraction=0.0, val_fraction=0.0),
         lambda: MarkovConfig(branching=323),  # 512 less 37 % dead
-        lambda: TrainerConfig(1, 1, 2, 1, 0, 1, 0.001),
+        lambda: TrainerConfig(1, 1, 2, 1, 1, "geometric", 1, 0.001),
         lambda: VerdictConfig(
-            min_off_unigram=0.0, min_dead_moving=1.0, max_dead_slowdown=1.0, min_direction_change=2.0
+            min_non_unigram_top1=0.0, min_dead_moving=1.0, max_dead_slowdown=1.0, min_direction_change=2.0
         ),
     ],
 )

@@ -9,13 +9,15 @@ from helpers import tiny_config
 
 import marble_sweep
 from marble_sweep.config import NOT_OF_A_RUN, CertifyConfig, load
-from marble_sweep.early_stopping import EarlyStopping, evaluation_steps, is_hopeless, margin, shortfall
-from marble_sweep.metrics.margin import errors_needed, look_steps
+from marble_sweep.early_stopping import EarlyStopping, is_hopeless, margin, shortfall
+from marble_sweep.metrics.margin import errors_needed
 from marble_sweep.run import run
 from marble_sweep.runs.status import read_metadata
+from marble_sweep.training.schedule import evaluation_steps
 from marble_sweep.training.trainer import Trainer
 
-STOPPING = ("certify.looks=5", "certify.stop=true")
+GEOMETRIC = ("trainer.num_evals=5", "trainer.eval_spacing=geometric")
+STOPPING = (*GEOMETRIC, "certify.stop=true")
 
 
 def row(step: int, margin: float, error: float = 0.01, *, gain: float = 0.1, loss: float = 6.6) -> dict[str, float]:
@@ -23,18 +25,6 @@ def row(step: int, margin: float, error: float = 0.01, *, gain: float = 0.1, los
     margins = {f"{name}_margin": margin - less for name, less in (("unigram", 0.0), ("oracle", 0.2), ("bigram", 1.0))}
     errors = {f"{name}_margin_se": error for name in ("unigram", "oracle", "bigram")}
     return {"step": step, "val_loss": loss, "val_loss_se": 0.03, "context_gain": gain, **margins, **errors}
-
-
-def test_looks_are_a_factor_of_root_two_apart_and_end_at_the_end() -> None:
-    assert look_steps(9, 400) == [25, 35, 50, 71, 100, 141, 200, 283, 400]
-    assert look_steps(9, 3) == [1, 2, 3]
-    assert look_steps(1, 400) == [400]
-
-
-def test_looks_replace_the_evaluation_interval() -> None:
-    assert evaluation_steps(tiny_config("trainer.eval_interval=15")) == {15, 30, 40}
-    assert evaluation_steps(tiny_config("trainer.eval_interval=0")) == {40}
-    assert evaluation_steps(tiny_config("certify.looks=3")) == {20, 28, 40}
 
 
 def test_errors_needed_share_one_looks_error_rate() -> None:
@@ -71,7 +61,7 @@ def test_a_run_without_held_out_text_cannot_stop_early() -> None:
 
 
 # Looks at 100, 141, 200, 283 and 400 are left when 71 is over.
-STEPS = look_steps(9, 400)
+STEPS = evaluation_steps(400, 9, "geometric")
 
 
 def test_far_below_and_hardly_rising_is_hopeless() -> None:
@@ -121,7 +111,7 @@ def test_the_referee_gives_up_before_the_last_look_only() -> None:
 
 
 def test_the_referee_rules_only_where_asked() -> None:
-    assert rulings(row(10, 5.0), row(14, -9.0), overrides=("certify.looks=5",)) == [None, None]
+    assert rulings(row(10, 5.0), row(14, -9.0), overrides=GEOMETRIC) == [None, None]
 
 
 def test_too_slow() -> None:

@@ -236,7 +236,7 @@ def test_checkpoints_that_are_not_the_runs(damage: Callable, copy: Path) -> None
     assert refusal(copy).startswith(f"{path}: must hold ")
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr=2e-2", "optimizer.betas=[0.5,0.9]", "trainer.eval_interval=5"])
+@pytest.mark.parametrize("override", ["optimizer.lr=2e-2", "optimizer.betas=[0.5,0.9]", "trainer.num_evals=5"])
 def test_a_config_that_was_edited(override: str, copy: Path) -> None:
     key = override.partition("=")[0]
     message = refusal(copy, override)

@@ -4,7 +4,7 @@ import pytest
 import step
 from step import POLICIES, Clock, Setting
 
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.training import precision
 
 TINY = Setting(num_layers=1, hidden_dim=4, batch_size=2, seq_len=8)
@@ -51,8 +51,8 @@ def test_gpt2_takes_steps(bf16):
 @pytest.mark.parametrize("bare", [False, True], ids=["all metrics", "bare"])
 def test_ours_takes_steps_and_writes_its_rows(policy, bare, monkeypatch):
     written = []
-    write = Recorder.write
-    monkeypatch.setattr(Recorder, "write", lambda self, rows: (written.extend(rows), write(self, rows)))
+    write = CsvLog.write
+    monkeypatch.setattr(CsvLog, "write", lambda self, rows: (written.extend(rows), write(self, rows)))
     steps = Steps()
     step.train_ours(TINY, "cpu", steps, policy, bare=bare)
     assert [row["step"] for row in written] == [1, 2, 3]

@@ -53,7 +53,7 @@ def evals_table(**changed) -> pd.DataFrame:
         "bits_per_byte": 2.0,
         "context_gain": 0.5,
         "context_gain_se": 0.05,
-        "off_unigram": 0.6,
+        "non_unigram_top1": 0.6,
     }
     assert tuple(last) == EVAL_COLUMNS
     return pd.DataFrame([first, last | changed])
@@ -97,7 +97,7 @@ def test_a_good_run_passes_all_four():
 def test_numbers_as_of_independent_tokens_fail_loss_and_context():
     """On data=iid: margins within their noise or below, no gain from context, the unigram's own predictions."""
     noise = {"unigram_margin": -0.002, "unigram_margin_se": 0.001, "oracle_margin": -0.02, "oracle_margin_se": 0.001}
-    noise |= {"context_gain": 0.001, "context_gain_se": 0.001, "off_unigram": 0.0}
+    noise |= {"context_gain": 0.001, "context_gain_se": 0.001, "non_unigram_top1": 0.0}
     found = verdict(evals=evals_table(**noise, bigram_margin=0.05, bigram_margin_se=0.001))
     assert results(found)[:2] == [False, False]
     assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (False, False, True)
@@ -154,8 +154,8 @@ def test_the_training_loss_is_the_mean_of_the_last_tenth(target, passed):
         ({"context_gain": 0.16}, True),
         ({"context_gain": 0.14}, False),
         ({"context_gain": -0.5}, False),
-        ({"off_unigram": 0.1}, True),
-        ({"off_unigram": 0.09}, False),
+        ({"non_unigram_top1": 0.1}, True),
+        ({"non_unigram_top1": 0.09}, False),
         ({"context_gain": 0.0, "context_gain_se": 0.0}, False),
     ],
 )
@@ -317,7 +317,7 @@ def test_json_has_value_threshold_result_and_reading_of_every_check():
 
 
 def test_text_numbers_the_criteria_and_marks_their_checks():
-    found = verdict(evals=evals_table(off_unigram=0.0, bigram_margin=-1.0))
+    found = verdict(evals=evals_table(non_unigram_top1=0.0, bigram_margin=-1.0))
     lines = found.as_text().splitlines()
     heads = [line for line in lines if not line.startswith(" ")]
     assert [line.split()[:2] for line in heads] == [["pass", "1."], ["FAIL", "2."], ["pass", "3."], ["pass", "4."]]

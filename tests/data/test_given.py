@@ -223,7 +223,7 @@ def test_bits_per_byte_of_a_run_are_those_of_its_text(tmp_path: Path) -> None:
     config = compose_config(
         *["data=notebook", *paths, "data.vocab_size=8", "data.val_fraction=0.5", "model=0L64D", "trainer.seq_len=8"],
         *["trainer.batch_size=8", "trainer.total_steps=1", "trainer.eval_windows=20"],
-        *["certify.looks=1", "certify.stop=true"],  # no plots
+        *["trainer.num_evals=1", "certify.stop=true"],  # no plots
     )
     run(config, tmp_path / "run", show=False)
     [row] = pd.read_csv(tmp_path / "run" / "evals.csv").to_dict("records")

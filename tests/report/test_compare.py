@@ -163,7 +163,7 @@ def test_runs_are_compared_at_the_same_step(make_run: MakeRun, tmp_path: Path, c
     assert kept["step"] == 200
 
 
-STOPPING = ("certify.stop=true", "certify.looks=9", "trainer.total_steps=400")
+STOPPING = ("certify.stop=true", "trainer.num_evals=9", "trainer.eval_spacing=geometric", "trainer.total_steps=400")
 
 
 def make_search(make_run: MakeRun, folder: Path) -> Path:

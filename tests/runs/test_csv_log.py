@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from marble_sweep.runs.csv_log import Recorder, format_value
+from marble_sweep.runs.csv_log import CsvLog, format_value
 
 COLUMNS = ("step", "loss", "top1", "h_autocorr")
 
@@ -19,9 +19,9 @@ def row(step: int) -> dict[str, float]:
 
 
 def record(path, steps, last_step=0) -> None:
-    recorder = Recorder(path, COLUMNS, last_step)
-    recorder.write([row(step) for step in steps])
-    recorder.close()
+    log = CsvLog(path, COLUMNS, last_step)
+    log.write([row(step) for step in steps])
+    log.close()
 
 
 @given(st.floats(width=32, allow_nan=False))
@@ -60,27 +60,27 @@ def test_pandas_reads_what_was_written(tmp_path):
 
 
 def test_rows_are_readable_as_soon_as_written(tmp_path):
-    recorder = Recorder(tmp_path / "metrics.csv", COLUMNS)
-    recorder.write([row(1)])
+    log = CsvLog(tmp_path / "metrics.csv", COLUMNS)
+    log.write([row(1)])
     assert len(pd.read_csv(tmp_path / "metrics.csv")) == 1
-    recorder.write([row(2), row(3)])
-    recorder.sync()
+    log.write([row(2), row(3)])
+    log.sync()
     assert len(pd.read_csv(tmp_path / "metrics.csv")) == 3
-    recorder.close()
+    log.close()
 
 
 def test_columns_keep_their_order_whatever_the_rows_is(tmp_path):
-    recorder = Recorder(tmp_path / "metrics.csv", COLUMNS)
-    recorder.write([dict(reversed(row(2).items())) | {"unasked": 1.0}])
-    recorder.close()
+    log = CsvLog(tmp_path / "metrics.csv", COLUMNS)
+    log.write([dict(reversed(row(2).items())) | {"unasked": 1.0}])
+    log.close()
     assert (tmp_path / "metrics.csv").read_text() == "step,loss,top1,h_autocorr\n2,4.5,2,0.333333333\n"
 
 
 def test_a_column_without_a_value_is_refused(tmp_path):
-    recorder = Recorder(tmp_path / "metrics.csv", COLUMNS)
+    log = CsvLog(tmp_path / "metrics.csv", COLUMNS)
     with pytest.raises(KeyError, match="loss"):
-        recorder.write([{"step": 1, "top1": 2, "h_autocorr": 0.5}])
-    recorder.close()
+        log.write([{"step": 1, "top1": 2, "h_autocorr": 0.5}])
+    log.close()
 
 
 def test_a_new_run_starts_the_file_anew(tmp_path):
@@ -103,7 +103,7 @@ def test_continuing_equals_never_having_stopped(tmp_path, tail):
 def test_continuing_keeps_text_as_it_stood(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss,top1,h_autocorr\n1,0.30000000000000004,3,\n2,inf,4,-1e-05\n3,1,1,1\n")
-    Recorder(path, COLUMNS, last_step=2).close()
+    CsvLog(path, COLUMNS, last_step=2).close()
     assert path.read_text() == "step,loss,top1,h_autocorr\n1,0.30000000000000004,3,\n2,inf,4,-1e-05\n"
 
 

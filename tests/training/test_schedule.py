@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from marble_sweep.groups import ConstantConfig, CosineConfig, WSDConfig
-from marble_sweep.training.schedule import lr_scale
+from marble_sweep.training.schedule import evaluation_steps, lr_scale
 
 TOTALS = st.integers(3, 400)
 
@@ -111,3 +111,28 @@ def test_wsd_equals_torchs_sequence():
 
     expected = torch_course(sequence, 50)
     assert course(WSDConfig(decay_fraction=0.2, final_fraction=0.25), 50) == pytest.approx(expected[1:], rel=1e-9)
+
+
+def test_linear_evaluations_are_equally_far_apart_and_end_at_the_end():
+    assert evaluation_steps(5000, 20, "linear") == list(range(250, 5001, 250))
+    assert evaluation_steps(1000, 10, "linear") == list(range(100, 1001, 100))
+    assert evaluation_steps(40, 3, "linear") == [13, 26, 40]
+    assert evaluation_steps(40, 1, "linear") == [40]
+
+
+def test_geometric_evaluations_are_a_factor_of_root_two_apart_and_end_at_the_end():
+    assert evaluation_steps(400, 9, "geometric") == [25, 35, 50, 71, 100, 141, 200, 283, 400]
+    assert evaluation_steps(3, 9, "geometric") == [1, 2, 3]
+    assert evaluation_steps(400, 1, "geometric") == [400]
+    assert evaluation_steps(10**12, 100_000, "geometric")[0] == 1
+
+
+@given(TOTALS, st.integers(1, 500))
+def test_there_are_never_more_evaluations_than_steps(total_steps: int, num_evals: int):
+    linear, geometric = (evaluation_steps(total_steps, num_evals, name) for name in ("linear", "geometric"))
+    assert len(linear) == min(num_evals, total_steps)
+    assert max(map(len, (linear, geometric))) <= min(num_evals, total_steps)
+    for steps in (linear, geometric):
+        assert steps == sorted(set(steps))
+        assert steps[0] >= 1
+        assert steps[-1] == total_steps
