@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from hydra import compose
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_sweep.checks import CheckError
-from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, resolve
+from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, register_schemas, resolve
 from marble_sweep.groups import (
     PRECISIONS,
     AdamConfig,
@@ -33,6 +34,7 @@ from marble_sweep.groups import (
 )
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import composing_from
+from marble_sweep.runs.damage import flat
 
 MANDATORY = {
     "tokens": ["data.path=ids.safetensors"],
@@ -47,6 +49,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra_on_conf():
+    register_schemas()
     with composing_from(CONF):
         yield
 
@@ -291,18 +294,37 @@ def test_every_option_of_every_group_composes(group, option):
         assert type(chosen) is SCHEMAS[group][option]
 
 
-@pytest.mark.parametrize(("group", "option"), [each for each in OPTIONS if each[0] != "model"], ids="=".join)
-def test_what_a_file_leaves_out_and_what_it_says_are_the_schemas_defaults(group, option):
-    """Otherwise the same run would differ by how its config was made."""
-    chosen = getattr(composed(f"{group}={option}", *MANDATORY.get(option, [])), group)
-    given = {override.split(".")[1].split("=")[0] for override in MANDATORY.get(option, [])} | {"name", "type"}
-    if group == "schedule":
-        given.add("warmup_steps")  # one that is wanted is set in the file
-    for each in fields(chosen):
-        if each.name not in given:
-            default = getattr(type(chosen)(), each.name)
-            found = getattr(chosen, each.name)
-            assert list(found) == list(default) if isinstance(found, list | tuple) else found == default, each.name
+def settings_in(path: Path) -> tuple[list[str], dict[str, object]]:
+    """The options that a file of conf/ chooses, as overrides, and its values by key, in the order of the file."""
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
+    entries = [entry for entry in content.pop("defaults", []) if isinstance(entry, dict)]
+    choices = [f"{key.removeprefix('override /')}={option}" for entry in entries for key, option in entry.items()]
+    content.pop("hydra", None)
+    return choices, dict(flat(content, ""))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
+def test_no_option_repeats_a_default_of_its_schema(group, option):
+    """It would have to be changed in two places, and built plainly the config would differ."""
+    _, values = settings_in(CONF / group / f"{option}.yaml")
+    schema = SCHEMAS[group][option] if group in SCHEMAS else get_type_hints(Config)[group]
+    defaults = {field.name: field.default for field in fields(schema)}
+    assert not [key for key, value in values.items() if value == defaults[key]]
+
+
+@pytest.mark.parametrize("name", ["config", *(f"experiment/{each}" for each in EXPERIMENTS)])
+def test_neither_the_program_nor_an_experiment_repeats_a_default(name):
+    choices, values = settings_in(CONF / f"{name}.yaml")
+    default = OmegaConf.structured(composed(*choices if name != "config" else []))
+    assert not [key for key, value in values.items() if value == OmegaConf.select(default, key)]
+
+
+def test_a_config_built_plainly_is_the_composed_one():
+    for group, options in SCHEMAS.items():
+        for option, schema in options.items():
+            overrides = MANDATORY.get(option, [])
+            given = {key.partition(".")[2]: path for key, _, path in (word.partition("=") for word in overrides)}
+            assert vars(getattr(composed(f"{group}={option}", *overrides), group)) == vars(schema(**given))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -315,7 +337,7 @@ def test_every_experiment_composes_and_leaves_room(experiment, others):
         assert getattr(config, group).name == option
 
 
-def test_the_experiments_that_the_issue_names():
+def test_experiments_are_what_they_are_named_after():
     marble, flannel = composed("experiment=marble_1"), composed("experiment=flannel")
     crucible, quick = composed("experiment=crucible"), composed("experiment=quick")
     assert (marble.precision.name, marble.data.val_fraction, marble.model.name) == ("bf16_pure", 0.0, "4L128D")
