@@ -172,7 +172,9 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list
         nothing = _not_measured(final)
         return [
             Check("context_gain_in_se", None, errors_needed, None, f"gain from the true context: {nothing}"),
-            Check("non_unigram_top1", None, config.min_non_unigram_top1, None, f"predictions off the unigram: {nothing}"),
+            Check(
+                "non_unigram_top1", None, config.min_non_unigram_top1, None, f"predictions off the unigram: {nothing}"
+            ),
         ]
     gain, error = final["context_gain"], final["context_gain_se"]
     errors = in_standard_errors(gain, error)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from marble_sweep.report.plots import draw_plots, loss_figure, spread_out
 from marble_sweep.runs.run import Run
 
 MakeRun = Callable[..., Path]
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "whole": {"freeze_at": 150},
     "no evaluation": {"every": 0},
     "one step": {"steps": 1, "every": 1},

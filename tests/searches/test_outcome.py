@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import tiny_config
+from matplotlib.axes import Axes
 from optuna.storages import InMemoryStorage
 from studies import made_up, small_space
 
@@ -208,10 +209,16 @@ def test_a_crash_that_keeps_the_answer_from_being_proved_is_named() -> None:
     assert "2 of 3 smaller refuted" in result.bracket()
 
 
+def legend(axes: Axes) -> list[str]:
+    box = axes.get_legend()
+    assert box is not None
+    return [text.get_text() for text in box.get_texts()]
+
+
 def test_the_plot_counts_a_crashed_size_as_crashed() -> None:
     summary = crashing({1}, smallest=3).as_json("crashed")
     (axes,) = frontier_figure(summary).axes
-    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    labels = set(legend(axes))
     assert "crashed (1)" in labels
     refuted = sum(row["status"] == "refuted" for row in summary["frontier"])
     assert f"refuted ({refuted})" in labels
@@ -297,7 +304,7 @@ def test_what_ends_a_search(overrides: tuple[str, ...], reason: str | None) -> N
 def test_the_plot_shows_every_size_once(result: SearchResult, tmp_path: Path) -> None:
     summary = result.as_json("settled")
     (axes,) = frontier_figure(summary).axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = legend(axes)
     counts = [int(label.rpartition("(")[2].rstrip(")")) for label in labels]
     assert sum(counts) == len(summary["frontier"])
     size = SPACE.sizes[2]

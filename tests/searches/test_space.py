@@ -2,12 +2,12 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from marble_sweep.checks import CheckError
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.hydra_app.sweep_syntax import parse
-from marble_sweep.searches.space import Dimension, Space, build
+from marble_sweep.searches.space import Dimension, Space, Value, build
 
 
 def dimensions(*words: str) -> dict[str, Dimension]:
@@ -19,8 +19,8 @@ def only_dimension(word: str) -> Dimension:
     return dimension
 
 
-def num_parameters(params: dict) -> int:
-    layers, width = params.get("model.num_layers", 0), params.get("model.hidden_dim", 4)
+def num_parameters(params: dict[str, Value]) -> int:
+    layers, width = int(params.get("model.num_layers", 0)), int(params.get("model.hidden_dim", 4))
     if width == 13:
         raise CheckError("model.hidden_dim = 13: must be another number")
     return 100 * width + layers * width * width
@@ -51,7 +51,7 @@ def space(*words: str) -> Space:
         ("a=tag(log,int(interval(1,3)))", IntDistribution(1, 3, log=True), (1, 2, 3)),
     ],
 )
-def test_sweeps(word: str, distribution: object, values: tuple) -> None:
+def test_sweeps(word: str, distribution: BaseDistribution, values: tuple[Value, ...]) -> None:
     dimension = only_dimension(word)
     assert dimension.distribution == distribution
     assert dimension.values == pytest.approx(values) if isinstance(values[0], float) else dimension.values == values

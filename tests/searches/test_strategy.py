@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marble_sweep.hydra_app.sweep_syntax import parse
-from marble_sweep.searches.space import Space, build
+from marble_sweep.searches.space import Space, Value, build
 from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide, forget_crashes
 
 STEPS = (100, 200, 400)
@@ -24,8 +24,8 @@ def make_space(*words: str) -> Space:
     default = ("model.num_layers=range(0,3)", "model.hidden_dim=range(2,17)", "optimizer.lr=tag(log,interval(1e-3,1))")
     dimensions, _ = parse(words or default, OverridesParser.create())
 
-    def num_parameters(params: dict) -> int:
-        layers, width = params.get("model.num_layers", 0), params.get("model.hidden_dim", 2)
+    def num_parameters(params: dict[str, Value]) -> int:
+        layers, width = int(params.get("model.num_layers", 0)), int(params.get("model.hidden_dim", 2))
         return 1000 * width + layers * width
 
     return build(dimensions, num_parameters)
@@ -38,8 +38,8 @@ FEW_SIZES = make_space("model.num_layers=0,1", "model.hidden_dim=range(2,7)", "o
 def train(space: Space, world: World, number: int, plan: Proposal) -> TrialRecord:
     """The record of a trial with this plan: certified at the first evaluation above 0."""
     params = space.params(plan.size, plan.recipe)
-    layers, width = params.get("model.num_layers", 0), params.get("model.hidden_dim", 2)
-    last = world(layers, width, math.log10(params.get("optimizer.lr", 0.03)), plan.seed)
+    layers, width = int(params.get("model.num_layers", 0)), int(params.get("model.hidden_dim", 2))
+    last = world(layers, width, math.log10(float(params.get("optimizer.lr", 0.03))), plan.seed)
     margins = {}
     for step in STEPS:
         margins[step] = last - 0.05 * math.log2(STEPS[-1] / step)
@@ -490,6 +490,6 @@ def test_the_known_world_has_the_answer_that_the_tests_claim() -> None:
     good = [
         size.num_parameters
         for size, lr in itertools.product(SPACE.sizes, [step / 10 for step in range(-30, 1)])
-        if world(dict(size.params)["model.num_layers"], dict(size.params)["model.hidden_dim"], lr, 0) >= 0
+        if world(int(dict(size.params)["model.num_layers"]), int(dict(size.params)["model.hidden_dim"]), lr, 0) >= 0
     ]
     assert min(good) == 1000 * 4 + 2 * 4

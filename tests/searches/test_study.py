@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import optuna
 import optuna.visualization
@@ -73,16 +74,14 @@ def test_an_outcome_in_optunas_words(
 
 def test_constraints_come_before_the_state(shared: SharedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optuna ranks a pruned trial by its last value, as if it were feasible, unless it has constraints by then."""
-    seen = []
+    seen: list[dict[str, float]] = []
     tell = optuna.Study.tell
-    monkeypatch.setattr(
-        optuna.Study,
-        "tell",
-        lambda study, trial, *rest, **named: (
-            seen.append(study.get_trials()[trial.number].constraints),
-            tell(study, trial, *rest, **named),
-        ),
-    )
+
+    def telling(study: optuna.Study, trial: optuna.Trial, *rest: Any, **named: Any) -> FrozenTrial:
+        seen.append(study.get_trials()[trial.number].constraints)
+        return tell(study, trial, *rest, **named)
+
+    monkeypatch.setattr(optuna.Study, "tell", telling)
     for outcome in ("pruned", "diverged", "too_slow"):
         ended(shared, outcome)
     assert all(max(constraints.values()) > 0 for constraints in seen)
