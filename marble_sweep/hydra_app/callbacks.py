@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,9 @@ from marble_sweep import config as schema
 from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import literal, override
 from marble_sweep.hydra_app.composer import Composer, without_hydra
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors, one_line
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, one_line
 from marble_sweep.hydra_app.grid import grid_jobs
-from marble_sweep.hydra_app.private import BASIC_SWEEPER, ending_the_program
+from marble_sweep.hydra_app.private import BASIC_SWEEPER, leaving_hydra
 from marble_sweep.hydra_app.rerun import as_written, rerun_command
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.runs import layout
@@ -42,7 +43,7 @@ class CheckAndWatch(Callback):
     """Checks every config, of a run or of all jobs of a sweep, before anything starts; watches sweeps."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        with ending_the_program(EXIT_FAILED), exiting_on_errors():
+        with leaving_hydra():
             require_multirun(config)
             require_own_directories(config)
             settings = schema.resolve(without_hydra(config))
@@ -57,13 +58,12 @@ class CheckAndWatch(Callback):
             require(found, "resume", settings.resume, "a run directory, one with a config.yaml")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        global current
-        with ending_the_program(EXIT_FAILED), exiting_on_errors():
+        with leaving_hydra():
             require_own_directories(config)
             require_meant_for(config)
             fix_directory(config, "sweep")
-            if not is_search(config):  # a search checks, holds and tells for itself
-                current = start_sweep(config)
+            if not is_search(config):  # a search checks its trials, locks its directory and concludes by itself
+                _started.get().append(start_sweep(config))
 
 
 @dataclass
@@ -106,7 +106,18 @@ class Sweep:
         return EXIT_INTERRUPTED if missing else 0
 
 
-current: Sweep | None = None
+_started: ContextVar[list[Sweep]] = ContextVar("started")
+
+
+@contextlib.contextmanager
+def started_sweeps() -> Iterator[list[Sweep]]:
+    """A list that takes the sweep which the callback starts meanwhile: Hydra makes the callback, and keeps it."""
+    sweeps: list[Sweep] = []
+    token = _started.set(sweeps)
+    try:
+        yield sweeps
+    finally:
+        _started.reset(token)
 
 
 def require_multirun(config: DictConfig) -> None:

@@ -23,7 +23,7 @@ from marble_sweep.hydra_app import private
 from marble_sweep.passwords import mask
 from marble_sweep.renamed_keys import RENAMED_KEYS
 
-WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+FULL_ERROR = "HYDRA_FULL_ERROR"
 EXIT_FAILED = 1  # some job of a sweep
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -31,14 +31,32 @@ EXIT_INTERRUPTED = 130
 
 @contextlib.contextmanager
 def exiting_on_errors() -> Iterator[None]:
-    """Turn what a user can mend into one line and an exit code; anything else is a bug, with its traceback."""
+    """Turn what a user can mend into one line and an exit code; anything else is a bug, with its traceback.
+
+    Whoever sets HYDRA_FULL_ERROR=1 gets a traceback either way.
+    """
+    wants_traceback = os.environ.get(FULL_ERROR) == "1"
     try:
         yield
     except Exception as error:
-        if WANTS_TRACEBACK or not is_for_user(error):
+        if wants_traceback or not is_for_user(error):
             raise
         print(f"marble_sweep: {mask(one_line(error, sys.argv[1:]))}", file=sys.stderr)
         raise SystemExit(EXIT_ERROR) from None
+
+
+@contextlib.contextmanager
+def raised_by_hydra() -> Iterator[None]:
+    """Have Hydra raise its errors, where it would print them and exit; it looks for this in the environment alone."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
 
 
 def is_for_user(error: Exception) -> bool:

@@ -12,16 +12,18 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, QuotedString, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hydra.core.override_parser.types import Sweep as SweepValue
 from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep import config as schema
 from marble_sweep.checks import require
 from marble_sweep.commands import CONFIG_NAME, resume_command
-from marble_sweep.hydra_app import callbacks
+from marble_sweep.hydra_app.callbacks import Sweep, started_sweeps
 from marble_sweep.hydra_app.compose import CONF
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors, raised_by_hydra
 from marble_sweep.hydra_app.hydra_versions import MAIN_ARGUMENTS, register_resolver
+from marble_sweep.hydra_app.private import leaving_hydra, raising_what_left
 from marble_sweep.hydra_app.rerun import as_written
 from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
@@ -59,7 +61,7 @@ def require_options(arguments: Sequence[str]) -> None:
         if equals and group in groups:
             given = OverridesParser.create().parse_override(argument).value()
             chosen = given.list if isinstance(given, ChoiceSweep) else given if isinstance(given, list) else [given]
-            is_name = all(isinstance(each, str | QuotedString | dict | Sweep) for each in chosen)
+            is_name = all(isinstance(each, str | QuotedString | dict | SweepValue) for each in chosen)
             options = sorted(path.stem for path in groups[group].glob("*.yaml"))
             require(is_name, group, value, f"one of {', '.join(options)}")
 
@@ -88,7 +90,7 @@ def job(config: DictConfig) -> float | str | None:
     # As it is: Hydra sets it to a path, in which `${` is no interpolation.
     directory = Path(as_written(context.runtime)["output_dir"])
     try:
-        with exiting_on_errors():
+        with leaving_hydra():
             keep_freed_memory()
             from marble_sweep.run import run
 
@@ -140,29 +142,37 @@ def threads_of_one(jobs_at_once: int) -> int | None:
 def main() -> None:
     """Run the command line. Exits with 0 when a run finished (or diverged: that is an outcome too)."""
     use_replacements()
-    callbacks.current = None
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
-    ended: int | str | None = 0
+    with started_sweeps() as sweeps:
+        ended = call_hydra(sweeps)
+        # Not in a callback: what that raises is lost, and it is not called when a launcher fails.
+        for sweep in sweeps:
+            ended = sweep.conclude(interrupted=ended == EXIT_INTERRUPTED) or ended
+    if ended:
+        raise SystemExit(ended)
+
+
+def call_hydra(sweeps: Sequence[Sweep]) -> int | str | None:
+    """Have Hydra run the command line's words; returns the exit code. An error is raised unless a sweep has started."""
     try:
         with interrupting(), exiting_on_errors():
             refuse_passwords(sys.argv[1:])
             require_options(sys.argv[1:])
             shows_config = any(word in ("-c", "-i") or word.startswith(("--cfg", "--info")) for word in sys.argv[1:])
-            with masked_output() if shows_config else contextlib.nullcontext():
+            with (
+                masked_output() if shows_config else contextlib.nullcontext(),
+                raising_what_left(),
+                raised_by_hydra(),
+            ):
                 hydra.main(**MAIN_ARGUMENTS, config_path=str(CONF), config_name=CONFIG_NAME)(job)()
     except KeyboardInterrupt:
-        ended = EXIT_INTERRUPTED
-        if callbacks.current is None:
+        if not sweeps:
             print(NOT_BEGUN, file=sys.stderr)
-    except SystemExit as error:
-        ended = error.code
+        return EXIT_INTERRUPTED
+    except SystemExit as ending:
+        return ending.code
     except Exception:
-        if callbacks.current is None:
+        if not sweeps:
             raise
         traceback.print_exc()
-        ended = EXIT_FAILED
-    # Not in a callback: what that raises is lost, and it is not called when a launcher fails.
-    if callbacks.current is not None:
-        ended = callbacks.current.conclude(interrupted=ended == EXIT_INTERRUPTED) or ended
-    if ended:
-        raise SystemExit(ended)
+        return EXIT_FAILED
+    return 0

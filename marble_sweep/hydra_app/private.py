@@ -19,16 +19,29 @@ BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 @contextlib.contextmanager
-def ending_the_program(code: int) -> Iterator[None]:
-    """End the program with an error in a callback.
+def leaving_hydra() -> Iterator[None]:
+    """Let an error out of a callback or a job: `raising_what_left` raises it again, outside Hydra's call.
 
-    Of an Exception there Hydra only warns, and goes on. It lets SystemExit through, because that is no Exception.
+    Of an Exception in a callback Hydra only warns, and goes on; of one in a job it prints the overrides. It lets
+    SystemExit through, because that is no Exception.
     """
     try:
         yield
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(code) from None
+    except Exception as error:
+        raise SystemExit(str(error)) from error
+
+
+@contextlib.contextmanager
+def raising_what_left() -> Iterator[None]:
+    """Raise the error that left Hydra as a SystemExit."""
+    try:
+        yield
+        return
+    except SystemExit as ending:
+        if not isinstance(ending.__cause__, Exception):
+            raise
+        error = ending.__cause__
+    raise error
 
 
 def is_raised_by_hydra(error: Exception) -> bool:

@@ -131,14 +131,15 @@ def test_unwritable_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["optimizer.lr=0"]])
-def test_torch_is_not_imported_to_answer(arguments: list[str], tmp_path: Path) -> None:
+def test_answering_imports_no_torch_and_leaves_the_environment(arguments: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys; from marble_sweep.hydra_app.main import main\n"
+        "import os, sys; from marble_sweep.hydra_app.main import main\n"
+        "before = dict(os.environ)\n"
         f"sys.argv = ['marble_sweep', *{arguments!r}]\n"
-        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, before == dict(os.environ), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert result.stderr.splitlines()[-1] == "False", result.stderr
+    assert result.stderr.splitlines()[-1] == "False True", result.stderr
 
 
 def test_help_names_every_group(tmp_path: Path) -> None:
