@@ -36,6 +36,7 @@ from marble_sweep.groups import (
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import composing_from
 from marble_sweep.runs.damage import flat
+from marble_sweep.sample import read_config
 
 MANDATORY = {
     "tokens": ["data.path=ids.safetensors"],
@@ -437,6 +438,16 @@ def test_lists_and_what_differs_from_every_default_survive(tmp_path: Path) -> No
     assert isinstance(again.data, PydocsConfig)
     assert isinstance(again.optimizer, AdamWConfig)
     assert (again.data.packages, list(again.optimizer.betas), again.model.name) == (["numpy"], [0.8, 0.95], "odd")
+
+
+@pytest.mark.parametrize("content", ["- a", "a: [", "model: {}", "optimizer: nope"])
+def test_a_damaged_config_is_named_once(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    for read in (lambda: load(tmp_path / "config.yaml"), lambda: read_config(tmp_path)):
+        with pytest.raises(CheckError) as raised:
+            read()
+        assert str(raised.value).startswith(f"{tmp_path / 'config.yaml'}: ")
+        assert str(raised.value).count("config.yaml") == 1
 
 
 def test_a_dumped_config_that_was_tampered_with_is_checked_again(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class Sweep:
         return EXIT_INTERRUPTED if missing else 0
 
 
-_started: ContextVar[list[Sweep]] = ContextVar("started")
+_started: ContextVar[list[Sweep]] = ContextVar("sweeps")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ REFUSED = [
     ("model.num_layers=x", "model.num_layers = x: must be a whole number in [0, 10,000]"),
     ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer.seq_len"),
     ("optimizer.lr=0", "optimizer.lr = 0.0: must be a finite number > 0"),
+    ("--multirun optimizer.lr=1,abc", "job 1 (optimizer.lr=abc): optimizer.lr = abc: must be a finite number > 0"),
     ("data=text data.path=/missing.txt", "data.path = '/missing.txt': must be"),
     ("resume=nowhere", "resume = nowhere: must be a run directory"),
     ("certify.looks=9", "certify.looks: no such key; it is now trainer.num_evals, with trainer.eval_spacing=geometric"),
