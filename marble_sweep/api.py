@@ -69,18 +69,18 @@ def train(
     if resume:
         require(directory is not None, "directory", directory, "given with resume=True")
         require(not config and tokens is None, "config", config, "left out with resume=True: the run has its own")
-        place = Path(str(directory))
-        settings = Run(place).config
+        run_dir = Path(str(directory))
+        run_config = Run(run_dir).config
     else:
-        place = _place(directory, layout.OUTPUTS)
-        settings = config if isinstance(config, Config) else compose_config(config)
+        run_dir = _directory_or_new(directory, layout.OUTPUTS)
+        run_config = config if isinstance(config, Config) else compose_config(config)
         if tokens is not None:
-            settings = _on_tokens(settings, tokens, place)
+            run_config = _on_tokens(run_config, tokens, run_dir)
     with _logging_here():
-        status = run_in_directory(settings, place, resume=resume)
+        status = run_in_directory(run_config, run_dir, resume=resume)
     if status == RunStatus.INTERRUPTED:
         raise KeyboardInterrupt
-    return Run(place)
+    return Run(run_dir)
 
 
 def load_run(path: str | Path) -> Run:
@@ -154,7 +154,7 @@ def search(overrides: Sequence[str] = (), directory: str | Path | None = None) -
     return Search(directory, load_runs(directory), read_json(directory / layout.SEARCH))
 
 
-def _place(directory: str | Path | None, folder: str) -> Path:
+def _directory_or_new(directory: str | Path | None, folder: str) -> Path:
     """The directory asked for, or a new one in `folder`, named after the time."""
     return Path(directory) if directory is not None else Path(folder, f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
 
@@ -197,8 +197,8 @@ def _logging_here() -> Iterator[None]:
 
 def _multirun(overrides: Sequence[str], directory: str | Path | None) -> Path:
     """Run the command line in a process of its own, its output shown as it comes; returns the sweep's directory."""
-    place = _place(directory, layout.MULTIRUN)
-    command = [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, override("hydra.sweep.dir", place)]
+    sweep_dir = _directory_or_new(directory, layout.MULTIRUN)
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, override("hydra.sweep.dir", sweep_dir)]
     # A session of its own: an interrupt reaches it once, from here.
     last_line = ""
     with subprocess.Popen(
@@ -215,4 +215,4 @@ def _multirun(overrides: Sequence[str], directory: str | Path | None) -> Path:
             raise
     if process.returncode == EXIT_REFUSED:
         raise CheckError(last_line.removeprefix("marble_sweep: "))
-    return place
+    return sweep_dir

@@ -255,7 +255,7 @@ class UnknownKeyError(CheckError):
 def require_same_keys(node: DictConfig, prefix: str = "") -> None:
     """Raise CheckError for a key that `+` has put in, which OmegaConf would ignore, and for one without a value."""
     schema: Any = OmegaConf.get_type(node)
-    known = [each.name for each in fields(schema)]
+    known = [field.name for field in fields(schema)]
     for key in map(str, node):
         if key not in known:
             raise UnknownKeyError(f"{prefix}{key}: no such key", f"{prefix}{key}")
@@ -272,7 +272,7 @@ def resolve(config: DictConfig) -> Config:
 
     Raises CheckError for a value that is missing, out of range, or at odds with another.
     """
-    known = {each.name for each in fields(Config)}
+    known = {field.name for field in fields(Config)}
     for key in map(str, config):
         if key not in known:
             require(False, key, config[key], f"left out: there are only {', '.join(sorted(known))}")
@@ -338,14 +338,14 @@ def in_current_keys(stored: dict[str, Any]) -> dict[str, Any]:
 def escaped(value: Any) -> Any:
     """A copy in which every string stands for itself: OmegaConf would look up what ${…} names."""
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", value)
+        return re.sub(r"(\\*)\$\{", lambda match: f"{match[1]}{match[1]}\\${{", value)
     if is_dataclass(value) and not isinstance(value, type):
         copied = copy.copy(value)
-        for each in fields(value):
-            setattr(copied, each.name, escaped(getattr(value, each.name)))
+        for field in fields(value):
+            setattr(copied, field.name, escaped(getattr(value, field.name)))
         return copied
     if isinstance(value, dict):
-        return {key: escaped(each) for key, each in value.items()}
+        return {key: escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(escaped, value))
     return value

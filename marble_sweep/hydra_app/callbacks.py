@@ -29,7 +29,7 @@ from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, user_path
 from marble_sweep.runs.status import ENDED, RunStatus, latest, mark_start, read_metadata
-from marble_sweep.terminal import costing_a_line
+from marble_sweep.terminal import warning_on_error
 
 if TYPE_CHECKING:
     from marble_sweep.sweeps.watch import SweepWatch
@@ -46,16 +46,18 @@ class CheckAndWatch(Callback):
         with leaving_hydra():
             require_multirun(config)
             require_own_directories(config)
-            settings = schema.resolve(without_hydra(config))
-            require(settings.resume != "", "resume", "''", "a run directory, one with a config.yaml")
+            run_config = schema.resolve(without_hydra(config))
+            require(run_config.resume != "", "resume", "''", "a run directory, one with a config.yaml")
             fix_directory(config, "run")
-            if settings.resume is None:
+            if run_config.resume is None:
                 return
-            others = [each for each in as_written(config.hydra.overrides.task) if not each.startswith("resume=")]
+            others = [
+                argument for argument in as_written(config.hydra.overrides.task) if not argument.startswith("resume=")
+            ]
             alone = f"alone: the run's own config is used (drop {', '.join(others)})"
-            require(not others, "resume", settings.resume, alone)
-            found = (user_path(settings.resume) / layout.CONFIG).is_file()
-            require(found, "resume", settings.resume, "a run directory, one with a config.yaml")
+            require(not others, "resume", run_config.resume, alone)
+            is_run = (user_path(run_config.resume) / layout.CONFIG).is_file()
+            require(is_run, "resume", run_config.resume, "a run directory, one with a config.yaml")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with leaving_hydra():
@@ -89,7 +91,7 @@ class Sweep:
         missing = max(0, len(configs) - len(ended))
         counts = {name: ended.count(name) for name in ENDED} | {"to do": missing}
         with contextlib.suppress(OSError):  # nobody may be reading any more
-            with costing_a_line(f"the comparison in {self.directory}"):
+            with warning_on_error(f"the comparison in {self.directory}"):
                 self.watch.stop()
             print(", ".join(f"{number} {name}" for name, number in counts.items() if number), file=sys.stderr)
             if failed or missing:
@@ -136,8 +138,8 @@ def require_meant_for(config: DictConfig) -> None:
 
 def given_below(config: DictConfig, *parents: str) -> Iterator[tuple[str, str]]:
     """The keys, and their values, that the command line gives at or below one of these."""
-    for word in [*as_written(config.hydra.overrides.hydra), *as_written(config.hydra.overrides.task)]:
-        key, _, value = word.lstrip("+~").partition("=")
+    for argument in [*as_written(config.hydra.overrides.hydra), *as_written(config.hydra.overrides.task)]:
+        key, _, value = argument.lstrip("+~").partition("=")
         if any(key == parent or key.startswith(f"{parent}.") for parent in parents):
             yield key, value
 

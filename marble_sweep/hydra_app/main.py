@@ -49,7 +49,9 @@ def now() -> str:
 def option_groups() -> str:
     """The options of every group in conf/, a line a group, for --help."""
     groups = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
-    return "\n".join(f"{each.name}: {', '.join(sorted(path.stem for path in each.glob('*.yaml')))}" for each in groups)
+    return "\n".join(
+        f"{folder.name}: {', '.join(sorted(path.stem for path in folder.glob('*.yaml')))}" for folder in groups
+    )
 
 
 def require_options(arguments: Sequence[str]) -> None:
@@ -61,7 +63,7 @@ def require_options(arguments: Sequence[str]) -> None:
         if equals and group in groups:
             given = OverridesParser.create().parse_override(argument).value()
             chosen = given.list if isinstance(given, ChoiceSweep) else given if isinstance(given, list) else [given]
-            is_name = all(isinstance(each, str | QuotedString | dict | SweepValue) for each in chosen)
+            is_name = all(isinstance(option, str | QuotedString | dict | SweepValue) for option in chosen)
             options = sorted(path.stem for path in groups[group].glob("*.yaml"))
             require(is_name, group, value, f"one of {', '.join(options)}")
 
@@ -82,10 +84,10 @@ def job(config: DictConfig) -> float | str | None:
     context = HydraConfig.get()
     if not OmegaConf.is_missing(context.job, "num"):
         at_once = context.launcher.get("n_jobs", 1)  # joblib's
-        settings = schema.resolve(config)
-        run_dir = train_job(settings, Path(context.sweep.dir), context.job.num, threads_of_one(at_once))
-        if settings.objective is not None:
-            return objective(settings.objective, run_dir)
+        run_config = schema.resolve(config)
+        run_dir = train_job(run_config, Path(context.sweep.dir), context.job.num, threads_of_one(at_once))
+        if run_config.objective is not None:
+            return objective(run_config.objective, run_dir)
         return None if run_dir is None else str(run_dir)
     # As it is: Hydra sets it to a path, in which `${` is no interpolation.
     directory = Path(as_written(context.runtime)["output_dir"])
@@ -95,8 +97,8 @@ def job(config: DictConfig) -> float | str | None:
             from marble_sweep.run import run
 
             resumed = config.resume is not None
-            settings = schema.load(directory / layout.CONFIG) if resumed else schema.resolve(config)
-            status = run(settings, directory, resume=resumed)
+            run_config = schema.load(directory / layout.CONFIG) if resumed else schema.resolve(config)
+            status = run(run_config, directory, resume=resumed)
     except KeyboardInterrupt:
         print(interrupted(directory), file=sys.stderr)
         status = RunStatus.INTERRUPTED
@@ -123,12 +125,12 @@ def objective(name: str, directory: Path | None) -> float:
     if metadata.get("status") in (None, RunStatus.FAILED):
         return math.nan
     last = metadata["last_evaluation"]
-    found = {
+    values = {
         "n_params": metadata["n_params"],
         "val_loss": last.get("val_loss"),
         "val_margin": last.get("unigram_margin"),
     }
-    return math.nan if found[name] is None else float(found[name])
+    return math.nan if values[name] is None else float(values[name])
 
 
 def threads_of_one(jobs_at_once: int) -> int | None:
@@ -152,12 +154,14 @@ def main() -> None:
 
 
 def call_hydra(sweeps: Sequence[Sweep]) -> int | str | None:
-    """Have Hydra run the command line's words; returns the exit code. An error is raised unless a sweep has started."""
+    """Have Hydra run the command line; returns the exit code. An error is raised unless a sweep has started."""
     try:
         with interrupting(), exiting_on_errors():
             refuse_passwords(sys.argv[1:])
             require_options(sys.argv[1:])
-            shows_config = any(word in ("-c", "-i") or word.startswith(("--cfg", "--info")) for word in sys.argv[1:])
+            shows_config = any(
+                argument in ("-c", "-i") or argument.startswith(("--cfg", "--info")) for argument in sys.argv[1:]
+            )
             with (
                 masked_output() if shows_config else contextlib.nullcontext(),
                 raising_what_left(),

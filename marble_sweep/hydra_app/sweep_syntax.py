@@ -12,7 +12,7 @@ from marble_sweep.searches.space import Dimension, Value, interval_grid
 
 
 def parse(arguments: Sequence[str], parser: OverridesParser) -> tuple[list[Dimension], dict[str, str]]:
-    """Split overrides into searched dimensions and fixed ones, as `key=value` words; the last of a key counts.
+    """Split overrides into searched dimensions and fixed ones, as `key=value`; the last of a key counts.
 
     Raises CheckError for a sweep that is empty.
     """
@@ -43,7 +43,7 @@ def dimension(key: str, override: Override) -> Dimension:
         if isinstance(low, int) and isinstance(high, int):
             return Dimension(key, IntDistribution(low, high, log=log), tuple(range(low, high + 1)), ordered=True)
         return Dimension(key, FloatDistribution(low, high, log=log), interval_grid(low, high, log=log), ordered=True)
-    values = [typed(word) for word in override.sweep_string_iterator()]
+    values = [typed(text) for text in override.sweep_string_iterator()]
     if not values:
         raise CheckError(f"{key} = {override.input_line}: must have at least one value", key)
     numeric = all(not isinstance(value, str) for value in values)
@@ -56,11 +56,11 @@ def dimension(key: str, override: Override) -> Dimension:
     return Dimension(key, CategoricalDistribution(ordered), ordered, ordered=numeric)
 
 
-def typed(word: str) -> Value:
+def typed(text: str) -> Value:
     """A value as a number where it is one."""
     for kind in (int, float):
         try:
-            return kind(word)
+            return kind(text)
         except ValueError:
             continue
-    return word
+    return text

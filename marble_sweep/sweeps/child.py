@@ -36,7 +36,7 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
 
         torch.set_num_threads(threads)
     try:
-        directory, done = place(config, sweep_dir, number)
+        directory, done = assign_run_dir(config, sweep_dir, number)
     except OSError as error:  # as of a full disk
         parent.send(error)
         return
@@ -67,7 +67,7 @@ def stop_with_parent(parent: Connection) -> None:
     stop_this_process()
 
 
-def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
+def assign_run_dir(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
     """The directory of this job, and whether the run in it is finished and can be reused.
 
     A run with the very same config, made of the same data by the same code, is continued or reused,
@@ -91,7 +91,7 @@ def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
 
 
 def changes(directory: Path, config: Config) -> list[str]:
-    """In which words the code or the data of a run differ from today's; empty where they agree."""
+    """How the code or the data of a run differ from today's; empty where they agree."""
     from marble_sweep.data.corpus import load_corpus
 
     metadata = read_metadata(directory)

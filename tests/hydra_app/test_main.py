@@ -49,9 +49,10 @@ REFUSED_TOO = [  # each a process of its own again, so not all by default
     ("--multirun search.n_trials=3", "search.n_trials = 3: must be given with hydra/sweeper=smallest"),
     ("--multirun hydra.run.dir=m", "hydra.run.dir = m: must be left out with --multirun"),
     ("model.num_layers=choice(1,2)", "model.num_layers = choice(1,2): must be one value: for several --multirun "),
-    ("hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
-    ("--multirun hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
-    ("--multirun hydra.sweep.subdir=x seed=1,2", "hydra.sweep.subdir = x: must be ${hydra.job.num}"),
+    # A run small enough to end, should one of these be let through.
+    (f"{' '.join(TINY)} hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
+    (f"--multirun {' '.join(TINY)} hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
+    (f"--multirun {' '.join(TINY)} hydra.sweep.subdir=x seed=1,2", "hydra.sweep.subdir = x: must be ${hydra.job.num}"),
 ]
 
 
