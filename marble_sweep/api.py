@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import override
 from marble_sweep.config import Config
 from marble_sweep.groups import TokensConfig
@@ -38,7 +38,7 @@ EXIT_REFUSED = 2  # of the command line: a setting that cannot be
 def compose(overrides: Sequence[str] = ()) -> Config:
     """The checked config that a command line of these overrides would run.
 
-    Raises ValueError, in one line, for what cannot be.
+    Raises CheckError, in one line, for what cannot be.
 
     >>> import marble_sweep as ms
     >>> ms.compose(["model=2L64D", "optimizer.lr=1e-3"]).model
@@ -61,7 +61,7 @@ def train(
     of one's own to train on instead of the config's data: the last `data.val_fraction` of them are held out, and
     ids below `data.vocab_size` that do not occur are dead. They are kept in the directory as tokens.safetensors.
 
-    Raises ValueError for what cannot be trained. KeyboardInterrupt saves the state first, as Ctrl-C does.
+    Raises CheckError for what cannot be trained. KeyboardInterrupt saves the state first, as Ctrl-C does.
 
     >>> import marble_sweep as ms
     >>> run = ms.train(["experiment=quick", "trainer.total_steps=200"])  # doctest: +SKIP
@@ -69,27 +69,27 @@ def train(
     if resume:
         require(directory is not None, "directory", directory, "given with resume=True")
         require(not config and tokens is None, "config", config, "left out with resume=True: the run has its own")
-        place = Path(str(directory))
-        settings = Run(place).config
+        run_dir = Path(str(directory))
+        run_config = Run(run_dir).config
     else:
-        place = _place(directory, layout.OUTPUTS)
-        settings = config if isinstance(config, Config) else compose_config(config)
+        run_dir = _directory_or_new(directory, layout.OUTPUTS)
+        run_config = config if isinstance(config, Config) else compose_config(config)
         if tokens is not None:
-            settings = _on_tokens(settings, tokens, place)
+            run_config = _on_tokens(run_config, tokens, run_dir)
     with _logging_here():
-        status = run_in_directory(settings, place, resume=resume)
+        status = run_in_directory(run_config, run_dir, resume=resume)
     if status == RunStatus.INTERRUPTED:
         raise KeyboardInterrupt
-    return Run(place)
+    return Run(run_dir)
 
 
 def load_run(path: str | Path) -> Run:
-    """The run in a directory, finished or not. Raises ValueError where there is none.
+    """The run in a directory, finished or not. Raises CheckError where there is none.
 
     >>> import marble_sweep as ms
     >>> ms.load_run("outputs/nowhere")
     Traceback (most recent call last):
-    ValueError: path = outputs/nowhere: must be a run directory, one with a config.yaml
+    marble_sweep.checks.CheckError: path = outputs/nowhere: must be a run directory, one with a config.yaml
     """
     return Run(path)
 
@@ -97,7 +97,7 @@ def load_run(path: str | Path) -> Run:
 def load_runs(*paths: str | Path) -> pd.DataFrame:
     """A row a run at or below `paths`, with the columns of `python -m marble_sweep.compare`.
 
-    Raises ValueError for a path that holds no run.
+    Raises CheckError for a path that holds no run.
     """
     return compare_directories(find_runs([Path(path) for path in paths]))
 
@@ -132,7 +132,7 @@ def sweep(overrides: Sequence[str], grid: Mapping[str, Sequence[Any]], directory
     """Train every combination of the grid, each in a process of its own, as the command line does with --multirun.
 
     `overrides` are shared by all jobs; hydra/launcher=… among them chooses a launcher. A directory that holds a
-    part of the sweep is continued. Raises ValueError for what cannot be; KeyboardInterrupt saves all states first.
+    part of the sweep is continued. Raises CheckError for what cannot be; KeyboardInterrupt saves all states first.
 
     >>> import marble_sweep as ms
     >>> ms.sweep(["experiment=quick"], {"model.num_layers": [2, 4, 6]}).runs  # doctest: +SKIP
@@ -145,7 +145,7 @@ def sweep(overrides: Sequence[str], grid: Mapping[str, Sequence[Any]], directory
 def search(overrides: Sequence[str] = (), directory: str | Path | None = None) -> Search:
     """Search for the smallest model that beats unigram loss, as hydra/sweeper=smallest does.
 
-    Raises ValueError for what cannot be searched; KeyboardInterrupt saves the state first.
+    Raises CheckError for what cannot be searched; KeyboardInterrupt saves the state first.
 
     >>> import marble_sweep as ms
     >>> ms.search(["model.hidden_dim=range(2,9)"]).answer  # doctest: +SKIP
@@ -154,7 +154,7 @@ def search(overrides: Sequence[str] = (), directory: str | Path | None = None) -
     return Search(directory, load_runs(directory), read_json(directory / layout.SEARCH))
 
 
-def _place(directory: str | Path | None, folder: str) -> Path:
+def _directory_or_new(directory: str | Path | None, folder: str) -> Path:
     """The directory asked for, or a new one in `folder`, named after the time."""
     return Path(directory) if directory is not None else Path(folder, f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
 
@@ -197,8 +197,8 @@ def _logging_here() -> Iterator[None]:
 
 def _multirun(overrides: Sequence[str], directory: str | Path | None) -> Path:
     """Run the command line in a process of its own, its output shown as it comes; returns the sweep's directory."""
-    place = _place(directory, layout.MULTIRUN)
-    command = [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, override("hydra.sweep.dir", place)]
+    sweep_dir = _directory_or_new(directory, layout.MULTIRUN)
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", *overrides, override("hydra.sweep.dir", sweep_dir)]
     # A session of its own: an interrupt reaches it once, from here.
     last_line = ""
     with subprocess.Popen(
@@ -214,5 +214,5 @@ def _multirun(overrides: Sequence[str], directory: str | Path | None) -> Path:
             print(process.stdout.read(), end="")
             raise
     if process.returncode == EXIT_REFUSED:
-        raise ValueError(last_line.removeprefix("marble_sweep: "))
-    return place
+        raise CheckError(last_line.removeprefix("marble_sweep: "))
+    return sweep_dir

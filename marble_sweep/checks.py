@@ -1,22 +1,37 @@
 """The one form of every complaint about a setting: the field, its value and what is allowed.
 
-A field says what it may hold where it is declared: `bounded` for numbers, its type for everything else.
+Only what is raised here, a `CheckError`, is shown to users as one line: any other ValueError is a bug's, and keeps its
+traceback. A field says what it may hold where it is declared: `bounded` for numbers, its type for everything else.
 """
 
+import dataclasses
 import math
 import re
 import types
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 MISSING: Any = "???"  # a value that must be given, as Hydra and OmegaConf write it
 SHOWN = 400  # characters of a value that a complaint repeats: more than most paths have
 
 
+class CheckError(ValueError):
+    """What a user can mend, in one line. `field` is the setting that it is about, where it is about one."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def wrong_value(name: str, value: object, allowed: str) -> CheckError:
+    """The one form that every complaint about a setting takes."""
+    return CheckError(f"{name} = {shown(value)}: must be {allowed}", name)
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
-    """Raise ValueError in the one form every complaint about a setting takes."""
+    """Raise CheckError where setting `name` has a value that it cannot have."""
     if not condition:
-        raise ValueError(f"{name} = {shown(value)}: must be {allowed}")
+        raise wrong_value(name, value, allowed)
 
 
 def shown(value: object) -> str:
@@ -40,10 +55,12 @@ class Interval:
         below = value < self.high if self.open_high else value <= self.high
         return above and below and -math.inf < value < math.inf
 
-    def __str__(self) -> str:
+    def described(self, noun: str) -> str:
+        """As "a whole number in [0, 10]", where `noun` is "whole number"."""
         if self.high < math.inf:
-            return f"in {'(' if self.open_low else '['}{self.low:,}, {self.high:,}{')' if self.open_high else ']'}"
-        return "finite" if self.low == -math.inf else f"finite and {'>' if self.open_low else '>='} {self.low:,}"
+            left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+            return f"a {noun} in {left}{self.low:,}, {self.high:,}{right}"
+        return f"a finite {noun}" + ("" if self.low == -math.inf else f" {'>' if self.open_low else '>='} {self.low:,}")
 
 
 FINITE = Interval()
@@ -55,7 +72,7 @@ BELOW_ONE = Interval(0, 1, open_high=True)
 
 def bounded(default: Any, interval: Interval) -> Any:
     """A field that holds a number, or numbers, of an interval."""
-    return field(default=default, metadata={"interval": interval})
+    return dataclasses.field(default=default, metadata={"interval": interval})
 
 
 @dataclass
@@ -66,11 +83,11 @@ class Checked:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
-        for each in fields(self):
-            name = f"{self.GROUP}.{each.name}" if self.GROUP else each.name
-            value = getattr(self, each.name)
-            if type(value) is not type(each.default) or value != each.default:  # a mandatory field has no value yet
-                check(name, value, hints[each.name], each.metadata.get("interval", FINITE))
+        for field in fields(self):
+            name = f"{self.GROUP}.{field.name}" if self.GROUP else field.name
+            value, default = getattr(self, field.name), field.default
+            if type(value) is not type(default) or value != default:  # a mandatory field has no value yet
+                check(name, value, hints[field.name], field.metadata.get("interval", FINITE))
 
 
 def check(name: str, value: Any, kind: Any, interval: Interval) -> None:
@@ -86,8 +103,8 @@ def check(name: str, value: Any, kind: Any, interval: Interval) -> None:
     if origin is list:
         require(isinstance(value, list), name, value, allowed)
     if origin is not None:
-        for part in value:
-            check(name, part, get_args(kind)[0], interval)
+        for item in value:
+            check(name, item, get_args(kind)[0], interval)
     elif kind is int:
         is_int = isinstance(value, int) and not isinstance(value, bool)
         require(is_int and value in interval, name, value, allowed)
@@ -104,19 +121,20 @@ def check(name: str, value: Any, kind: Any, interval: Interval) -> None:
 
 def required_kind(kind: Any) -> Any:
     """The type of what an optional field holds when it is not null."""
-    return next(each for each in get_args(kind) if each is not type(None))
+    return next(member for member in get_args(kind) if member is not type(None))
 
 
 def allowed_values(kind: Any, interval: Interval) -> str:
-    """What a field of this type and these bounds may hold, in words."""
+    """What a field of this type and these bounds may hold, as complaints say it."""
     if get_origin(kind) is types.UnionType:
         return f"null or {allowed_values(required_kind(kind), interval)}"
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} numbers in brackets"
     if get_origin(kind) is list:
         return "a list in brackets"
-    words = {int: f"a whole number {interval}", float: str(interval), str: "text", bool: "true or false"}
-    return words.get(kind, f"a {kind.__name__}")
+    if kind in (int, float):
+        return interval.described("whole number" if kind is int else "number")
+    return {str: "text", bool: "true or false"}.get(kind, f"a {kind.__name__}")
 
 
 def is_plain_text(text: str) -> bool:

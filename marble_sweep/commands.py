@@ -21,7 +21,7 @@ def literal(text: str) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """The word `key=value` from which Hydra reads this very value, as text."""
+    """The override `key=value` from which Hydra reads this very value, as text."""
     text = literal(str(value))
     if not PLAIN.fullmatch(text) or text.lower() in NOT_TEXT:
         text = quoted(text)
@@ -34,9 +34,9 @@ def quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def shell_command(words: Iterable[str]) -> str:
-    """The command line of the program with these words, for a POSIX shell."""
-    return shlex.join([*PROGRAM.split(), *words])
+def shell_command(arguments: Iterable[str]) -> str:
+    """The command line of the program with these arguments, for a POSIX shell."""
+    return shlex.join([*PROGRAM.split(), *arguments])
 
 
 def resume_command(directory: Path) -> str:

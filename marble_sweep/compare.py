@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from marble_sweep.checks import CheckError
 from marble_sweep.report.rows import group_rows, matches, parse_filter, repeats, require_column, sort_rows
 from marble_sweep.report.search import read_search
 from marble_sweep.report.summary import Comparison, Row, compare_runs
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             write_page(comparison, options.html)
         table = render(rows, columns, options.format)
-    except (ValueError, OSError) as error:
+    except (CheckError, OSError) as error:
         print(f"marble_sweep.compare: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
     show(comparison, table, legend(rows, columns), options.format)
@@ -98,7 +99,7 @@ def choose(paths: Sequence[Path], expression: str) -> Comparison:
         require_column("--filter", column, comparison.rows)
     passing = [run for run, row in zip(runs, comparison.rows, strict=True) if matches(row, conditions)]
     if not passing:
-        raise ValueError(f"--filter = {expression}: must leave a run; none of {len(runs)} passes")
+        raise CheckError(f"--filter = {expression}: must leave a run; none of {len(runs)} passes")
     return compare_runs(passing)
 
 

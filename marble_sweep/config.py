@@ -2,7 +2,7 @@
 
 Nothing here imports torch: printing a config or refusing a wrong one must be instant.
 Dataclasses check themselves when they are built (`resolve` builds them); every complaint is a
-`ValueError` of one line: the field, the value and what is allowed.
+`CheckError` of one line: the field, the value and what is allowed.
 """
 
 import copy
@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_sweep.checks import FINITE, MISSING, POSITIVE, UNIT, Checked, Interval, bounded, require
+from marble_sweep.checks import FINITE, MISSING, POSITIVE, UNIT, Checked, CheckError, Interval, bounded, require
 from marble_sweep.groups import (
     COUNT,
     MAX_COUNT,
@@ -248,24 +248,17 @@ def register_schemas() -> None:
             store.store(group=f"schema/{group}", name=name, node=option)
 
 
-ConfigError = OmegaConfBaseException  # raised for a value of another type than its field
-
-
-class UnknownKeyError(ValueError):
-    """Names a key that the schema does not have; whoever prints it may say which one is near."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"{key}: no such key")
-        self.key = key
+class UnknownKeyError(CheckError):
+    """The schema does not have the key `field`; whoever prints it may say which one is near."""
 
 
 def require_same_keys(node: DictConfig, prefix: str = "") -> None:
-    """Raise ValueError for a key that `+` has put in, which OmegaConf would ignore, and for one without a value."""
+    """Raise CheckError for a key that `+` has put in, which OmegaConf would ignore, and for one without a value."""
     schema: Any = OmegaConf.get_type(node)
-    known = [each.name for each in fields(schema)]
+    known = [field.name for field in fields(schema)]
     for key in map(str, node):
         if key not in known:
-            raise UnknownKeyError(f"{prefix}{key}")
+            raise UnknownKeyError(f"{prefix}{key}: no such key", f"{prefix}{key}")
     for key in known:
         missing = key not in node or OmegaConf.is_missing(node, key)
         require(not missing, f"{prefix}{key}", MISSING, f"given, as in {prefix}{key}=VALUE")
@@ -277,9 +270,9 @@ def require_same_keys(node: DictConfig, prefix: str = "") -> None:
 def resolve(config: DictConfig) -> Config:
     """Build the checked dataclasses from what Hydra composed.
 
-    Raises ValueError for a value that is missing, out of range, or at odds with another.
+    Raises CheckError for a value that is missing, out of range, or at odds with another.
     """
-    known = {each.name for each in fields(Config)}
+    known = {field.name for field in fields(Config)}
     for key in map(str, config):
         if key not in known:
             require(False, key, config[key], f"left out: there are only {', '.join(sorted(known))}")
@@ -300,21 +293,32 @@ def dump(config: Config) -> str:
 
 
 def load(path: Path) -> Config:
-    """Read a run's `config.yaml` back into the checked dataclasses. What looks like an interpolation is text there."""
+    """Read a run's `config.yaml` back into the checked dataclasses. What looks like an interpolation is text there.
+
+    Raises CheckError that begins with the path.
+    """
     try:
-        stored = parse_yaml(path.read_text(encoding="utf-8"))
+        return _parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be YAML in UTF-8 ({error})") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    require(isinstance(stored, dict), str(path), type(stored).__name__, "a run's config: groups and their settings")
+        raise CheckError(f"{path}: must be YAML in UTF-8 ({error})") from None
+    except CheckError as error:
+        raise CheckError(f"{path}: {error}", error.field) from None
+    except OmegaConfBaseException as error:  # a value of another type than its field
+        raise CheckError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}", error.full_key) from None
+
+
+def _parse(text: str) -> Config:
+    """The config in the text of a run's `config.yaml`."""
+    stored = parse_yaml(text)
+    if not isinstance(stored, dict):
+        raise CheckError(f"must be a run's config, groups and their settings; it is of type {type(stored).__name__}")
     stored = in_current_keys(stored)
     typed = OmegaConf.structured(Config)
     for group, options in SCHEMAS.items():
         settings = stored.get(group)
         name = settings.get("name") if isinstance(settings, dict) else settings
         name = name if isinstance(name, str) else ""
-        require(name in options, f"{group}.name", name, f"one of {', '.join(options)} (in {path})")
+        require(name in options, f"{group}.name", name, f"one of {', '.join(options)}")
         typed[group] = options[name]
     typed.merge_with(escaped(stored))
     return resolve(typed)
@@ -334,14 +338,14 @@ def in_current_keys(stored: dict[str, Any]) -> dict[str, Any]:
 def escaped(value: Any) -> Any:
     """A copy in which every string stands for itself: OmegaConf would look up what ${…} names."""
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", value)
+        return re.sub(r"(\\*)\$\{", lambda match: f"{match[1]}{match[1]}\\${{", value)
     if is_dataclass(value) and not isinstance(value, type):
         copied = copy.copy(value)
-        for each in fields(value):
-            setattr(copied, each.name, escaped(getattr(value, each.name)))
+        for field in fields(value):
+            setattr(copied, field.name, escaped(getattr(value, field.name)))
         return copied
     if isinstance(value, dict):
-        return {key: escaped(each) for key, each in value.items()}
+        return {key: escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(escaped, value))
     return value

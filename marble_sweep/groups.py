@@ -147,6 +147,7 @@ class CosineConfig(ScheduleConfig):
     """After the warm-up, half a cosine down to `final_fraction` of lr at the last step."""
 
     name: str = "cosine"
+    warmup_steps: int = bounded(100, COUNT_OR_NONE)
     final_fraction: float = bounded(0.1, UNIT)
 
 

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require
 from marble_sweep.config import Config
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_figures
@@ -119,7 +119,7 @@ class Run:
         run = RunFiles.read(self.path)
         for damage in run.damages:
             if damage.file == name:
-                raise ValueError(f"{path}: {damage.reason}")
+                raise CheckError(f"{path}: {damage.reason}")
         path.stat()
         table = read(run)
         return table.astype({"step": "int64"}) if "step" in table else table  # no columns before the header is written

@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
+from marble_sweep.checks import wrong_value
+
 # scheme://user:password@host. A password that was not encoded may hold any character, an @ too: the last @ ends it.
 IN_URL = re.compile(r"([A-Za-z][\w+.-]*:/{0,2}[^\s:/@?]*:)(.+)@")
 # password=…, as in the query of a URL or in a driver's own words.
@@ -38,7 +40,7 @@ def masked_output() -> Iterator[None]:
 
 
 def refuse_passwords(overrides: Sequence[str]) -> None:
-    """Raise ValueError for an override that names a storage by its password.
+    """Raise CheckError for an override that names a storage by its password.
 
     Hydra repeats overrides in its messages and in --cfg, and writes them down: they are looked at before it sees them.
     """
@@ -47,4 +49,4 @@ def refuse_passwords(overrides: Sequence[str]) -> None:
         value = value.replace("\\", "")  # signs may be escaped in Hydra's grammar
         names_storage = key.endswith("storage") or STORAGE_IN_A_DICT.search(value)
         if names_storage and has_password(value):
-            raise ValueError(f"{key.lstrip('+')} = {mask(value)}: must be {WITHOUT_PASSWORD}")
+            raise wrong_value(key.lstrip("+"), mask(value), WITHOUT_PASSWORD)

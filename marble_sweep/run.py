@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import pandas as pd
 import torch
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import resume_command
 from marble_sweep.config import Config, VerdictConfig, dump
 from marble_sweep.data.baselines import Baselines, measure_baselines
@@ -215,7 +215,7 @@ def has_begun(directory: Path) -> bool:
         return True
     rows = directory / layout.METRICS
     if rows.exists() and rows.read_bytes().count(b"\n") > 1:
-        raise ValueError(f"{directory / layout.STATE}: must be there to go on: {rows} has rows of a run")
+        raise CheckError(f"{directory / layout.STATE}: must be there to go on: {rows} has rows of a run")
     return False
 
 
@@ -225,7 +225,7 @@ def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
     corpus = read_metadata(directory).get("corpus")
     began = corpus.get("sha256") if isinstance(corpus, dict) else None
     if not isinstance(began, str):
-        raise ValueError(f"{path}: must be a run's metadata: it does not name the corpus that the run began with")
+        raise CheckError(f"{path}: must be a run's metadata: it does not name the corpus that the run began with")
     now = metadata["corpus"]["sha256"]
     require(began == now, "resume", directory, f"on the corpus it began with ({began[:12]}…; this one is {now[:12]}…)")
 

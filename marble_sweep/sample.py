@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from marble_sweep import config as schema
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require, wrong_value
 from marble_sweep.config import Config
 from marble_sweep.data.tokenizer import load_tokenizer
 from marble_sweep.model.transformer import Transformer
@@ -36,22 +36,22 @@ def load_model(directory: Path) -> Transformer:
         require(exists, "RUN_DIR", directory, f"a run directory with a {name}")
     config = read_config(directory)
     # A RuntimeError is what torch raises for weights of other names or shapes.
-    with naming(directory / layout.MODEL, ValueError, OSError, SafetensorError, RuntimeError):
+    with naming(directory / layout.MODEL, CheckError, OSError, SafetensorError, RuntimeError):
         weights = load_file(directory / layout.MODEL)
         embedding = weights.get("embedding.weight", torch.empty(0))
         if embedding.ndim != 2 or embedding.shape[1] != config.model.hidden_dim:
-            raise ValueError(f"must hold an embedding.weight of width {config.model.hidden_dim}")
+            raise CheckError(f"must hold an embedding.weight of width {config.model.hidden_dim}")
         model = build_model(config, vocab_size=len(embedding))
         model.to(POLICIES[config.precision.name].param_dtype).load_state_dict(weights)
         if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
-            raise ValueError("its weights must be finite; those of a run that diverged are not")
+            raise CheckError("its weights must be finite; those of a run that diverged are not")
     return model.eval()
 
 
 def read_config(directory: Path) -> Config:
     """A run's config. Raises ValueError that names the file where it is damaged or missing."""
     path = directory / layout.CONFIG
-    with naming(path, ValueError, OSError, DamageError, schema.ConfigError):
+    with naming(path, OSError, DamageError):
         read_yaml(path)  # first: it does not wait for a pipe, and refuses anything but a mapping
         return schema.load(path)
 
@@ -61,11 +61,11 @@ def read_tensors(path: Path, *names: str) -> dict[str, Tensor]:
 
     Raises FileNotFoundError where there is none.
     """
-    with naming(path, ValueError, DamageError, SafetensorError):
+    with naming(path, CheckError, DamageError, SafetensorError):
         open_file(path).close()
         tensors = load_file(path)
         if missing := [name for name in names if name not in tensors]:
-            raise ValueError(f"must hold {', '.join(missing)}")
+            raise CheckError(f"must hold {', '.join(missing)}")
     return tensors
 
 
@@ -76,26 +76,27 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     with naming(path, Exception):  # tokenizers raise nothing more specific
         tokenizer = load_tokenizer(read_text(path))
         if max(tokenizer.get_vocab().values(), default=0) >= vocab_size:
-            raise ValueError(f"must have at most the {vocab_size:,} tokens that the model has")
+            raise CheckError(f"must have at most the {vocab_size:,} tokens that the model has")
     return tokenizer
 
 
 def load_unigram(path: Path, vocab_size: int) -> Tensor:
     """Log-probabilities (V,) of the fitted unigram. Raises ValueError where the file does not hold them."""
-    with naming(path, ValueError, OSError, SafetensorError):
+    with naming(path, CheckError, OSError, SafetensorError):
         log_probs = load_file(path).get("log_probs", torch.empty(0))
         if log_probs.shape != (vocab_size,):
-            raise ValueError(f"must hold {vocab_size:,} log-probabilities, as many as the model has tokens")
+            raise CheckError(f"must hold {vocab_size:,} log-probabilities, as many as the model has tokens")
     return log_probs
 
 
 @contextlib.contextmanager
 def naming(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Turn errors that reading a file may raise into a ValueError of one line that names the file."""
+    """Turn errors that reading a file may raise into a CheckError of one line that names the file."""
     try:
         yield
     except errors as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        reason = error.strerror if isinstance(error, OSError) else None  # without the path, which str repeats
+        raise CheckError(f"{path}: {' '.join((reason or str(error)).split())}") from error
 
 
 @torch.no_grad()
@@ -128,7 +129,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     try:
         tokens: list[int] = tokenizer.encode(prompt).ids
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"prompt = {prompt!r}: must be text that the tokenizer knows ({error})") from None
+        raise wrong_value("prompt", repr(prompt), f"text that the tokenizer knows ({error})") from None
     require(len(tokens) > 0, "prompt", repr(prompt), "text of at least one token")
     return tokens
 
@@ -169,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_replacements()
     try:
         print(printable(answer(arguments), keep="\n\t"))
-    except (ValueError, OSError) as error:
+    except (CheckError, OSError) as error:
         print(f"marble_sweep.sample: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -15,7 +15,7 @@ PLAIN = {"─": "-", "–": "-", "−": "-", "…": "...", "±": "+-", "×": "x"
 
 def printable(text: str, keep: str = "") -> str:
     r"""The text with every character that could do more than show itself as an escape, like \x1b; `keep` stays."""
-    return UNSAFE.sub(lambda found: found[0] if found[0] in keep else escaped(found[0]), text)
+    return UNSAFE.sub(lambda match: match[0] if match[0] in keep else escaped(match[0]), text)
 
 
 def escaped(character: str) -> str:
@@ -38,7 +38,7 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def costing_a_line(what: str) -> Iterator[None]:
+def warning_on_error(what: str) -> Iterator[None]:
     """Go on without what is only there to be looked at, where it cannot be made."""
     try:
         yield

@@ -24,6 +24,7 @@ from hydra.core.override_parser.types import QuotedString
 
 import marble_sweep as ms
 from marble_sweep import api, loaded_run
+from marble_sweep.checks import CheckError
 from marble_sweep.groups import AdamWConfig, MarkovConfig, PydocsConfig, SGDConfig
 
 SIGNATURES = {
@@ -243,7 +244,7 @@ def test_a_damaged_file_is_named(name: str, damage: str, trained: ms.Run, tmp_pa
     DAMAGES[damage](run.path / name)
     with pytest.raises(ValueError, match=rf"^[^\n]*{name}") as caught:
         READERS[name](run)
-    assert type(caught.value) is ValueError
+    assert type(caught.value) is CheckError
 
 
 @pytest.mark.parametrize("content", ["{}", '{"criteria": [3]}', '{"criteria": [{"name": "a", "checks": [{"b": 1}]}]}'])

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import marble_sweep.hydra_app.main  # noqa: F401 - registers the resolvers that conf/ asks for
 from hydra_plugins.marble_sweeper.grid_sweeper import GridSweeper
 from marble_sweep import config as schema
 from marble_sweep.hydra_app.callbacks import fix_directory

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 from hydra import compose
@@ -11,6 +12,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from marble_sweep.checks import CheckError
 from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, register_schemas, resolve
 from marble_sweep.groups import (
     PRECISIONS,
@@ -33,6 +35,8 @@ from marble_sweep.groups import (
 )
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import composing_from
+from marble_sweep.runs.damage import flat
+from marble_sweep.sample import read_config
 
 MANDATORY = {
     "tokens": ["data.path=ids.safetensors"],
@@ -293,18 +297,37 @@ def test_every_option_of_every_group_composes(group: str, option: str) -> None:
         assert type(chosen) is SCHEMAS[group][option]
 
 
-@pytest.mark.parametrize(("group", "option"), [each for each in OPTIONS if each[0] != "model"], ids="=".join)
-def test_what_a_file_leaves_out_and_what_it_says_are_the_schemas_defaults(group: str, option: str) -> None:
-    """Otherwise the same run would differ by how its config was made."""
-    chosen = getattr(composed(f"{group}={option}", *MANDATORY.get(option, [])), group)
-    given = {override.split(".")[1].split("=")[0] for override in MANDATORY.get(option, [])} | {"name", "type"}
-    if group == "schedule":
-        given.add("warmup_steps")  # one that is wanted is set in the file
-    for each in fields(chosen):
-        if each.name not in given:
-            default = getattr(type(chosen)(), each.name)
-            found = getattr(chosen, each.name)
-            assert list(found) == list(default) if isinstance(found, list | tuple) else found == default, each.name
+def settings_in(path: Path) -> tuple[list[str], dict[str, object]]:
+    """The options that a file of conf/ chooses, as overrides, and its values by key, in the order of the file."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
+    entries = [entry for entry in content.pop("defaults", []) if isinstance(entry, dict)]
+    choices = [f"{key.removeprefix('override /')}={option}" for entry in entries for key, option in entry.items()]
+    content.pop("hydra", None)
+    return choices, dict(flat(content, ""))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
+def test_no_option_repeats_a_default_of_its_schema(group: str, option: str) -> None:
+    """It would have to be changed in two places, and built plainly the config would differ."""
+    _, values = settings_in(CONF / group / f"{option}.yaml")
+    schema = SCHEMAS[group][option] if group in SCHEMAS else get_type_hints(Config)[group]
+    defaults = {field.name: field.default for field in fields(schema)}
+    assert not [key for key, value in values.items() if value == defaults[key]]
+
+
+@pytest.mark.parametrize("name", ["config", *(f"experiment/{each}" for each in EXPERIMENTS)])
+def test_neither_the_program_nor_an_experiment_repeats_a_default(name: str) -> None:
+    choices, values = settings_in(CONF / f"{name}.yaml")
+    default = OmegaConf.structured(composed(*choices if name != "config" else []))
+    assert not [key for key, value in values.items() if value == OmegaConf.select(default, key)]
+
+
+def test_a_config_built_plainly_is_the_composed_one() -> None:
+    for group, options in SCHEMAS.items():
+        for option, schema in options.items():
+            overrides = MANDATORY.get(option, [])
+            given = {key.partition(".")[2]: path for key, _, path in (word.partition("=") for word in overrides)}
+            assert vars(getattr(composed(f"{group}={option}", *overrides), group)) == vars(schema(**given))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -317,7 +340,7 @@ def test_every_experiment_composes_and_leaves_room(experiment: str, others: list
         assert getattr(config, group).name == option
 
 
-def test_the_experiments_that_the_issue_names() -> None:
+def test_experiments_are_what_they_are_named_after() -> None:
     marble, flannel = composed("experiment=marble_1"), composed("experiment=flannel")
     crucible, quick = composed("experiment=crucible"), composed("experiment=quick")
     assert (marble.precision.name, marble.data.val_fraction, marble.model.name) == ("bf16_pure", 0.0, "4L128D")
@@ -417,13 +440,23 @@ def test_lists_and_what_differs_from_every_default_survive(tmp_path: Path) -> No
     assert (again.data.packages, list(again.optimizer.betas), again.model.name) == (["numpy"], [0.8, 0.95], "odd")
 
 
+@pytest.mark.parametrize("content", ["- a", "a: [", "model: {}", "optimizer: nope"])
+def test_a_damaged_config_is_named_once(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    for read in (lambda: load(tmp_path / "config.yaml"), lambda: read_config(tmp_path)):
+        with pytest.raises(CheckError) as raised:
+            read()
+        assert str(raised.value).startswith(f"{tmp_path / 'config.yaml'}: ")
+        assert str(raised.value).count("config.yaml") == 1
+
+
 def test_a_dumped_config_that_was_tampered_with_is_checked_again(tmp_path: Path) -> None:
     path = dumped(composed(), tmp_path)
     path.write_text(path.read_text().replace("lr: 0.0003", "lr: -1.0"))
     with pytest.raises(ValueError, match=r"optimizer.lr = -1.0: must be"):
         load(path)
     path.write_text(path.read_text().replace("lr: -1.0", "lr: 0.1\n  rate: 3"))
-    with pytest.raises(OmegaConfBaseException, match="rate"):
+    with pytest.raises(CheckError, match=r"config.yaml: optimizer.rate: Key 'rate' not in 'AdamWConfig'$"):
         load(path)
 
 

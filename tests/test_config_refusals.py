@@ -1,6 +1,7 @@
 """Each field of each group refuses what it cannot hold, in one line that begins with the field's whole key."""
 
 import math
+import pickle
 from dataclasses import fields
 from functools import cache
 from typing import Any, get_type_hints
@@ -12,8 +13,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_sweep import config as schema
-from marble_sweep.checks import Checked
-from marble_sweep.config import SCHEMAS, Config
+from marble_sweep.checks import Checked, CheckError
+from marble_sweep.config import SCHEMAS, Config, UnknownKeyError
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.errors import one_line
 from marble_sweep.hydra_app.hydra_versions import composing_from
@@ -149,3 +150,9 @@ def test_lines(override: str, line: str) -> None:
     assert told is not None
     assert told.startswith(line), told
     assert "\n" not in told
+
+
+@pytest.mark.parametrize("error", [CheckError("seed = -1: must be 0", "seed"), UnknownKeyError("a: no such key", "a")])
+def test_a_complaint_comes_whole_from_another_process(error: CheckError) -> None:
+    copied = pickle.loads(pickle.dumps(error))
+    assert (type(copied), str(copied), copied.field) == (type(error), str(error), error.field)

@@ -42,12 +42,12 @@ def test_what_is_missing_is_written_without_training(status: str, lost: str, fin
     shutil.rmtree(directory / lost) if lost == "plots" else (directory / lost).unlink()
     metadata = read_metadata(directory)
     (directory / "metadata.json").write_text(json.dumps(metadata | {"status": status}))
-    assert child.place(tiny_config(), tmp_path / "sweep", 0) == (directory, False)
+    assert child.assign_run_dir(tiny_config(), tmp_path / "sweep", 0) == (directory, False)
     rows = (directory / "metrics.csv").read_bytes()
     assert run(tiny_config(), directory, resume=True, show=False) == "finished"
     assert (directory / "metrics.csv").read_bytes() == rows
     assert_complete(directory)
-    assert child.place(tiny_config(), tmp_path / "sweep", 0) == (directory, True)
+    assert child.assign_run_dir(tiny_config(), tmp_path / "sweep", 0) == (directory, True)
     kept = ("step", "final_loss", "last_evaluation", "n_checkpoints", "total_epochs", "train_seconds")
     assert {name: read_metadata(directory)[name] for name in kept} == {name: metadata[name] for name in kept}
 

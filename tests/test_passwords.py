@@ -103,7 +103,6 @@ def test_an_override_with_a_password_is_refused(
     override: str, others: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["marble_sweep", *others, override])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # `main` sets it
     with pytest.raises(SystemExit) as raised:
         cli.main()
     assert raised.value.code == 2

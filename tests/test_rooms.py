@@ -99,3 +99,10 @@ def test_private_parts_of_hydra_stand_in_one_file(module: str) -> None:
         attributes = [node for node in ast.walk(MODULES[module]) if isinstance(node, ast.Attribute)]
         of_others = {node.attr for node in attributes if ast.unparse(node.value) != "self"}
         assert not {name for name in of_others if name.startswith("_") and not name.endswith("_")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_complaints_are_raised_as_such(module: str) -> None:
+    """A plain ValueError of ours would be taken for a bug, and a user's mistake shown with a traceback."""
+    raised = [ast.unparse(node.exc) for node in ast.walk(MODULES[module]) if isinstance(node, ast.Raise) and node.exc]
+    assert not [error for error in raised if error.startswith("ValueError")]

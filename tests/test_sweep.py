@@ -124,7 +124,7 @@ def test_a_damaged_run_is_passed_over_and_trained_beside(
     mark_start(sweep_dir)
     assert count_failures(sweep_dir) == 0
     assert {path.name for path in latest(sweep_dir, None)} >= {"0", "2"}
-    assert child.place(config, sweep_dir, 1) == (sweep_dir / "4", False)
+    assert child.assign_run_dir(config, sweep_dir, 1) == (sweep_dir / "4", False)
     if name.startswith("config"):
         assert find_run(config, sweep_dir) == sweep_dir / "4"
         assert (
@@ -146,13 +146,13 @@ def test_new_jobs_of_an_old_sweep_get_free_directories(finished: Path, tmp_path:
 
 def test_changed_code_or_data_is_not_reused(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = tiny_config("model.num_layers=1")
-    assert child.place(config, finished, 5) == (finished / "1", True)
+    assert child.assign_run_dir(config, finished, 5) == (finished / "1", True)
     metadata = (finished / "1" / "metadata.json").read_text()
     for key, word in (("code_sha256", "code"), ("sha256", "data")):
         old = json.loads(metadata)
         (old if key == "code_sha256" else old["corpus"])[key] = "0" * 64
         (finished / "1" / "metadata.json").write_text(json.dumps(old))
-        assert child.place(config, finished, 1) == (finished / "3", False)
+        assert child.assign_run_dir(config, finished, 1) == (finished / "3", False)
         assert f"not reused, its {word} was 000000000000, now " in caplog.messages[-1]
         shutil.rmtree(finished / "3")
     (finished / "1" / "metadata.json").write_text(metadata)

@@ -25,14 +25,14 @@ class GridSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def words(self, arguments: Sequence[str]) -> list[str]:
+    def overrides(self, arguments: Sequence[str]) -> list[str]:
         """The sweeper's own overrides, and then the command line's."""
         return [*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments]
 
     def sweep(self, arguments: list[str]) -> Any:
         from marble_sweep.hydra_app.grid import launch_grid
 
-        return launch_grid(self, self.words(arguments), self.max_batch_size)
+        return launch_grid(self, self.overrides(arguments), self.max_batch_size)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Nothing: marble_sweep.hydra_app.callbacks has checked every job, in a hundredth of the time."""

@@ -34,7 +34,7 @@ class SmallestSweeper(GridSweeper):
             return super().sweep(arguments)
         from marble_sweep.hydra_app.search import search
 
-        code = search(self.config, self.words(arguments), self.hydra_context, self.task_function, self.launcher)
+        code = search(self.config, self.overrides(arguments), self.hydra_context, self.task_function, self.launcher)
         if code:
             raise SystemExit(code)
         return None

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from marble_sweep.checks import wrong_value
+
 
 def windows(tokens: Tensor, seq_len: int) -> Tensor:
     """Cut (num_tokens,) into non-overlapping windows (num_windows, T); the last partial one is dropped."""
@@ -19,7 +21,7 @@ def eval_windows(tokens: Tensor, seq_len: int, most: int) -> Tensor:
     """
     every = windows(tokens, seq_len)
     if len(every) == 0:
-        raise ValueError(f"trainer.seq_len = {seq_len}: must be <= {len(tokens)}, the tokens there are to evaluate on")
+        raise wrong_value("trainer.seq_len", seq_len, f"<= {len(tokens)}, the tokens there are to evaluate on")
     num_windows = min(most, len(every))
     # Integer arithmetic: the same windows on every machine.
     return every[torch.arange(num_windows) * len(every) // num_windows]
@@ -35,10 +37,8 @@ class Batches:
     def __init__(self, windows: Tensor, batch_size: int, seed: int) -> None:
         """`windows` (num_windows, T) stay on their device. Raises ValueError if they do not fill one batch."""
         if len(windows) < batch_size:
-            raise ValueError(
-                f"trainer.batch_size = {batch_size}: must be <= {len(windows)}, "
-                f"the training windows of {windows.shape[1]} tokens (trainer.seq_len)"
-            )
+            allowed = f"<= {len(windows)}, the training windows of {windows.shape[1]} tokens (trainer.seq_len)"
+            raise wrong_value("trainer.batch_size", batch_size, allowed)
         self._windows = windows
         self._batch_size = batch_size
         self._generator = torch.Generator().manual_seed(seed)

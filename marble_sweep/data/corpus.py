@@ -14,7 +14,7 @@ from safetensors.numpy import save as save_arrays
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require, wrong_value
 from marble_sweep.data import notebook, synthetic
 from marble_sweep.data.cache import cached, content_key
 from marble_sweep.data.given import Encoded, what_got_lost
@@ -62,7 +62,7 @@ def load_corpus(config: DataConfig) -> Corpus:
             description = f"text: {printable(config.path)}; {len(documents):,} file{'s' * (len(documents) > 1)}"
             origin = f"data.path = {config.path!r} ({_size(*documents.values())})"
             return _load_tokenized(config, config.dead_fraction, documents, description, origin)
-    raise ValueError(f"data.name = {config.name}: must be one of pydocs, text, notebook, tokens, markov, iid")
+    raise wrong_value("data.name", config.name, "one of pydocs, text, notebook, tokens, markov, iid")
 
 
 def require_enough(corpus: Corpus, batch_size: int, seq_len: int) -> None:
@@ -74,10 +74,10 @@ def require_enough(corpus: Corpus, batch_size: int, seq_len: int) -> None:
         f"{batch_size * seq_len:,} tokens to train on (trainer.batch_size={batch_size} x trainer.seq_len={seq_len})"
     )
     if num_val:
-        raise ValueError(
+        raise CheckError(
             f"{corpus.origin}: must have {needed} and {seq_len:,} held out, and has {num_train:,} and {num_val:,}"
         )
-    raise ValueError(f"{corpus.origin}: must have {needed}, and has {num_train:,}")
+    raise CheckError(f"{corpus.origin}: must have {needed}, and has {num_train:,}")
 
 
 def _load_synthetic(config: MarkovConfig) -> Corpus:

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require, wrong_value
 from marble_sweep.data.given import Encoded, encode_given
 from marble_sweep.data.text import read_bytes, read_text
 from marble_sweep.data.tokenizer import load_tokenizer
@@ -36,7 +36,7 @@ def read_tokenizer(config: NotebookConfig) -> tuple[Tokenizer, str]:
         tokenizer = load_tokenizer(source)
     except Exception as error:  # the library raises nothing narrower
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"data.tokenizer_path = {name}: must be tokenizers JSON ({reason})") from None
+        raise wrong_value("data.tokenizer_path", name, f"tokenizers JSON ({reason})") from None
     entries = sorted((number, token) for token, number in tokenizer.get_vocab().items())
     require(bool(entries), "data.tokenizer_path", name, "a tokenizer with a vocabulary, and has none")
     owners: dict[int, str] = {}
@@ -78,7 +78,7 @@ def encode_corpus(config: NotebookConfig, tokenizer: Tokenizer, text: str) -> En
         return encode_given(tokenizer, text)
     except Exception as error:  # the library raises nothing narrower
         allowed = f"a tokenizer for all of {config.corpus_path!r}, and fails{_first_failure(tokenizer, text)} ({error})"
-        raise ValueError(f"data.tokenizer_path = {config.tokenizer_path!r}: must be {allowed}") from None
+        raise wrong_value("data.tokenizer_path", repr(config.tokenizer_path), allowed) from None
 
 
 def _first_failure(tokenizer: Tokenizer, text: str) -> str:
@@ -105,7 +105,7 @@ def read_dead_mask(config: NotebookConfig, without_token: Tensor) -> Tensor:
     try:
         tensors = load_tensors(read_bytes(path, "data.dead_mask_path"))
     except SafetensorError as error:
-        raise ValueError(f"data.dead_mask_path = '{path}': must be a safetensors file ({error})") from None
+        raise wrong_value("data.dead_mask_path", f"'{path}'", f"a safetensors file ({error})") from None
     check(
         {"dead_mask", "dead_indices"} <= tensors.keys(),
         f"a file with dead_mask and dead_indices, and has only {', '.join(sorted(tensors)) or 'a header'}",
@@ -125,7 +125,8 @@ def check_dead_mask(config: NotebookConfig, mask: Tensor, occurs: Tensor, tokeni
     """Raise ValueError if `mask` (V,) marks a token that `occurs` (V,) in the training split."""
     wrong = (mask & occurs).nonzero().flatten().tolist()
     if wrong:
-        raise ValueError(
+        raise CheckError(
             f"data.dead_mask_path = '{config.dead_mask_path}': must mark only tokens that never occur in training, "
-            f"and marks {len(wrong)} that do, such as {wrong[0]} ({tokenizer.id_to_token(wrong[0])!r})"
+            f"and marks {len(wrong)} that do, such as {wrong[0]} ({tokenizer.id_to_token(wrong[0])!r})",
+            "data.dead_mask_path",
         )

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require
 
 MIN_DOCUMENTS = 20  # from here on whole documents are held out
 SHINGLE = 8  # words
@@ -48,9 +48,10 @@ def split_documents(documents: dict[str, str], val_fraction: float, origin: str)
 def require_both_sides(condition: bool, origin: str, val_fraction: float) -> None:
     """Raise ValueError for data from `origin` that are too short to be split, where not `condition`."""
     if not condition:
-        raise ValueError(
+        raise CheckError(
             f"{origin}: must be long enough for data.val_fraction = {val_fraction:g} to leave something on both sides; "
-            "training needs trainer.batch_size x trainer.seq_len tokens, held out are at least trainer.seq_len"
+            "training needs trainer.batch_size x trainer.seq_len tokens, held out are at least trainer.seq_len",
+            origin.partition(" = ")[0],
         )
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require, wrong_value
 
 SUFFIXES = (".txt", ".md")  # in upper or lower case
 
@@ -20,7 +20,7 @@ def read_documents(path: str) -> dict[str, str]:
     try:
         files = _find(path)
     except OSError as error:
-        raise ValueError(f"data.path = {path!r}: must be readable ({error.strerror}: {error.filename!r})") from None
+        raise wrong_value("data.path", repr(path), f"readable ({error.strerror}: {error.filename!r})") from None
     require(bool(files), "data.path", repr(path), f"a file, a glob, or a folder with {' or '.join(SUFFIXES)} files")
     root = os.path.commonpath([file.parent for file in files])
     documents = {file.relative_to(root).as_posix(): read_text(file, "data.path") for file in files}
@@ -34,15 +34,15 @@ def read_text(path: Path, name: str) -> str:
     try:
         text = read_bytes(path, name).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} = {str(path)!r}: must be UTF-8, and byte {error.start} is not") from None
+        raise wrong_value(name, repr(str(path)), f"UTF-8, and byte {error.start} is not") from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 def read_bytes(path: Path, name: str) -> bytes:
     """The bytes of a file. Raises ValueError for setting `name` if it cannot be read."""
 
-    def complaint(reason: str) -> ValueError:
-        return ValueError(f"{name} = {str(path)!r}: must be a readable file ({reason})")
+    def complaint(reason: str) -> CheckError:
+        return wrong_value(name, repr(str(path)), f"a readable file ({reason})")
 
     try:
         if path.exists() and not path.is_file():

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from marble_sweep.checks import CheckError
 from marble_sweep.groups import NUM_BYTES
 
 # Blocks of 64 characters that share all bytes but the last: every token of a text in such a block
@@ -130,7 +131,7 @@ def _unused_block(text: str) -> str:
         block = [chr(code) for code in range(first, first + BLOCK)]
         if not re.search(f"[{block[0]}-{block[-1]}]", text):
             return "".join(character for character in block if character.isalpha())
-    raise ValueError(f"data: the text must leave one of these scripts unused: {', '.join(UNUSED_BLOCKS)}")
+    raise CheckError(f"data: the text must leave one of these scripts unused: {', '.join(UNUSED_BLOCKS)}")
 
 
 def _generate_text(letters: str, num_words: int) -> list[str]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from marble_sweep.checks import require
+from marble_sweep.checks import require, wrong_value
 from marble_sweep.groups import TokensConfig
 
 NAME = "tokens"
@@ -20,7 +20,7 @@ def read_tokens(config: TokensConfig) -> NDArray[np.int32]:
     try:
         arrays = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"data.path = {config.path}: must be a whole safetensors file ({error})") from None
+        raise wrong_value("data.path", config.path, f"a whole safetensors file ({error})") from None
     require(NAME in arrays, "data.path", config.path, f"a file with `{NAME}`; it has {', '.join(arrays) or 'nothing'}")
     ids = arrays[NAME]
     whole = ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer)
@@ -29,5 +29,5 @@ def read_tokens(config: TokensConfig) -> NDArray[np.int32]:
     if len(outside):
         first = outside[0]
         allowed = f"above every id: number {first} of {len(ids)} in {config.path} is {ids[first]}"
-        raise ValueError(f"data.vocab_size = {config.vocab_size}: must be {allowed}")
+        raise wrong_value("data.vocab_size", config.vocab_size, allowed)
     return ids.astype(np.int32)

@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,22 +12,24 @@ from typing import TYPE_CHECKING, Any
 from filelock import BaseFileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from marble_sweep import config as schema
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import literal, override
 from marble_sweep.hydra_app.composer import Composer, without_hydra
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, one_line
 from marble_sweep.hydra_app.grid import grid_jobs
-from marble_sweep.hydra_app.private import BASIC_SWEEPER, ending_the_program
+from marble_sweep.hydra_app.private import BASIC_SWEEPER, leaving_hydra
 from marble_sweep.hydra_app.rerun import as_written, rerun_command
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, user_path
 from marble_sweep.runs.status import ENDED, RunStatus, latest, mark_start, read_metadata
-from marble_sweep.terminal import costing_a_line
+from marble_sweep.terminal import warning_on_error
 
 if TYPE_CHECKING:
     from marble_sweep.sweeps.watch import SweepWatch
@@ -40,28 +43,29 @@ class CheckAndWatch(Callback):
     """Checks every config, of a run or of all jobs of a sweep, before anything starts; watches sweeps."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        with ending_the_program(EXIT_FAILED), exiting_on_errors():
+        with leaving_hydra():
             require_multirun(config)
             require_own_directories(config)
-            settings = schema.resolve(without_hydra(config))
-            require(settings.resume != "", "resume", "''", "a run directory, one with a config.yaml")
+            run_config = schema.resolve(without_hydra(config))
+            require(run_config.resume != "", "resume", "''", "a run directory, one with a config.yaml")
             fix_directory(config, "run")
-            if settings.resume is None:
+            if run_config.resume is None:
                 return
-            others = [each for each in as_written(config.hydra.overrides.task) if not each.startswith("resume=")]
+            others = [
+                argument for argument in as_written(config.hydra.overrides.task) if not argument.startswith("resume=")
+            ]
             alone = f"alone: the run's own config is used (drop {', '.join(others)})"
-            require(not others, "resume", settings.resume, alone)
-            found = (user_path(settings.resume) / layout.CONFIG).is_file()
-            require(found, "resume", settings.resume, "a run directory, one with a config.yaml")
+            require(not others, "resume", run_config.resume, alone)
+            is_run = (user_path(run_config.resume) / layout.CONFIG).is_file()
+            require(is_run, "resume", run_config.resume, "a run directory, one with a config.yaml")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        global current
-        with ending_the_program(EXIT_FAILED), exiting_on_errors():
+        with leaving_hydra():
             require_own_directories(config)
             require_meant_for(config)
             fix_directory(config, "sweep")
-            if not is_search(config):  # a search checks, holds and tells for itself
-                current = start_sweep(config)
+            if not is_search(config):  # a search checks its trials, locks its directory and concludes by itself
+                _started.get().append(start_sweep(config))
 
 
 @dataclass
@@ -87,7 +91,7 @@ class Sweep:
         missing = max(0, len(configs) - len(ended))
         counts = {name: ended.count(name) for name in ENDED} | {"to do": missing}
         with contextlib.suppress(OSError):  # nobody may be reading any more
-            with costing_a_line(f"the comparison in {self.directory}"):
+            with warning_on_error(f"the comparison in {self.directory}"):
                 self.watch.stop()
             print(", ".join(f"{number} {name}" for name, number in counts.items() if number), file=sys.stderr)
             if failed or missing:
@@ -104,17 +108,28 @@ class Sweep:
         return EXIT_INTERRUPTED if missing else 0
 
 
-current: Sweep | None = None
+_started: ContextVar[list[Sweep]] = ContextVar("sweeps")
+
+
+@contextlib.contextmanager
+def started_sweeps() -> Iterator[list[Sweep]]:
+    """A list that takes the sweep which the callback starts meanwhile: Hydra makes the callback, and keeps it."""
+    sweeps: list[Sweep] = []
+    token = _started.set(sweeps)
+    try:
+        yield sweeps
+    finally:
+        _started.reset(token)
 
 
 def require_multirun(config: DictConfig) -> None:
-    """Raises ValueError where one run is about to start and the command line speaks of a sweep."""
+    """Raises CheckError where one run is about to start and the command line speaks of a sweep."""
     for key, value in given_below(config, *OF_SWEEPS):
         require(False, key, value, "given with --multirun: without it one run is trained")
 
 
 def require_meant_for(config: DictConfig) -> None:
-    """Raises ValueError where the command line of a sweep gives what this sweep would ignore."""
+    """Raises CheckError where the command line of a sweep gives what this sweep would ignore."""
     for key, value in given_below(config, "hydra.run"):
         require(False, key, value, "left out with --multirun; the directory of a sweep is hydra.sweep.dir")
     for key, value in given_below(config, "search"):
@@ -123,14 +138,14 @@ def require_meant_for(config: DictConfig) -> None:
 
 def given_below(config: DictConfig, *parents: str) -> Iterator[tuple[str, str]]:
     """The keys, and their values, that the command line gives at or below one of these."""
-    for word in [*as_written(config.hydra.overrides.hydra), *as_written(config.hydra.overrides.task)]:
-        key, _, value = word.lstrip("+~").partition("=")
+    for argument in [*as_written(config.hydra.overrides.hydra), *as_written(config.hydra.overrides.task)]:
+        key, _, value = argument.lstrip("+~").partition("=")
         if any(key == parent or key.startswith(f"{parent}.") for parent in parents):
             yield key, value
 
 
 def require_own_directories(config: DictConfig) -> None:
-    """Raises ValueError where Hydra would put jobs elsewhere than marble_sweep looks for them."""
+    """Raises CheckError where Hydra would put jobs elsewhere than marble_sweep looks for them."""
     here = "false: paths are relative to the directory in which the command is started"
     require(not config.hydra.job.chdir, "hydra.job.chdir", config.hydra.job.chdir, here)
     subdir, number = as_written(config.hydra.sweep)["subdir"], "${hydra.job.num}"
@@ -171,18 +186,19 @@ def is_search(config: DictConfig) -> bool:
 
 
 def check_jobs(config: DictConfig) -> list[schema.Config]:
-    """The checked configs of all jobs. Raises ValueError that names the job that cannot be, or is there twice."""
+    """The checked configs of all jobs. Raises CheckError that names the job that cannot be, or is there twice."""
     composer = Composer(GlobalHydra.instance().config_loader(), config)
     jobs: list[schema.Config] = []
     first: dict[str, int] = {}
     for number, overrides in enumerate(grid(config)):
         try:
             job = composer.resolve(overrides)
-        except ValueError as error:
-            raise ValueError(f"job {number} ({' '.join(overrides)}): {error}") from None
+        except (CheckError, HydraException, OmegaConfBaseException) as error:
+            given = [*as_written(config.hydra.overrides.task), *as_written(config.hydra.overrides.hydra)]
+            raise CheckError(f"job {number} ({' '.join(overrides)}): {one_line(error, given)}") from None
         computed = repr([getattr(job, key.name) for key in fields(job) if key.name not in schema.NOT_OF_A_RUN])
         if (same := first.setdefault(computed, number)) < number:
-            raise ValueError(f"job {number}: must differ from job {same}, whose config is the same")
+            raise CheckError(f"job {number}: must differ from job {same}, whose config is the same")
         jobs.append(job)
     return jobs
 

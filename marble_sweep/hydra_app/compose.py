@@ -16,7 +16,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 def compose_config(overrides: Sequence[str]) -> schema.Config:
     """The checked config of one run, from the files in conf/ and `overrides`, as "model=2L64D".
 
-    Hydra's global state is afterwards as it was. Raises ValueError for a value that cannot be, and Hydra's own
+    Hydra's global state is afterwards as it was. Raises CheckError for a value that cannot be, and Hydra's own
     errors for an override that it cannot read.
     """
     schema.register_schemas()

@@ -34,81 +34,83 @@ class Template:
 class Composer:
     """Configs of jobs, from their overrides.
 
-    Hydra composes one config for each choice of options. Numbers, words and nulls for keys that are there are then put
+    Hydra composes one config for each choice of options. Numbers, texts and nulls for keys that are there are then put
     in, by the call that Hydra itself makes for them. Whatever else an override asks for is left to Hydra.
     """
 
-    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
-        """`master` is the sweep's own config, from which Hydra composes those of its jobs."""
+    def __init__(self, loader: ConfigLoader, sweep_config: DictConfig) -> None:
+        """`sweep_config` is the sweep's own config, from which Hydra composes those of its jobs."""
         self.loader = loader
-        self.master = master
+        self.sweep_config = sweep_config
         self.parser = OverridesParser.create(loader)
         self.groups = set(loader.list_groups(""))
         self._parsed: dict[str, Override] = {}
         self._bases: dict[tuple[str, ...], Base] = {}
         self._templates: dict[tuple[tuple[str, ...], ...], Template] = {}
 
-    def compose(self, words: Sequence[str]) -> DictConfig:
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The whole config of the job with these overrides, Hydra's part included."""
-        base_words, values = self._split(words)
-        config = copy.deepcopy(self._base(base_words).config)
+        base_overrides, values = self._split(overrides)
+        config = copy.deepcopy(self._base(base_overrides).config)
         put_in(config, values)
-        config.hydra.overrides.task = list(words)
+        config.hydra.overrides.task = list(overrides)
         return config
 
-    def resolve(self, words: Sequence[str]) -> schema.Config:
+    def resolve(self, overrides: Sequence[str]) -> schema.Config:
         """The checked config of the job with these overrides.
 
-        Raises ValueError, HydraException or OmegaConfBaseException for what cannot be.
+        Raises CheckError, HydraException or OmegaConfBaseException for what cannot be.
         """
-        base_words, values = self._split(words)
+        base_overrides, values = self._split(overrides)
         try:
-            return self._resolve(base_words, values)
+            return self._resolve(base_overrides, values)
         except OmegaConfBaseException:
             # A value of the wrong type: Hydra says where.
-            return schema.resolve(without_hydra(self._compose_anew(words)))
+            return schema.resolve(without_hydra(self._compose_anew(overrides)))
 
-    def _resolve(self, base_words: tuple[str, ...], values: Sequence[Override]) -> schema.Config:
-        key = (base_words, tuple(value.key_or_group for value in values))
+    def _resolve(self, base_overrides: tuple[str, ...], values: Sequence[Override]) -> schema.Config:
+        key = (base_overrides, tuple(value.key_or_group for value in values))
         template = self._templates.get(key)
         if template is None:
-            node = without_hydra(self._base(base_words).config)
+            node = without_hydra(self._base(base_overrides).config)
             put_in(node, values)
             dependent = {name for name, raw in raw_items(node) if "${" in repr(raw)}
             template = self._templates[key] = Template(node, schema.resolve(node), dependent)
         put_in(template.node, values)
         changed = template.dependent | {value.key_or_group.partition(".")[0] for value in values}
-        names = [each.name for each in fields(schema.Config) if each.name in changed]
+        names = [field.name for field in fields(schema.Config) if field.name in changed]
         return replace(template.checked, **{name: as_object(template.node, name) for name in names})
 
-    def _base(self, words: tuple[str, ...]) -> Base:
-        if words not in self._bases:
-            config = self._compose_anew(words)
-            self._bases[words] = Base(config, set(value_keys(OmegaConf.to_container(without_hydra(config)), "")))
-        return self._bases[words]
+    def _base(self, overrides: tuple[str, ...]) -> Base:
+        if overrides not in self._bases:
+            config = self._compose_anew(overrides)
+            self._bases[overrides] = Base(config, set(value_keys(OmegaConf.to_container(without_hydra(config)), "")))
+        return self._bases[overrides]
 
-    def _compose_anew(self, words: Sequence[str]) -> DictConfig:
-        return self.loader.load_sweep_config(self.master, list(words))
+    def _compose_anew(self, overrides: Sequence[str]) -> DictConfig:
+        return self.loader.load_sweep_config(self.sweep_config, list(overrides))
 
-    def _split(self, words: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
+    def _split(self, overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
         """The overrides that Hydra composes a config from, and the values that are put in afterwards."""
         values: list[Override] = []
         others: list[Override] = []
-        for word in words:
-            override = self._parse(word)
+        for text in overrides:
+            override = self._parse(text)
             (values if self._is_value(override) else others).append(override)
-        base_words = tuple(override.input_line or "" for override in others)
+        base_overrides = tuple(override.input_line or "" for override in others)
         # Where two overrides change the same part of a config, their order counts.
         edited = [override.key_or_group for override in others if not self._is_choice(override)]
         keys = {value.key_or_group for value in values}
-        if keys <= self._base(base_words).own_keys and not any(overlap(key, other) for key in keys for other in edited):
-            return base_words, values
-        return tuple(words), []
+        if keys <= self._base(base_overrides).own_keys and not any(
+            overlap(key, other) for key in keys for other in edited
+        ):
+            return base_overrides, values
+        return tuple(overrides), []
 
-    def _parse(self, word: str) -> Override:
-        if word not in self._parsed:
-            (self._parsed[word],) = self.parser.parse_overrides([word])
-        return self._parsed[word]
+    def _parse(self, text: str) -> Override:
+        if text not in self._parsed:
+            (self._parsed[text],) = self.parser.parse_overrides([text])
+        return self._parsed[text]
 
     def _is_choice(self, override: Override) -> bool:
         """Whether it chooses an option of a group."""

@@ -17,13 +17,13 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from yaml import YAMLError
 
 from marble_sweep import config as schema
-from marble_sweep.checks import FINITE, Checked, allowed_values, shown
+from marble_sweep.checks import FINITE, Checked, CheckError, allowed_values, shown
 from marble_sweep.commands import override
 from marble_sweep.hydra_app import private
 from marble_sweep.passwords import mask
 from marble_sweep.renamed_keys import RENAMED_KEYS
 
-WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+FULL_ERROR = "HYDRA_FULL_ERROR"
 EXIT_FAILED = 1  # some job of a sweep
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -31,32 +31,56 @@ EXIT_INTERRUPTED = 130
 
 @contextlib.contextmanager
 def exiting_on_errors() -> Iterator[None]:
-    """Turn what a user can mend into one line and an exit code; anything else is a bug, with its traceback."""
+    """Turn what a user can mend into one line and an exit code; anything else is a bug, with its traceback.
+
+    Whoever sets HYDRA_FULL_ERROR=1 gets a traceback either way.
+    """
+    wants_traceback = os.environ.get(FULL_ERROR) == "1"
     try:
         yield
-    except (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        if WANTS_TRACEBACK:
+    except Exception as error:
+        if wants_traceback or not is_for_user(error):
             raise
         print(f"marble_sweep: {mask(one_line(error, sys.argv[1:]))}", file=sys.stderr)
         raise SystemExit(EXIT_ERROR) from None
 
 
-def one_line(error: Exception, words: Sequence[str] = ()) -> str:
-    """Say in a line what is wrong: Hydra's and OmegaConf's own errors take several. `words` are the command line's."""
+@contextlib.contextmanager
+def raised_by_hydra() -> Iterator[None]:
+    """Have Hydra raise its errors, where it would print them and exit; it looks for this in the environment alone."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
+
+
+def is_for_user(error: Exception) -> bool:
+    """Whether an error is a complaint: of our own checks, the file system, Hydra or OmegaConf."""
+    complaints = (CheckError, OSError, HydraException, OmegaConfBaseException, YAMLError)
+    return isinstance(error, complaints) or (isinstance(error, ValueError) and private.is_raised_by_hydra(error))
+
+
+def one_line(error: Exception, arguments: Sequence[str] = ()) -> str:
+    """What is wrong, in a line: Hydra's and OmegaConf's own errors take several. `arguments` are the command line's."""
     if isinstance(error, schema.UnknownKeyError):
-        return f"{error}{hint(error.key, words)}"
+        return f"{error}{hint(error.field or '', arguments)}"
     text = f"{error}\n{error.__cause__ or ''}" if isinstance(error, HydraException) else str(error)
     message = " ".join(private.message_lines(text))
     if nameless := private.nameless_override(text):
         return unreadable(nameless, [])
     if isinstance(error, OverrideParseException):
         return unreadable(error.override, [line.strip() for line in text.splitlines()][:-1])
-    if word := private.swept_override(text):
-        key, _, value = word.partition("=")
+    if argument := private.swept_override(text):
+        key, _, value = argument.partition("=")
         one = f"one value: for several --multirun is missing, and as text it is written {as_text(key, value)}"
         return f"{key} = {value}: must be {one}"
     if unknown := private.unknown_key(text):
-        return f"{unknown}: no such key{hint(unknown, words)}"
+        return f"{unknown}: no such key{hint(unknown, arguments)}"
     if option := private.unknown_option(text):
         group, name, options = option
         return f"{group} = {name or repr('')}: must be one of {', '.join(options)}"
@@ -68,11 +92,11 @@ def one_line(error: Exception, words: Sequence[str] = ()) -> str:
     if isinstance(error, InterpolationResolutionError) or isinstance(error.__cause__, GrammarParseError):
         return f"{named or 'config'}: {message}; where ${{ is meant as text, write \\${{"
     if named:
-        return wrong_value(named, text) or f"{named}: {message}"
+        return wrong_type(named, text) or f"{named}: {message}"
     return message
 
 
-def wrong_value(key: str, text: str) -> str | None:
+def wrong_type(key: str, text: str) -> str | None:
     """What a key may hold, where it was given what its type cannot: OmegaConf names the type alone."""
     if deleted := private.deleted_key(text):
         return f"~{deleted}: must be left out: a setting cannot be deleted, only changed, as in {deleted}=VALUE"
@@ -90,24 +114,24 @@ def allowed_in(key: str, option: str | None) -> str | None:
     owners: list[Any] = list(schema.SCHEMAS.get(group, {"": hints.get(group)}).values()) if group else [schema.Config]
     owners.sort(key=lambda owner: getattr(owner, "__name__", None) != option)
     for owner in owners:
-        for each in fields(owner) if isinstance(owner, type) else ():
-            kind = get_type_hints(owner)[each.name]
-            if each.name == name and isinstance(kind, type) and issubclass(kind, Checked):
+        for field in fields(owner) if isinstance(owner, type) else ():
+            kind = get_type_hints(owner)[field.name]
+            if field.name == name and isinstance(kind, type) and issubclass(kind, Checked):
                 return f"set by its keys, as in {key}.KEY=VALUE"
-            if each.name == name:
-                return allowed_values(kind, each.metadata.get("interval", FINITE))
+            if field.name == name:
+                return allowed_values(kind, field.metadata.get("interval", FINITE))
     return None
 
 
-def unreadable(word: str, reasons: Sequence[str]) -> str:
+def unreadable(argument: str, reasons: Sequence[str]) -> str:
     """What is wrong with an override that Hydra's grammar has no reading for; `reasons` are its lines on it."""
-    key, _, value = word.partition("=")
+    key, _, value = argument.partition("=")
     if not key:
-        return f"{word}: must be KEY=VALUE, with a key that --help lists"
+        return f"{argument}: must be KEY=VALUE, with a key that --help lists"
     try:
-        OverridesParser.create().parse_override(override(key, value) if value else word)
+        OverridesParser.create().parse_override(override(key, value) if value else argument)
     except HydraException:
-        return f"{word}: must be KEY=VALUE, with a key that --help lists"
+        return f"{argument}: must be KEY=VALUE, with a key that --help lists"
     known = private.grammar_reason(reasons)
     why = f" ({known})" if known else ""
     return f"{key} = {value}: must be quoted for Hydra where it is text, as in {as_text(key, value)}{why}"
@@ -118,7 +142,7 @@ def as_text(key: str, value: str) -> str:
     return shlex.quote(override(key, value))
 
 
-def hint(key: str, words: Sequence[str] = ()) -> str:
+def hint(key: str, arguments: Sequence[str] = ()) -> str:
     """What an unknown key is called now, where it is known, or else the known one most like it."""
     if key in RENAMED_KEYS:
         return f"; it is now {RENAMED_KEYS[key]}"
@@ -131,23 +155,23 @@ def hint(key: str, words: Sequence[str] = ()) -> str:
             for path in paths(base, group):
                 owners.setdefault(path, []).append(f"{group}={option}")
     if key in owners:
-        swept = swept_options(key.partition(".")[0], words)
+        swept = swept_options(key.partition(".")[0], arguments)
         lacking = [option for option in swept if option not in owners[key]]
         if swept and not lacking:
-            given = next((word for word in words if word.startswith(f"{key}=")), f"{key}=VALUE")
+            given = next((argument for argument in arguments if argument.startswith(f"{key}=")), f"{key}=VALUE")
             return f" in the option that this sweep starts from; {shlex.quote(f'++{given}')} sets it in those swept"
         where = f"in {' and '.join(lacking)} of this sweep" if lacking else "here"
         return f" {where}; it belongs to {' and '.join(owners[key])}"
-    others = [each for each in owners if not key.startswith(f"{each}.")]  # its own group is known to whoever typed it
+    others = [path for path in owners if not key.startswith(f"{path}.")]  # its own group is known to whoever typed it
     close = difflib.get_close_matches(key, others, n=1, cutoff=0.4)
     return f"; the nearest known one is {close[0]}" if close else "; --help lists those there are"
 
 
-def swept_options(group: str, words: Sequence[str]) -> list[str]:
+def swept_options(group: str, arguments: Sequence[str]) -> list[str]:
     """The options, as `group=option`, that a command line sweeps over; empty where it does not sweep the group."""
-    for word in words:
-        if word.startswith(f"{group}="):
-            sweep = OverridesParser.create().parse_override(word)
+    for argument in arguments:
+        if argument.startswith(f"{group}="):
+            sweep = OverridesParser.create().parse_override(argument)
             if isinstance(globbed := sweep.value(), Glob):
                 return [f"{group}={option}" for option in globbed.filter(list(schema.SCHEMAS[group]))]
             if sweep.is_choice_sweep():

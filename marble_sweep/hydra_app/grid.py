@@ -14,7 +14,7 @@ from marble_sweep.checks import require
 
 
 def grid_jobs(overrides: Sequence[Override]) -> list[list[str]]:
-    """The overrides of every job; the last word on a key counts. Raises ValueError for an interval."""
+    """The overrides of every job; the last override of a key counts. Raises CheckError for an interval."""
     choices: dict[str, list[str]] = {}
     for override in overrides:
         key = override.get_key_element()
@@ -29,14 +29,14 @@ def grid_jobs(overrides: Sequence[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices.values())]
 
 
-def launch_grid(sweeper: Sweeper, words: Sequence[str], max_batch_size: int | None) -> list[Sequence[JobReturn]]:
+def launch_grid(sweeper: Sweeper, overrides: Sequence[str], max_batch_size: int | None) -> list[Sequence[JobReturn]]:
     """Launch the jobs of a sweeper that is set up, so many at once; returns what they returned, by batch."""
     assert sweeper.config is not None
     assert sweeper.launcher is not None
     assert sweeper.hydra_context is not None
     positive = max_batch_size is None or max_batch_size > 0
     require(positive, "hydra.sweeper.max_batch_size", max_batch_size, "null or a whole number >= 1")
-    jobs = grid_jobs(OverridesParser.create(sweeper.hydra_context.config_loader).parse_overrides(list(words)))
+    jobs = grid_jobs(OverridesParser.create(sweeper.hydra_context.config_loader).parse_overrides(list(overrides)))
     sweep_dir = Path(sweeper.config.hydra.sweep.dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(sweeper.config, sweep_dir / "multirun.yaml")

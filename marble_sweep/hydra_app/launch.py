@@ -20,17 +20,17 @@ class TrialComposer:
         self.composer = composer
         self.fixed = list(fixed)
 
-    def words(self, params: Mapping[str, Value]) -> list[str]:
+    def overrides(self, params: Mapping[str, Value]) -> list[str]:
         """The overrides that make this trial's config."""
         return [*self.fixed, *(f"{key}={value}" for key, value in params.items())]
 
     def compose(self, params: Mapping[str, Value]) -> DictConfig:
         """A trial's whole config, Hydra's part included."""
-        return self.composer.compose(self.words(params))
+        return self.composer.compose(self.overrides(params))
 
     def resolve(self, params: Mapping[str, Value]) -> schema.Config:
-        """A trial's checked config. Raises ValueError for what cannot be."""
-        return self.composer.resolve(self.words(params))
+        """A trial's checked config. Raises CheckError for what cannot be."""
+        return self.composer.resolve(self.overrides(params))
 
 
 class Runner:
@@ -47,7 +47,7 @@ class Runner:
         if private.launches_here(self.launcher):
             returned = private.run_here(self.composer.compose(params), number, self.context, self.task)
         else:
-            returned = self.launcher.launch([self.composer.words(params)], initial_job_idx=number)[0]
+            returned = self.launcher.launch([self.composer.overrides(params)], initial_job_idx=number)[0]
         try:
             directory = returned.return_value
         except Exception as error:

@@ -12,16 +12,18 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, QuotedString, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hydra.core.override_parser.types import Sweep as SweepValue
 from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep import config as schema
 from marble_sweep.checks import require
 from marble_sweep.commands import CONFIG_NAME, resume_command
-from marble_sweep.hydra_app import callbacks
+from marble_sweep.hydra_app.callbacks import Sweep, started_sweeps
 from marble_sweep.hydra_app.compose import CONF
-from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors
+from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting_on_errors, raised_by_hydra
 from marble_sweep.hydra_app.hydra_versions import MAIN_ARGUMENTS, register_resolver
+from marble_sweep.hydra_app.private import leaving_hydra, raising_what_left
 from marble_sweep.hydra_app.rerun import as_written
 from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
@@ -47,11 +49,13 @@ def now() -> str:
 def option_groups() -> str:
     """The options of every group in conf/, a line a group, for --help."""
     groups = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
-    return "\n".join(f"{each.name}: {', '.join(sorted(path.stem for path in each.glob('*.yaml')))}" for each in groups)
+    return "\n".join(
+        f"{folder.name}: {', '.join(sorted(path.stem for path in folder.glob('*.yaml')))}" for folder in groups
+    )
 
 
 def require_options(arguments: Sequence[str]) -> None:
-    """Raise ValueError where a group is given what Hydra cannot take for the name of an option, such as a number."""
+    """Raise CheckError where a group is given what Hydra cannot take for the name of an option, such as a number."""
     groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -59,7 +63,7 @@ def require_options(arguments: Sequence[str]) -> None:
         if equals and group in groups:
             given = OverridesParser.create().parse_override(argument).value()
             chosen = given.list if isinstance(given, ChoiceSweep) else given if isinstance(given, list) else [given]
-            is_name = all(isinstance(each, str | QuotedString | dict | Sweep) for each in chosen)
+            is_name = all(isinstance(option, str | QuotedString | dict | SweepValue) for option in chosen)
             options = sorted(path.stem for path in groups[group].glob("*.yaml"))
             require(is_name, group, value, f"one of {', '.join(options)}")
 
@@ -80,21 +84,21 @@ def job(config: DictConfig) -> float | str | None:
     context = HydraConfig.get()
     if not OmegaConf.is_missing(context.job, "num"):
         at_once = context.launcher.get("n_jobs", 1)  # joblib's
-        settings = schema.resolve(config)
-        run_dir = train_job(settings, Path(context.sweep.dir), context.job.num, threads_of_one(at_once))
-        if settings.objective is not None:
-            return objective(settings.objective, run_dir)
+        run_config = schema.resolve(config)
+        run_dir = train_job(run_config, Path(context.sweep.dir), context.job.num, threads_of_one(at_once))
+        if run_config.objective is not None:
+            return objective(run_config.objective, run_dir)
         return None if run_dir is None else str(run_dir)
     # As it is: Hydra sets it to a path, in which `${` is no interpolation.
     directory = Path(as_written(context.runtime)["output_dir"])
     try:
-        with exiting_on_errors():
+        with leaving_hydra():
             keep_freed_memory()
             from marble_sweep.run import run
 
             resumed = config.resume is not None
-            settings = schema.load(directory / layout.CONFIG) if resumed else schema.resolve(config)
-            status = run(settings, directory, resume=resumed)
+            run_config = schema.load(directory / layout.CONFIG) if resumed else schema.resolve(config)
+            status = run(run_config, directory, resume=resumed)
     except KeyboardInterrupt:
         print(interrupted(directory), file=sys.stderr)
         status = RunStatus.INTERRUPTED
@@ -121,12 +125,12 @@ def objective(name: str, directory: Path | None) -> float:
     if metadata.get("status") in (None, RunStatus.FAILED):
         return math.nan
     last = metadata["last_evaluation"]
-    found = {
+    values = {
         "n_params": metadata["n_params"],
         "val_loss": last.get("val_loss"),
         "val_margin": last.get("unigram_margin"),
     }
-    return math.nan if found[name] is None else float(found[name])
+    return math.nan if values[name] is None else float(values[name])
 
 
 def threads_of_one(jobs_at_once: int) -> int | None:
@@ -140,29 +144,39 @@ def threads_of_one(jobs_at_once: int) -> int | None:
 def main() -> None:
     """Run the command line. Exits with 0 when a run finished (or diverged: that is an outcome too)."""
     use_replacements()
-    callbacks.current = None
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's errors reach exiting_on_errors
-    ended: int | str | None = 0
+    with started_sweeps() as sweeps:
+        ended = call_hydra(sweeps)
+        # Not in a callback: what that raises is lost, and it is not called when a launcher fails.
+        for sweep in sweeps:
+            ended = sweep.conclude(interrupted=ended == EXIT_INTERRUPTED) or ended
+    if ended:
+        raise SystemExit(ended)
+
+
+def call_hydra(sweeps: Sequence[Sweep]) -> int | str | None:
+    """Have Hydra run the command line; returns the exit code. An error is raised unless a sweep has started."""
     try:
         with interrupting(), exiting_on_errors():
             refuse_passwords(sys.argv[1:])
             require_options(sys.argv[1:])
-            shows_config = any(word in ("-c", "-i") or word.startswith(("--cfg", "--info")) for word in sys.argv[1:])
-            with masked_output() if shows_config else contextlib.nullcontext():
+            shows_config = any(
+                argument in ("-c", "-i") or argument.startswith(("--cfg", "--info")) for argument in sys.argv[1:]
+            )
+            with (
+                masked_output() if shows_config else contextlib.nullcontext(),
+                raising_what_left(),
+                raised_by_hydra(),
+            ):
                 hydra.main(**MAIN_ARGUMENTS, config_path=str(CONF), config_name=CONFIG_NAME)(job)()
     except KeyboardInterrupt:
-        ended = EXIT_INTERRUPTED
-        if callbacks.current is None:
+        if not sweeps:
             print(NOT_BEGUN, file=sys.stderr)
-    except SystemExit as error:
-        ended = error.code
+        return EXIT_INTERRUPTED
+    except SystemExit as ending:
+        return ending.code
     except Exception:
-        if callbacks.current is None:
+        if not sweeps:
             raise
         traceback.print_exc()
-        ended = EXIT_FAILED
-    # Not in a callback: what that raises is lost, and it is not called when a launcher fails.
-    if callbacks.current is not None:
-        ended = callbacks.current.conclude(interrupted=ended == EXIT_INTERRUPTED) or ended
-    if ended:
-        raise SystemExit(ended)
+        return EXIT_FAILED
+    return 0

@@ -11,25 +11,25 @@ from marble_sweep.hydra_app.compose import CONF
 
 def rerun_command(config: DictConfig, sweep_dir: Path) -> str:
     """The command that goes on with this sweep."""
-    read = config_words(config)
+    read = config_arguments(config)
     given = [*as_written(config.hydra.overrides.task), *as_written(config.hydra.overrides.hydra)]
     set_here = ("hydra.mode=", "hydra.sweep.dir=")
-    kept = [word for word in given if word not in read and not word.lstrip("+").startswith(set_here)]
+    kept = [argument for argument in given if argument not in read and not argument.lstrip("+").startswith(set_here)]
     return shell_command(["--multirun", *read, *kept, override("hydra.sweep.dir", sweep_dir)])
 
 
-def config_words(config: DictConfig) -> list[str]:
-    """The words that make Hydra read the same files again: its flags, and its search path where that was given."""
+def config_arguments(config: DictConfig) -> list[str]:
+    """The arguments that make Hydra read the same files again: its flags, and its search path where that was given."""
     sources = {source["provider"]: source for source in as_written(config.hydra.runtime.config_sources)}
-    words = []
+    arguments = []
     if (path := sources["main"]["path"]) != str(CONF):
-        words += ["--config-path", f"pkg://{path}" if sources["main"]["schema"] == "pkg" else path]
+        arguments += ["--config-path", f"pkg://{path}" if sources["main"]["schema"] == "pkg" else path]
     if (name := config.hydra.job.config_name) != CONFIG_NAME:
-        words += ["--config-name", name]
+        arguments += ["--config-name", name]
     if "command-line" in sources:
-        words += ["--config-dir", sources["command-line"]["path"]]
+        arguments += ["--config-dir", sources["command-line"]["path"]]
     given = as_written(config.hydra.overrides.hydra)
-    return words + [word for word in given if word.lstrip("+").startswith("hydra.searchpath=")]
+    return arguments + [argument for argument in given if argument.lstrip("+").startswith("hydra.searchpath=")]
 
 
 def as_written(node: Any) -> Any:

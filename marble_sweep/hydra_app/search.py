@@ -12,25 +12,25 @@ from omegaconf import DictConfig
 from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from marble_sweep.hydra_app.launch import Runner, TrialComposer
-from marble_sweep.hydra_app.rerun import config_words, rerun_command
+from marble_sweep.hydra_app.rerun import config_arguments, rerun_command
 from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.searches.worker import Ending, Search
 
 
 def search(
-    master: DictConfig, words: Sequence[str], context: HydraContext, task: TaskFunction, launcher: Launcher
+    config: DictConfig, overrides: Sequence[str], context: HydraContext, task: TaskFunction, launcher: Launcher
 ) -> int:
     """Search until there is an answer, or the budget is spent, or the user has had enough; returns the exit code.
 
-    `words` are the sweeper's overrides and the command line's. Raises ValueError for what cannot be searched.
+    `overrides` are the sweeper's overrides and the command line's. Raises CheckError for what cannot be searched.
     """
-    dimensions, by_key = parse(words, OverridesParser.create(context.config_loader))
+    dimensions, by_key = parse(overrides, OverridesParser.create(context.config_loader))
     fixed = list(by_key.values())
-    composer = TrialComposer(Composer(context.config_loader, master), fixed)
+    composer = TrialComposer(Composer(context.config_loader, config), fixed)
     runner = Runner(composer, launcher, context, task)
-    directory = Path(master.hydra.sweep.dir)
-    rerun = rerun_command(master, directory)
-    files = config_words(master)
+    directory = Path(config.hydra.sweep.dir)
+    rerun = rerun_command(config, directory)
+    files = config_arguments(config)
     worker = Search(dimensions, composer.resolve, runner.run, directory, overrides=fixed, config_options=files)
     return conclude(worker.run(), rerun)
 

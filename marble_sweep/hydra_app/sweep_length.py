@@ -24,7 +24,7 @@ def length(override: Override) -> int:
 
 
 def require_few(overrides: Iterable[Override]) -> None:
-    """Raise ValueError where a sweep, or all of them together, has more values than anyone could train."""
+    """Raise CheckError where a sweep, or all of them together, has more values than anyone could train."""
     total = 1
     for override in overrides:
         total *= length(override)

@@ -6,14 +6,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from marble_sweep.checks import CheckError, wrong_value
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.searches.space import Dimension, Value, interval_grid
 
 
 def parse(arguments: Sequence[str], parser: OverridesParser) -> tuple[list[Dimension], dict[str, str]]:
-    """Split overrides into searched dimensions and fixed ones, as `key=value` words; the last of a key counts.
+    """Split overrides into searched dimensions and fixed ones, as `key=value`; the last of a key counts.
 
-    Raises ValueError for a sweep that is empty.
+    Raises CheckError for a sweep that is empty.
     """
     dimensions: dict[str, Dimension] = {}
     fixed: dict[str, str] = {}
@@ -38,13 +39,13 @@ def dimension(key: str, override: Override) -> Dimension:
         assert sweep.end is not None
         log, low, high = "log" in sweep.tags, sweep.start, sweep.end
         if not low <= high or (log and low <= 0):
-            raise ValueError(f"{key} = {override.input_line}: must be an interval from low to high{', > 0' * log}")
+            raise wrong_value(key, override.input_line, f"an interval from low to high{', > 0' * log}")
         if isinstance(low, int) and isinstance(high, int):
             return Dimension(key, IntDistribution(low, high, log=log), tuple(range(low, high + 1)), ordered=True)
         return Dimension(key, FloatDistribution(low, high, log=log), interval_grid(low, high, log=log), ordered=True)
-    values = [typed(word) for word in override.sweep_string_iterator()]
+    values = [typed(text) for text in override.sweep_string_iterator()]
     if not values:
-        raise ValueError(f"{key} = {override.input_line}: must have at least one value")
+        raise CheckError(f"{key} = {override.input_line}: must have at least one value", key)
     numeric = all(not isinstance(value, str) for value in values)
     if isinstance(sweep, RangeSweep) and all(isinstance(value, int) for value in values) and not sweep.shuffle:
         step = abs(int(sweep.step))
@@ -55,11 +56,11 @@ def dimension(key: str, override: Override) -> Dimension:
     return Dimension(key, CategoricalDistribution(ordered), ordered, ordered=numeric)
 
 
-def typed(word: str) -> Value:
+def typed(text: str) -> Value:
     """A value as a number where it is one."""
     for kind in (int, float):
         try:
-            return kind(word)
+            return kind(text)
         except ValueError:
             continue
-    return word
+    return text

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from marble_sweep.checks import CheckError
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.runs.status import RunStatus
 
@@ -48,7 +49,7 @@ def require_column(option: str, column: str, rows: Sequence[Row]) -> None:
     known = list(rows[0]) if rows else []
     if rows and column not in known:
         nearest = difflib.get_close_matches(column, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{option} = {column}: must be a column; the nearest is {nearest} (all: {', '.join(known)})")
+        raise CheckError(f"{option} = {column}: must be a column; the nearest is {nearest} (all: {', '.join(known)})")
 
 
 def parse_filter(expression: str) -> list[tuple[str, str, Any]]:
@@ -60,7 +61,7 @@ def parse_filter(expression: str) -> list[tuple[str, str, Any]]:
     for part in re.split(r"\s+and\s+", expression.strip()):
         match = CONDITION.fullmatch(part)
         if not match:
-            raise ValueError(f"--filter = {expression}: must be like 'n_params<1e6 and status==finished'")
+            raise CheckError(f"--filter = {expression}: must be like 'n_params<1e6 and status==finished'")
         conditions.append((match[1], match[2], _value(match[3])))
     return conditions
 
@@ -77,7 +78,7 @@ def matches(row: Row, conditions: Iterable[tuple[str, str, Any]]) -> bool:
             try:
                 met = OPERATORS[symbol](value, wanted)
             except TypeError:
-                raise ValueError(f"--filter = {column}{symbol}{wanted}: must compare like with like") from None
+                raise CheckError(f"--filter = {column}{symbol}{wanted}: must compare like with like") from None
         if not met:
             return False
     return True

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from marble_sweep.checks import CheckError
 from marble_sweep.runs.state import readable
 from marble_sweep.runs.tensors import write_tensors
 
@@ -48,10 +49,10 @@ class EmbeddingSnapshots:
             tensor = have.get(name)
             count = len(have["steps"]) if "steps" in have and have["steps"].ndim else 0
             if tensor is None or tensor.dtype != dtype or tensor.shape != (count, *shape):
-                raise ValueError(
+                raise CheckError(
                     f"{self.path}: must hold this run's checkpoints: {name} is missing or of another shape"
                 )
         kept = [step for step in have["steps"].tolist() if step <= max(steps)]
         if kept != [*steps]:
-            raise ValueError(f"{self.path}: must hold the checkpoints of steps {[*steps]}; it has {kept}")
+            raise CheckError(f"{self.path}: must hold the checkpoints of steps {[*steps]}; it has {kept}")
         self.steps = kept

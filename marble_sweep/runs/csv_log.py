@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
+from marble_sweep.checks import CheckError
 from marble_sweep.runs.files import atomic_write, naming, open_append, sync
 from marble_sweep.runs.renamed import current_name
 
@@ -47,7 +48,7 @@ class CsvLog:
             kept = header + b"\n" + b"".join(row for _, row in rows)
         self.hash = hashlib.sha256(kept)
         if sha256 is not None and self.hash.hexdigest() != sha256:
-            raise ValueError(f"{path}: must be as it was when the state was saved: a row up to that step has changed")
+            raise CheckError(f"{path}: must be as it was when the state was saved: a row up to that step has changed")
         with atomic_write(path) as temporary:
             temporary.write_bytes(kept)
         self._file: BinaryIO | None = None
@@ -62,7 +63,7 @@ class CsvLog:
         text = header.decode(errors="replace")
         if [current_name(name) for name in text.split(",")] != [*self.columns]:
             wanted = ",".join(self.columns)
-            raise ValueError(f"{self.path}: must begin with the columns {wanted}; it has {text[:200]!r}")
+            raise CheckError(f"{self.path}: must begin with the columns {wanted}; it has {text[:200]!r}")
 
     def _rows(self, lines: Sequence[bytes], last_step: int) -> list[tuple[int, bytes]]:
         """The whole rows up to `last_step` with their steps, until the first that cannot be read."""
@@ -84,7 +85,7 @@ class CsvLog:
             return
         missing = next((want for step, want in zip_longest(steps, expected) if step != want), None)
         problem = f"it has {len(steps)}" if missing is None else f"that of step {missing} is not"
-        raise ValueError(f"{self.path}: must hold the {len(expected)} rows that the state counts on: {problem}")
+        raise CheckError(f"{self.path}: must hold the {len(expected)} rows that the state counts on: {problem}")
 
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
         lines = [",".join(format_value(row[column]) for column in self.columns) + "\n" for row in rows]

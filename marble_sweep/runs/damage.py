@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, NamedTuple
 
+from marble_sweep.checks import CheckError
 from marble_sweep.safe_yaml import parse_yaml
 
 MAX_BYTES = 1 << 24  # of a file that is read whole
@@ -75,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON number")
+    raise CheckError(f"{text} is no JSON number")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         content = parse_yaml(text)
-    except ValueError as error:
+    except CheckError as error:
         raise DamageError(str(error)) from None
     if not isinstance(content, dict):
         raise DamageError(f"must hold a mapping, not {reprlib.repr(content)}")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from marble_sweep.checks import CheckError
 from marble_sweep.runs import layout
 
 
@@ -16,10 +17,10 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     runs: dict[Path, Path] = {}  # by resolved path, as the user gave it
     for path in paths:
         if not path.is_dir():
-            raise ValueError(f"PATH = {path}: must be a run directory or a folder of them")
+            raise CheckError(f"PATH = {path}: must be a run directory or a folder of them")
         below = sorted(_below(path), key=_natural)
         if not below:
-            raise ValueError(f"PATH = {path}: must hold runs (folders with config.yaml, metadata.json and metrics.csv)")
+            raise CheckError(f"PATH = {path}: must hold runs (folders with config.yaml, metadata.json and metrics.csv)")
         for run in below:
             runs.setdefault(run.resolve(), run)
     return list(runs.values())
@@ -35,7 +36,7 @@ def newest(root: Path = Path()) -> Path:
         if runs:
             latest = max(runs, key=lambda run: (_started(run), _natural(run)))
             return latest.parent if folder == layout.MULTIRUN else latest
-    raise ValueError("PATH: must be given: there is no run under multirun/ or outputs/")
+    raise CheckError("PATH: must be given: there is no run under multirun/ or outputs/")
 
 
 def _is_run(names: Collection[str]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from marble_sweep.checks import CheckError, wrong_value
 from marble_sweep.runs import layout
 
 # Errors of file systems that lack a call: FAT and network folders have no hard links, CIFS cannot sync a folder,
@@ -142,7 +143,7 @@ def require_ordinary(directory: Path, *, files: Iterable[str], folders: Iterable
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 path = directory / name
                 if not is_kind(path.lstat().st_mode):
-                    raise ValueError(f"{path}: must be an ordinary {kind}, not a link, pipe or device")
+                    raise CheckError(f"{path}: must be an ordinary {kind}, not a link, pipe or device")
 
 
 def lock_directory(directory: Path, setting: str, *, wait: bool = False) -> BaseFileLock:
@@ -165,7 +166,7 @@ def lock_directory(directory: Path, setting: str, *, wait: bool = False) -> Base
             lock.acquire(blocking=False)
     except Timeout:
         hint = f" (if none does, remove {lock.lock_file})" if isinstance(lock, SoftFileLock) else ""
-        raise ValueError(f"{setting} = {directory}: must be free: a running process holds it{hint}") from None
+        raise wrong_value(setting, directory, f"free: a running process holds it{hint}") from None
     remove_temporaries(directory)
     return lock
 

@@ -46,6 +46,7 @@ CONFIG_KINDS: Kinds = {
 METADATA_KINDS: Kinds = {
     "status": TEXT,
     "reason": TEXT + OR_NULL,
+    "field": TEXT + OR_NULL,
     "name": TEXT + OR_NULL,
     "num_layers": WHOLE + OR_NULL,
     "hidden_dim": WHOLE + OR_NULL,

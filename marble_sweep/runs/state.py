@@ -13,6 +13,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from marble_sweep.checks import CheckError
 from marble_sweep.config import Config, dump
 from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs import layout
@@ -40,7 +41,7 @@ def readable(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path}: must be a whole safetensors file: {error}") from None
+        raise CheckError(f"{path}: must be a whole safetensors file: {error}") from None
 
 
 def flat(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -82,11 +83,11 @@ def _require_same_config(path: Path, saved: object, config: Config) -> None:
     """Raise ValueError where the config was edited since the state was saved: the results would belong to neither."""
     now = identity(config)
     if not isinstance(saved, dict):
-        raise ValueError(f"{path}: must be the state of a run: its config is damaged")
+        raise CheckError(f"{path}: must be the state of a run: its config is damaged")
     for key, value in with_current_keys(saved).items():
         if key in now and now[key] != value:
             place = path.with_name(layout.CONFIG)
-            raise ValueError(f"{place}: {key} = {now[key]}: must be {value}, as when {path.name} was saved")
+            raise CheckError(f"{place}: {key} = {now[key]}: must be {value}, as when {path.name} was saved")
 
 
 def read_info(path: Path, config: Config) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def read_info(path: Path, config: Config) -> dict[str, Any]:
     except (ValueError, RecursionError):
         info = None
     if not isinstance(info, dict):
-        raise ValueError(f"{path}: must be the state of a run: its header has no readable info")
+        raise CheckError(f"{path}: must be the state of a run: its header has no readable info")
     _require_same_config(path, info.get("config", {}), config)
     last_step = config.trainer.total_steps
     seconds: Any = info.get("train_seconds")
@@ -113,7 +114,7 @@ def read_info(path: Path, config: Config) -> dict[str, Any]:
     for name, (is_fit, allowed) in fit.items():
         if not is_fit:
             value = json.dumps(info.get(name))[:100]
-            raise ValueError(f"{path}: must be the state of this run: its {name} = {value} must be {allowed}")
+            raise CheckError(f"{path}: must be the state of this run: its {name} = {value} must be {allowed}")
     return info | {"evals": [with_current_names(row) for row in info["evals"]]}
 
 
@@ -147,13 +148,13 @@ def load_state(path: Path, parts: Mapping[str, Stateful], blank: Mapping[str, Ma
         info = json.loads(file.metadata()["info"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     for complaint in _complaints(tensors, flat(blank), info):
-        raise ValueError(f"{path}: must be the state of this run: {complaint}")
+        raise CheckError(f"{path}: must be the state of this run: {complaint}")
     for part, stateful in parts.items():
         own = {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
         try:
             stateful.load_state_dict(own)
         except RuntimeError as error:  # a generator's state that is none
-            raise ValueError(f"{path}: must be the state of this run: {part}: {error}") from None
+            raise CheckError(f"{path}: must be the state of this run: {part}: {error}") from None
 
 
 def _complaints(tensors: Mapping[str, Tensor], blank: Mapping[str, Tensor], info: Mapping[str, Any]) -> Iterator[str]:

@@ -114,6 +114,7 @@ def latest(sweep_dir: Path, configs: set[str] | None) -> list[Path]:
     return list(runs.values())
 
 
-def record_failure(directory: Path, reason: str) -> None:
-    """Say in a run's metadata that it failed, and why; what else is there stays."""
-    write_json(directory / layout.METADATA, read_metadata(directory) | {"status": RunStatus.FAILED, "reason": reason})
+def record_failure(directory: Path, reason: str, field: str | None = None) -> None:
+    """Say in a run's metadata that it failed, and why; what else is there stays. `field` is the setting to blame."""
+    failure = {"status": RunStatus.FAILED, "reason": reason} | ({} if field is None else {"field": field})
+    write_json(directory / layout.METADATA, read_metadata(directory) | failure)

@@ -6,13 +6,11 @@ every trial, unless the search varies what the check depends on.
 """
 
 import builtins
-import re
 from collections.abc import Iterable
 
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.study import Result
 
-COMPLAINT = re.compile(r"([\w.]+) = .*: must be ", re.DOTALL)  # the form of checks.require
 DEPENDS_ON = {  # the group of the refused field: the keys that the check depends on
     "data": ("data", "trainer.seq_len"),
     "device": ("device", "precision"),
@@ -39,8 +37,8 @@ def shared_error(result: Result, searched: Iterable[str], *, nothing_trained: bo
     if result.stage == "start":
         no_process = DIED_AT_START in reason or (raised is not None and issubclass(raised, NO_PROCESS))
         return f"a trial's process cannot start: {line}" if no_process else None
-    if complaint := COMPLAINT.match(text):
-        group = complaint[1].partition(".")[0]
+    if result.field is not None:
+        group = result.field.partition(".")[0]
         if group not in DEPENDS_ON or not (nothing_trained or group == "data"):
             return None
     elif raised is not None and issubclass(raised, OSError):

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require
 from marble_sweep.config import MAX_JOBS
 
 Value = str | int | float
@@ -131,10 +131,10 @@ def build(dimensions: Sequence[Dimension], num_parameters: Callable[[dict[str, V
         params = dict(zip((dimension.key for dimension in deciding), values, strict=True))
         try:
             sizes.append(Size(tuple(params.items()), num_parameters(params)))
-        except ValueError as error:
+        except CheckError as error:
             impossible.append(str(error))
     if not sizes:
-        raise ValueError(impossible[0])
+        raise CheckError(impossible[0])
     sizes.sort(key=lambda size: size.num_parameters)
     return Space(thinned, tuple(sizes), tuple(impossible))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require, wrong_value
 from marble_sweep.humanize import duration
 from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 from marble_sweep.searches.journal import JournalError, JournalFile
@@ -35,7 +35,7 @@ MAX_TABLES_NAMED = 3  # of another program's database
 log = logging.getLogger(__name__)
 
 
-class StorageError(ValueError):
+class StorageError(CheckError):
     """The storage stayed out of reach, or something in it is damaged."""
 
 
@@ -183,7 +183,7 @@ def open_storage(address: str, patience: float = 0.0) -> PatientStorage:
             return PatientStorage(get_storage(database), address, patience, database.engine)
         return PatientStorage(_open_journal(address), address, patience)
     except Exception as error:  # whatever the file system or the database's driver raises
-        raise ValueError(f"search.storage = {address}: must be {ALLOWED}: {reason(error)}") from None
+        raise wrong_value("search.storage", address, f"{ALLOWED}: {reason(error)}") from None
 
 
 def _open_journal(address: str) -> BaseStorage:
@@ -200,7 +200,7 @@ def _open_database(address: str) -> RDBStorage:
     options: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:") or "memory" in url.query.values():
-            raise ValueError("a database in memory ends with the process")
+            raise CheckError("a database in memory ends with the process")
     else:
         options["pool_pre_ping"] = True  # replaces connections that a restarted server has forgotten
     if url.get_driver_name() in ("psycopg", "psycopg2"):
@@ -236,4 +236,4 @@ def _require_optuna_tables(url: "URL", options: dict[str, Any]) -> None:
     if tables and "study_id" not in [column["name"] for column in columns]:
         named = ", ".join(sorted(tables)[:MAX_TABLES_NAMED])
         more = f" and {len(tables) - MAX_TABLES_NAMED} more" if len(tables) > MAX_TABLES_NAMED else ""
-        raise ValueError(f"its tables are another program's ({named}{more}), so it is neither empty nor Optuna's")
+        raise CheckError(f"its tables are another program's ({named}{more}), so it is neither empty nor Optuna's")

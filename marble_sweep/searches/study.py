@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from marble_sweep.checks import CheckError
 from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space, Value
@@ -165,6 +166,7 @@ class Result:
     margin: float | None  # nats per token to the threshold
     margin_se: float | None
     reason: str | None  # of a crash
+    field: str | None = None  # the setting that one of our own checks complained of
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
 
 
@@ -257,7 +259,7 @@ def open_study(
         for key in {**theirs, **ours}:
             if theirs.get(key) != ours.get(key):
                 difference = f"{key} was {theirs.get(key)}, now {ours.get(key)}"
-                raise ValueError(f"search.study = {name}: must have the {attribute} it began with: {difference}")
+                raise CheckError(f"search.study = {name}: must have the {attribute} it began with: {difference}")
     return SharedStudy(study, sampler)
 
 

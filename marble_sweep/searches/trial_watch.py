@@ -90,5 +90,6 @@ class TrialWatch:
             margin=value,
             margin_se=error,
             reason=metadata.get("reason"),
+            field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
         )

@@ -28,7 +28,7 @@ from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait,
 from marble_sweep.searches.study import as_record, open_study
 from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
-from marble_sweep.terminal import costing_a_line
+from marble_sweep.terminal import warning_on_error
 
 WAIT_SECONDS = 0.5  # between two checks of what other workers do
 
@@ -201,7 +201,7 @@ class Search:
         summary = result.as_json(ended) | {"error": self.error}
         write_json(self.directory / layout.SEARCH, summary)
         self.shared.study.set_user_attr("answer", summary["answer"])
-        with costing_a_line(f"the comparison in {self.directory}"):
+        with warning_on_error(f"the comparison in {self.directory}"):
             draw_frontier(summary, self.directory / layout.FRONTIER)
             runs = [Run.read(path) for path in run_directories(self.directory)]
             if runs:

@@ -9,6 +9,7 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from marble_sweep.checks import CheckError
 from marble_sweep.config import Config, dump
 from marble_sweep.process import keep_freed_memory
 from marble_sweep.runs import layout
@@ -35,7 +36,7 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
 
         torch.set_num_threads(threads)
     try:
-        directory, done = place(config, sweep_dir, number)
+        directory, done = assign_run_dir(config, sweep_dir, number)
     except OSError as error:  # as of a full disk
         parent.send(error)
         return
@@ -54,7 +55,7 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
         log.info("%s", error, exc_info=True)
         reason = f"{type(error).__name__}: {error}"
         try:
-            record_failure(directory, reason)
+            record_failure(directory, reason, error.field if isinstance(error, CheckError) else None)
         except OSError as unwritten:  # a full disk, of which the reason may well speak too
             log.warning("job %d failed: %s; nor can its metadata.json say so: %s", number, reason, unwritten)
 
@@ -66,7 +67,7 @@ def stop_with_parent(parent: Connection) -> None:
     stop_this_process()
 
 
-def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
+def assign_run_dir(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
     """The directory of this job, and whether the run in it is finished and can be reused.
 
     A run with the very same config, made of the same data by the same code, is continued or reused,
@@ -90,7 +91,7 @@ def place(config: Config, sweep_dir: Path, number: int) -> tuple[Path, bool]:
 
 
 def changes(directory: Path, config: Config) -> list[str]:
-    """In which words the code or the data of a run differ from today's; empty where they agree."""
+    """How the code or the data of a run differ from today's; empty where they agree."""
     from marble_sweep.data.corpus import load_corpus
 
     metadata = read_metadata(directory)
@@ -105,6 +106,6 @@ def changes(directory: Path, config: Config) -> list[str]:
     pairs = {"code": (code, code_sha256())}
     try:
         pairs["data"] = (data, load_corpus(config.data).sha256)
-    except (ValueError, OSError) as error:
+    except (CheckError, OSError) as error:
         return [f"data cannot be read any more ({error})"]
     return [f"{what} was {then[:12]}, now {now[:12]}" for what, (then, now) in pairs.items() if then != now]

@@ -34,8 +34,8 @@ SOCKET_NAME = "/pymp-12345678/listener-12345678"  # what multiprocessing adds to
 def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None) -> Path | None:
     """Train one job below sweep_dir; returns its run directory, which says how it ended, whatever happened.
 
-    `threads` limits its CPU threads; None leaves them to the config. Where so many jobs have failed
-    that the config wants no further one, nothing is done and there is no directory. Raises
+    `threads` limits its CPU threads; None leaves them to the config. Where sweep.max_failures
+    jobs have failed, nothing is done and there is no directory. Raises
     KeyboardInterrupt if the user asked to stop; the job has then saved its state.
     """
     if config.sweep.max_failures is not None and count_failures(sweep_dir) >= config.sweep.max_failures:
@@ -62,14 +62,14 @@ def train_job(config: Config, sweep_dir: Path, number: int, threads: int | None)
 
 
 def received(connection: Connection) -> Path | None:
-    """The run directory that the child told of, if it got that far. Raises what kept it from having one."""
+    """The run directory that the child reported, if it got that far. Raises what kept it from having one."""
     try:
-        told = connection.recv() if connection.poll() else None
+        message = connection.recv() if connection.poll() else None
     except EOFError:
         return None
-    if isinstance(told, OSError):
-        raise told
-    return told
+    if isinstance(message, OSError):
+        raise message
+    return message
 
 
 def start(process: BaseProcess) -> None:
@@ -84,7 +84,7 @@ def start(process: BaseProcess) -> None:
 
 @contextlib.contextmanager
 def start_method(name: str) -> Iterator[None]:
-    """Make `name` the default that a child is told of: in a worker of joblib that is one which only joblib knows."""
+    """Make `name` the default that a child is given: in a worker of joblib that is one which only joblib knows."""
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(name, force=True)
     try:

@@ -33,8 +33,8 @@ class SweepWatch:
         """`total_steps` are those of all jobs together."""
         self.sweep_dir = sweep_dir
         self.directories: set[str] = set()  # names of the runs' directories seen so far
-        # What was done before is not told again.
-        self.told = {(path, stamp(path / layout.METADATA)) for path in self._run_directories()}
+        # What ended before is not reported again.
+        self.reported = {(path, stamp(path / layout.METADATA)) for path in self._run_directories()}
         self.metadata: dict[Path, Stamp] = {}  # as of the last look
         self.metrics: dict[Path, Stamp] = {}
         self.steps: dict[Path, int] = {}  # how far each run has come
@@ -78,7 +78,7 @@ class SweepWatch:
             tqdm.write(printable(text, keep="\n"), file=sys.stderr)
 
     def look(self) -> None:
-        """Tell of what has ended since the last look."""
+        """Report what has ended since the last look."""
         new = []
         for path in self._run_directories():
             changed = stamp(path / layout.METADATA)
@@ -88,11 +88,11 @@ class SweepWatch:
             if stamp(path / layout.METADATA) != changed:
                 continue  # it was written while it was read: the next look reads it again
             self.metadata[path] = changed
-            if path in self.ended and (path, changed) not in self.told:
-                self.told.add((path, changed))
+            if path in self.ended and (path, changed) not in self.reported:
+                self.reported.add((path, changed))
                 new.append(path)
         if new:
-            self._tell(new)
+            self._report(new)
         self._advance()
 
     def _read(self, path: Path) -> None:
@@ -103,7 +103,7 @@ class SweepWatch:
         else:
             self.ended.pop(path, None)
 
-    def _tell(self, new: list[Path]) -> None:
+    def _report(self, new: list[Path]) -> None:
         """A line for each of these, and summary.csv."""
         # Of ended runs alone: one that has just begun would pull the step of comparison back to its own.
         comparison = compare_runs([self.ended[path] for path in sorted(self.ended, key=_by_number)])
@@ -135,10 +135,10 @@ def _by_number(path: Path) -> tuple[int, str]:
 
 def stamp(path: Path) -> Stamp:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def ended_line(run: Run, row: dict[str, Any], varied: list[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from marble_sweep.checks import CheckError
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
 from marble_sweep.early_stopping import EarlyStopping
@@ -218,7 +219,7 @@ class Trainer:
         taken = (self.batches.epoch - 1) * self.batches.steps_per_epoch + self.batches.state_dict()["position"]
         if not diverged and not taken == self.metrics.step == self.step:
             counts = f"batches {taken}, metrics {self.metrics.step}"
-            raise ValueError(f"{self.state_path}: must be of one step: it says step {self.step}, {counts}")
+            raise CheckError(f"{self.state_path}: must be of one step: it says step {self.step}, {counts}")
         taken_steps = range(0, self.step + (not diverged), self.config.trainer.checkpoint_interval)
         self.checkpoints.resume(taken_steps, self.config.model.hidden_dim)
         return info.get("rows", {})

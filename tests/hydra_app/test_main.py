@@ -24,7 +24,8 @@ REFUSED = [
     ("model=5L", "model = 5L: must be one of 0L64D, 1L16D, 1L4D"),
     ("model.num_layers=x", "model.num_layers = x: must be a whole number in [0, 10,000]"),
     ("+trainer.foo=1", "trainer.foo: no such key; the nearest known one is trainer.seq_len"),
-    ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),
+    ("optimizer.lr=0", "optimizer.lr = 0.0: must be a finite number > 0"),
+    ("--multirun optimizer.lr=1,abc", "job 1 (optimizer.lr=abc): optimizer.lr = abc: must be a finite number > 0"),
     ("data=text data.path=/missing.txt", "data.path = '/missing.txt': must be"),
     ("resume=nowhere", "resume = nowhere: must be a run directory"),
     ("certify.looks=9", "certify.looks: no such key; it is now trainer.num_evals, with trainer.eval_spacing=geometric"),
@@ -48,9 +49,10 @@ REFUSED_TOO = [  # each a process of its own again, so not all by default
     ("--multirun search.n_trials=3", "search.n_trials = 3: must be given with hydra/sweeper=smallest"),
     ("--multirun hydra.run.dir=m", "hydra.run.dir = m: must be left out with --multirun"),
     ("model.num_layers=choice(1,2)", "model.num_layers = choice(1,2): must be one value: for several --multirun "),
-    ("hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
-    ("--multirun hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
-    ("--multirun hydra.sweep.subdir=x seed=1,2", "hydra.sweep.subdir = x: must be ${hydra.job.num}"),
+    # A run small enough to end, should one of these be let through.
+    (f"{' '.join(TINY)} hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
+    (f"--multirun {' '.join(TINY)} hydra.job.chdir=true", "hydra.job.chdir = True: must be false"),
+    (f"--multirun {' '.join(TINY)} hydra.sweep.subdir=x seed=1,2", "hydra.sweep.subdir = x: must be ${hydra.job.num}"),
 ]
 
 
@@ -72,8 +74,34 @@ def test_what_hydra_only_warns_of_ends_the_program(tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("Traceback")
-    assert result.stderr.endswith("ValueError: job 0 (optimizer.lr=0): optimizer.lr = 0.0: must be finite and > 0\n")
+    assert result.stderr.endswith(
+        "CheckError: job 0 (optimizer.lr=0): optimizer.lr = 0.0: must be a finite number > 0\n"
+    )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_error_of_foreign_code_keeps_its_traceback(tmp_path: Path) -> None:
+    """Of a launcher that a user plugs in, say: only complaints of our own checks become one line."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "broken.py").write_text(
+        """
+from hydra.plugins.launcher import Launcher
+
+class BrokenLauncher(Launcher):
+    def setup(self, *, hydra_context, task_function, config):
+        pass
+
+    def launch(self, job_overrides, initial_job_idx):
+        raise ValueError("math domain error")
+"""
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", "seed=1,2"]
+    command.append("hydra.launcher._target_=hydra_plugins.broken.BrokenLauncher")
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert 'raise ValueError("math domain error")' in result.stderr
 
 
 def test_an_installed_package_uses_its_own_conf(tmp_path: Path) -> None:
@@ -105,14 +133,15 @@ def test_unwritable_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["optimizer.lr=0"]])
-def test_torch_is_not_imported_to_answer(arguments: list[str], tmp_path: Path) -> None:
+def test_answering_imports_no_torch_and_leaves_the_environment(arguments: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys; from marble_sweep.hydra_app.main import main\n"
+        "import os, sys; from marble_sweep.hydra_app.main import main\n"
+        "before = dict(os.environ)\n"
         f"sys.argv = ['marble_sweep', *{arguments!r}]\n"
-        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, before == dict(os.environ), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert result.stderr.splitlines()[-1] == "False", result.stderr
+    assert result.stderr.splitlines()[-1] == "False True", result.stderr
 
 
 def test_help_names_every_group(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
 from marble_sweep.config import OBJECTIVES
-from marble_sweep.hydra_app import callbacks
 from marble_sweep.hydra_app import main as cli
+from marble_sweep.hydra_app.callbacks import started_sweeps
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import MAIN_ARGUMENTS
 from marble_sweep.runs.status import read_metadata
@@ -31,9 +31,9 @@ def sweep(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> 
     monkeypatch.setattr("sys.argv", words)
     state = Singleton.get_state()
     try:
-        hydra.main(**MAIN_ARGUMENTS, config_path=str(CONF), config_name="config")(job)()
-        assert callbacks.current is not None
-        assert callbacks.current.conclude(interrupted=False) == 0
+        with started_sweeps() as sweeps:
+            hydra.main(**MAIN_ARGUMENTS, config_path=str(CONF), config_name="config")(job)()
+        assert [each.conclude(interrupted=False) for each in sweeps] == [0]
     finally:
         GlobalHydra.instance().clear()
         Singleton.set_state(state)

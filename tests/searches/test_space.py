@@ -4,6 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from marble_sweep.checks import CheckError
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.searches.space import Dimension, Space, Value, build
@@ -21,7 +22,7 @@ def only_dimension(word: str) -> Dimension:
 def num_parameters(params: dict[str, Value]) -> int:
     layers, width = int(params.get("model.num_layers", 0)), int(params.get("model.hidden_dim", 4))
     if width == 13:
-        raise ValueError("model.hidden_dim = 13: must be another number")
+        raise CheckError("model.hidden_dim = 13: must be another number")
     return 100 * width + layers * width * width
 
 

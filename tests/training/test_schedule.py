@@ -82,7 +82,9 @@ def test_the_course_rises_to_one_and_then_only_falls_to_its_end(
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3])
 @pytest.mark.parametrize(
-    "config", [CosineConfig(final_fraction=0.5), WSDConfig(final_fraction=0.5)], ids=["cosine", "wsd"]
+    "config",
+    [CosineConfig(warmup_steps=0, final_fraction=0.5), WSDConfig(warmup_steps=0, final_fraction=0.5)],
+    ids=["cosine", "wsd"],
 )
 def test_the_last_of_very_few_steps_still_gets_the_final_fraction(config: ScheduleConfig, total_steps: int) -> None:
     assert course(config, total_steps)[-1] == pytest.approx(0.5)
@@ -102,7 +104,7 @@ def torch_course(scheduler_of: Callable[[torch.optim.Optimizer], LRScheduler], t
 
 def test_cosine_equals_torchs_annealing() -> None:
     expected = torch_course(lambda optimizer: CosineAnnealingLR(optimizer, T_max=50, eta_min=0.1), 50)
-    assert course(CosineConfig(final_fraction=0.1), 50) == pytest.approx(expected[1:], rel=1e-9)
+    assert course(CosineConfig(warmup_steps=0, final_fraction=0.1), 50) == pytest.approx(expected[1:], rel=1e-9)
 
 
 def test_warm_up_equals_torchs_linear_rise() -> None:
@@ -117,7 +119,8 @@ def test_wsd_equals_torchs_sequence() -> None:
         return SequentialLR(optimizer, [hold, fall], milestones=[40])
 
     expected = torch_course(sequence, 50)
-    assert course(WSDConfig(decay_fraction=0.2, final_fraction=0.25), 50) == pytest.approx(expected[1:], rel=1e-9)
+    config = WSDConfig(warmup_steps=0, decay_fraction=0.2, final_fraction=0.25)
+    assert course(config, 50) == pytest.approx(expected[1:], rel=1e-9)
 
 
 def test_linear_evaluations_are_equally_far_apart_and_end_at_the_end() -> None:
