@@ -182,6 +182,7 @@ def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Tra
     from marble_sweep.training.precision import POLICIES
     from marble_sweep.training.progress import Progress
     from marble_sweep.training.trainer import Trainer
+    from marble_sweep.training.writer import RunWriter
 
     config = compose(setting, device, precision)
     policy = POLICIES[precision]
@@ -190,11 +191,9 @@ def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Tra
     batches = Batches(zipf_windows(setting).int().to(place), setting.batch_size, config.seed)
     dead_mask = torch.arange(VOCAB_SIZE, device=place) >= NUM_LIVE
     with tempfile.TemporaryDirectory() as folder:
-        progress = Progress(config.trainer.total_steps, show=False)
-        trainer = Trainer(config, model, batches, None, dead_mask, Path(folder), progress)
-        yield trainer
-        trainer.step_rows.close()
-        trainer.eval_rows.close()
+        writer = RunWriter(Path(folder), dead_mask)
+        yield Trainer(config, model, batches, dead_mask, writer, Progress(config.trainer.total_steps, show=False))
+        writer.close()
 
 
 def train_ours(setting: Setting, device: str, on_step: Callable[[], bool], precision: str, *, bare: bool) -> None:
@@ -219,9 +218,9 @@ def leave_metrics_out(trainer: "Trainer") -> None:
 
     from marble_sweep.metrics.step import MEASURED
 
-    nothing = torch.zeros(len(MEASURED), device=trainer.updater.weights.device)
+    nothing = torch.zeros(len(MEASURED), device=trainer.optimizer.weights.device)
     replaced: Any = trainer
-    replaced.updater.updates_lost = lambda: nothing
+    replaced.optimizer.updates_lost = lambda: nothing
     replaced.metrics.measure = lambda *_: nothing
 
 
@@ -246,12 +245,13 @@ def time_parts(setting: Setting, device: str, seconds: float) -> dict[str, float
 
     with made_trainer(setting, device, "bf16") as made:
         trainer: Any = made
-        trainer.batches.next = timed("batch", trainer.batches.next)
+        batches = type(trainer.batches)
+        batches.__next__ = timed("batch", batches.__next__)
         trainer.model.forward = timed("forward", trainer.model.forward)
         module.linear_cross_entropy = timed("head, both ways", module.linear_cross_entropy)
         torch.Tensor.backward = timed("backward", torch.Tensor.backward)
-        trainer.updater.step = timed("update", trainer.updater.step)
-        trainer.updater.updates_lost = timed("metrics: updates_lost", trainer.updater.updates_lost)
+        trainer.optimizer.step = timed("update", trainer.optimizer.step)
+        trainer.optimizer.updates_lost = timed("metrics: updates_lost", trainer.optimizer.updates_lost)
         trainer.metrics.measure = timed("metrics: the others", trainer.metrics.measure)
         take_step = timed("step", trainer.take_step)
         clock = Clock(device, seconds)

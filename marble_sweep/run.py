@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.metadata import describe, header
+from marble_sweep.metadata import describe, header, summarize
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs import layout
@@ -35,12 +36,14 @@ from marble_sweep.runs.files import (
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads
+from marble_sweep.training.estimate import seconds_per_step
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.memory import require_memory
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.signals import stop_requests
-from marble_sweep.training.trainer import Trainer, autocorrelation_lag
+from marble_sweep.training.trainer import Trainer
+from marble_sweep.training.writer import RunWriter
 from marble_sweep.verdict import Verdict, judge
 
 log = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tup
     """All that the run trains with, and its metadata. From here on its directory says that it is running."""
     policy = POLICIES[config.precision.name]
     device = choose_device(config.device, policy)
-    require_memory(config, device, autocorrelation_lag(config))
+    require_memory(config, device, config.autocorrelation_lag)
     corpus = load_corpus(config.data)
     seq_len, batch_size = config.trainer.seq_len, config.trainer.batch_size
     require_enough(corpus, batch_size, seq_len)
@@ -82,9 +85,17 @@ def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tup
     resume = resume and has_begun(directory)
     if resume:
         refuse_other_data(directory, metadata)
-    progress = Progress(config.trainer.total_steps, show=show)
-    dead_mask = corpus.dead_mask.to(device)
-    trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
+    trainer = Trainer(
+        config,
+        model,
+        batches,
+        corpus.dead_mask.to(device),
+        RunWriter(directory, corpus.dead_mask),
+        Progress(config.trainer.total_steps, show=show),
+        evaluator=evaluator,
+        early_stopping=EarlyStopping(config) if config.certify.stop else None,
+        resume=resume,
+    )
     write_text(directory / layout.TOKENIZER, corpus.tokenizer.to_str())
     write_tensors(directory / layout.UNIGRAM, {"log_probs": baselines.unigram_log_probs.float()})
     write_json(directory / layout.METADATA, metadata | {"status": RunStatus.RUNNING})
@@ -95,13 +106,13 @@ def train(
     trainer: Trainer, metadata: dict[str, Any], started: float, *, show: bool
 ) -> tuple[RunStatus, Verdict | None]:
     """Train and judge. However that ends, metadata.json says so, with the seconds since `started`."""
-    config, directory = trainer.config, trainer.directory
+    config, directory = trainer.config, trainer.writer.directory
     outcome: dict[str, Any] = {}
     verdict = None
     with stop_requests() as should_stop:
         try:
             steps_left = config.trainer.total_steps - trainer.step
-            log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step() if show else None))
+            log.info("%s\n", header(metadata, steps_left, seconds_per_step(trainer) if show else None))
             status = trainer.train(should_stop)
             outcome["seconds"] = time.monotonic() - started
             if status != RunStatus.INTERRUPTED:
@@ -114,7 +125,7 @@ def train(
             outcome |= {"status": RunStatus.FAILED, "reason": f"{type(error).__name__}: {error}"}
             raise
         finally:
-            outcome = trainer.summary() | {"seconds": time.monotonic() - started} | outcome
+            outcome = summarize(trainer) | {"seconds": time.monotonic() - started} | outcome
             write_json(directory / layout.METADATA, metadata | outcome)
     return status, verdict
 
@@ -125,7 +136,8 @@ def tell(directory: Path, status: RunStatus, step: int, verdict: Verdict | None)
         log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command(directory))
         return
     if status == RunStatus.DIVERGED:
-        log.info("Diverged: the loss of step %d is not a number.", step)
+        loss = pd.read_csv(directory / layout.METRICS)["loss"].iloc[-1]
+        log.info("Diverged: the loss became %s at step %d.", "NaN" if math.isnan(loss) else "infinite", step)
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 
 
@@ -233,13 +245,13 @@ def judged_by(config: Config) -> VerdictConfig:
     """The run's criteria: one that may end at any evaluation needs as many standard errors as the one that ends it."""
     if not config.certify.stop:
         return config.verdict
-    return replace(config.verdict, min_standard_errors=EarlyStopping(config).errors)
+    return replace(config.verdict, min_standard_errors=EarlyStopping(config).errors_needed)
 
 
 def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
     steps, evals = pd.read_csv(directory / layout.METRICS), pd.read_csv(directory / layout.EVALS)
-    verdict = judge(judged_by(config), steps, evals, autocorrelation_lag(config))
+    verdict = judge(judged_by(config), steps, evals, config.autocorrelation_lag)
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

@@ -87,36 +87,29 @@ def test_a_model_that_ignores_its_context_near_the_end_is_hopeless() -> None:
     assert not is_hopeless(CertifyConfig(threshold="6.59"), flat, STEPS)
 
 
-def rulings(*rows: dict[str, float], overrides: tuple[str, ...] = STOPPING) -> list[str | None]:
+def stop_reasons(*evals: dict[str, float], overrides: tuple[str, ...] = STOPPING) -> list[str | None]:
+    """What is decided at each of the evaluations, whatever was decided before."""
     early_stopping = EarlyStopping(tiny_config(*overrides))
-    found = []
-    for each in rows:
-        early_stopping.look(each, steps_per_minute=500.0)
-        found.append(early_stopping.ruling)
-    return found
+    return [early_stopping.stop_reason(evals[:count], steps_per_minute=500.0) for count in range(1, len(evals) + 1)]
 
 
-def test_the_referee_certifies_at_the_first_look_that_does() -> None:
+def test_a_run_is_certified_at_the_first_evaluation_that_does() -> None:
     needed = errors_needed(3.0, 5)
-    assert rulings(row(10, 0.0), row(14, 0.01 * needed - 1e-6), row(20, 0.01 * needed + 1e-6)) == [
+    assert stop_reasons(row(10, 0.0), row(14, 0.01 * needed - 1e-6), row(20, 0.01 * needed + 1e-6)) == [
         None,
         None,
         "certified",
     ]
 
 
-def test_the_referee_gives_up_before_the_last_look_only() -> None:
-    assert rulings(row(10, -9.0), row(14, -9.0)) == [None, "pruned"]
-    assert rulings(row(28, -9.0), row(40, -9.0)) == [None, None]
-
-
-def test_the_referee_rules_only_where_asked() -> None:
-    assert rulings(row(10, 5.0), row(14, -9.0), overrides=GEOMETRIC) == [None, None]
+def test_a_run_is_given_up_before_the_last_evaluation_only() -> None:
+    assert stop_reasons(row(10, -9.0), row(14, -9.0)) == [None, "pruned"]
+    assert stop_reasons(row(28, -9.0), row(40, -9.0)) == [None, None]
 
 
 def test_too_slow() -> None:
-    assert rulings(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=501")) == ["too_slow"]
-    assert rulings(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=499")) == ["certified"]
+    assert stop_reasons(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=501")) == ["too_slow"]
+    assert stop_reasons(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=499")) == ["certified"]
 
 
 def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +142,7 @@ def test_what_a_run_computes_from_is_all_in_its_config() -> None:
 LONG = (*STOPPING, "trainer.total_steps=160")
 
 
-def test_a_run_ends_as_the_referee_rules(tmp_path) -> None:
+def test_a_run_ends_as_early_stopping_decides(tmp_path) -> None:
     assert run(tiny_config(*LONG), tmp_path / "learns", show=False) == "certified"
     metadata = read_metadata(tmp_path / "learns")
     assert metadata["status"] == "certified"

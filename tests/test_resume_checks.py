@@ -79,7 +79,7 @@ def test_metadata_that_is_none(content: bytes, copy: Path) -> None:
 
 EMBEDDING = "model/embedding.weight"
 TENSOR_DAMAGE = {
-    "missing": (lambda tensors: tensors.pop("updater/0.0.exp_avg"), "updater/0.0.exp_avg is missing"),
+    "missing": (lambda tensors: tensors.pop("optimizer/0.0.exp_avg"), "optimizer/0.0.exp_avg is missing"),
     "foreign": (lambda tensors: tensors.update(other=torch.ones(2)), "it has a tensor other that the run has not"),
     "another shape": (
         lambda tensors: tensors.update({EMBEDDING: tensors[EMBEDDING][1:].contiguous()}),
@@ -129,7 +129,7 @@ def test_a_state_without_hashes_is_checked_for_what_can_be(damage: Callable, com
         *(("step", value) for value in (10**9, -1, 2.5, True, None, "7", 41)),
         *(("train_seconds", value) for value in (-1.0, float("nan"), "x", None)),
         *(("evals", value) for value in (None, 3, [3], [{"step": 50}], [{"step": 10, "val_loss": "x"}])),
-        *(("ruling", value) for value in ("maybe", 3, [])),
+        *(("stop_reason", value) for value in ("maybe", 3, [])),
         *(("last_loss", value) for value in ("x", [])),
         *(("rows", value) for value in (3, "x")),
         ("config", 3),

@@ -258,7 +258,7 @@ class SearchResult:
         found = {
             "threshold": config.certify.threshold,
             "standard_errors": config.verdict.min_standard_errors,
-            "standard_errors_each_look": early_stopping.errors,
+            "standard_errors_each_look": early_stopping.errors_needed,
             "looks": early_stopping.steps,
             "budget": {
                 "total_steps": config.trainer.total_steps,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_sweep.data.baselines import Baselines
-from marble_sweep.model.loss import score
+from marble_sweep.model.loss import token_losses
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.training.precision import PrecisionPolicy
 
@@ -65,7 +65,7 @@ class Evaluator:
             with self.policy.autocast(inputs.device):
                 hidden = model(inputs[rows].long())[:, :-1].to(self.policy.compute_dtype)
             num_windows, num_targets, hidden_dim = hidden.shape
-            row_losses, row_top = score(hidden.reshape(-1, hidden_dim), weight, targets[rows].flatten(0, 1))
+            row_losses, row_top = token_losses(hidden.reshape(-1, hidden_dim), weight, targets[rows].flatten(0, 1))
             per_window = row_losses.view(num_windows, num_targets, 2).cpu().double().mean(dim=1)
             losses.append(per_window[:, 0])
             swapped.append(per_window[:, 1])

@@ -50,7 +50,7 @@ class FlatOptimizer:
         for name, part in self._parts(self.weights).items():
             self.parameters[name].data = part
         self.prev_params = self.weights.clone()  # before the last step
-        self.before = self._parts(self.prev_params)
+        self.prev_params_by_name = self._parts(self.prev_params)
         self.master_params = self.weights.float() if policy.rounds else self.weights
         self.gradient = torch.zeros_like(self.master_params)  # of the last step
         self.master_params.grad = self.gradient
@@ -61,7 +61,7 @@ class FlatOptimizer:
         self.optimizers = build_optimizers(config, self.master_params, parts, reference=reference)
         optimized = {id(each) for optimizer in self.optimizers for each in optimizer.param_groups[0]["params"]}
         self.optimized = [each for each in (self.master_params, *parts.values()) if id(each) in optimized]
-        self.rounding = torch.Generator(self.weights.device).manual_seed(seed)
+        self.rounding_generator = torch.Generator(self.weights.device).manual_seed(seed)
         self.decays = config.weight_decay > 0
         self.lr = 0.0
 
@@ -89,7 +89,9 @@ class FlatOptimizer:
             optimizer.step()
         if self.policy.rounds:
             rounded = (
-                round_stochastic(self.master_params, self.rounding) if self.policy.stochastic else self.master_params
+                round_stochastic(self.master_params, self.rounding_generator)
+                if self.policy.stochastic
+                else self.master_params
             )
             self.weights.copy_(rounded)  # rounds to nearest, ties to even
             self.master_params.copy_(self.weights)
@@ -124,7 +126,7 @@ class FlatOptimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimizers' states and the rounding generator's, as flat named tensors."""
-        tensors = {"rounding": self.rounding.get_state()}
+        tensors = {"rounding": self.rounding_generator.get_state()}
         for number, optimizer in enumerate(self.optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 for name, value in state.items():
@@ -134,7 +136,7 @@ class FlatOptimizer:
 
     def blank_state_dict(self, step: int) -> dict[str, Tensor]:
         """The names, shapes and dtypes of what `state_dict` gives after `step` steps."""
-        tensors = {"rounding": self.rounding.get_state()}
+        tensors = {"rounding": self.rounding_generator.get_state()}
         for number, optimizer in enumerate(self.optimizers if step > 0 else ()):
             names = ["momentum_buffer"] if optimizer.defaults.get("momentum") else []
             if "betas" in optimizer.defaults:
@@ -148,7 +150,7 @@ class FlatOptimizer:
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take up what `state_dict` saved; the weights must be loaded before."""
-        self.rounding.set_state(state_dict["rounding"].cpu())
+        self.rounding_generator.set_state(state_dict["rounding"].cpu())
         for number, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in state_dict.items():
