@@ -52,21 +52,20 @@ log = logging.getLogger(__name__)
 def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> RunStatus:
     """Train, judge and record one model in `directory`; returns how the run ended.
 
-    `finished` or `diverged`, or as certify.stop has it `certified`, `pruned` or `too_slow`, each with a
-    verdict, or `interrupted`, with the state saved. Raises ValueError
-    for a config that the data or the machine cannot serve and for a directory that holds another run,
-    OSError where it cannot be written. `show` asks for a progress bar.
+    That is `finished`, `diverged`, or with certify.stop `certified`, `pruned` or `too_slow`, all with a verdict; or
+    `interrupted`, with the state saved. `show` asks for a progress bar. Raises ValueError for a config that does not
+    fit the data or the machine and for a directory that holds another run, OSError where it cannot be written.
     """
     with claimed(directory, config, resume=resume), logging_to(directory / layout.LOG), cpu_threads(config.device):
         started = time.monotonic()
         trainer, metadata = prepare(config, directory, resume=resume, show=show)
         status, verdict = train(trainer, metadata, started, show=show)
-        tell(directory, status, trainer.step, verdict)
+        log_outcome(directory, status, trainer.step, verdict)
         return status
 
 
 def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tuple[Trainer, dict[str, Any]]:
-    """All that the run trains with, and its metadata. From here on its directory says that it is running."""
+    """The trainer and the metadata of the run. After this its directory says that it is running."""
     policy = POLICIES[config.precision.name]
     device = choose_device(config.device, policy)
     require_memory(config, device, config.autocorrelation_lag)
@@ -117,8 +116,8 @@ def train(
             outcome["seconds"] = time.monotonic() - started
             if status != RunStatus.INTERRUPTED:
                 verdict = conclude(config, directory, status)
-            outcome["status"] = status  # the last to be known: it vouches for the verdict and the plots
-        except KeyboardInterrupt:  # the user asked twice: what was saved last is what a resumed run goes on from
+            outcome["status"] = status  # last: it promises that verdict and plots are written
+        except KeyboardInterrupt:  # the user asked twice: `resume` continues from what was saved last
             outcome["status"] = status = RunStatus.INTERRUPTED
             verdict = None
         except BaseException as error:
@@ -130,8 +129,8 @@ def train(
     return status, verdict
 
 
-def tell(directory: Path, status: RunStatus, step: int, verdict: Verdict | None) -> None:
-    """Say how the run ended; one that was interrupted has no verdict."""
+def log_outcome(directory: Path, status: RunStatus, step: int, verdict: Verdict | None) -> None:
+    """Log how the run ended; one that was interrupted has no verdict."""
     if verdict is None:
         log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command(directory))
         return
@@ -179,7 +178,7 @@ def logging_to(path: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            # One line is enough on a terminal; whoever looks for the cause finds it here.
+            # A terminal gets one line; the traceback is here.
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (error,), sys.exc_info()))
             raise
         finally:
@@ -188,7 +187,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 class RunLog(logging.StreamHandler[TextIO]):
-    """A log that a full disk cuts short: what is trained counts, and what that cannot write is told of."""
+    """A log that a full disk cuts short without ending the run: that happens where the run's results do not fit."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exception(), OSError):
@@ -221,17 +220,17 @@ def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | Non
 
 
 def has_begun(directory: Path) -> bool:
-    """Whether there is a state to go on from. Raises ValueError where it is gone and rows are left, which stay."""
+    """Whether there is a state to continue from. Raises ValueError where it is missing and there are rows already."""
     if (directory / layout.STATE).exists():
         return True
     rows = directory / layout.METRICS
     if rows.exists() and rows.read_bytes().count(b"\n") > 1:
-        raise ValueError(f"{directory / layout.STATE}: must be there to go on: {rows} has rows of a run")
+        raise ValueError(f"{directory / layout.STATE}: must be there to continue: {rows} has rows of a run")
     return False
 
 
 def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
-    """A resumed run must go on with the tokens it began with."""
+    """Raise ValueError where the corpus is not the one that the run began with."""
     path = directory / layout.METADATA
     corpus = read_metadata(directory).get("corpus")
     began = corpus.get("sha256") if isinstance(corpus, dict) else None
@@ -242,14 +241,14 @@ def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
 
 
 def judged_by(config: Config) -> VerdictConfig:
-    """The run's criteria: one that may end at any evaluation needs as many standard errors as the one that ends it."""
+    """The criteria of the run. With certify.stop a margin needs as many standard errors as end a run."""
     if not config.certify.stop:
         return config.verdict
     return replace(config.verdict, min_standard_errors=EarlyStopping(config).errors_needed)
 
 
 def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
-    """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
+    """Write the verdict and draw the plots, from the files that the run has written."""
     steps, evals = pd.read_csv(directory / layout.METRICS), pd.read_csv(directory / layout.EVALS)
     verdict = judge(judged_by(config), steps, evals, config.autocorrelation_lag)
     write_json(directory / layout.VERDICT, verdict.as_json())

@@ -157,7 +157,7 @@ def test_a_state_cut_short(copy: Path) -> None:
 
 def test_rows_whose_state_is_gone_are_not_overwritten(copy: Path) -> None:
     (copy / "state.safetensors").unlink()
-    assert "state.safetensors: must be there to go on" in refusal(copy)
+    assert "state.safetensors: must be there to continue" in refusal(copy)
 
 
 ROW_DAMAGE = {
