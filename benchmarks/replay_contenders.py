@@ -449,9 +449,12 @@ def binary(replay: Replay, num_rates: int, *, early: bool = False) -> None:
             low = middle + 1
 
 
+Tried = tuple[int, float, Key]  # parameters, margin above what certifies, shape
+
+
 def top_k(replay: Replay, draws: int, short: int, keep: int, rank: str) -> None:
     """Train many for a short while, keep the best, train those on to the end, the smallest first."""
-    tried = []
+    tried = list[Tried]()
     for _ in range(draws):
         shape = draw(replay)
         curve = replay.curve(*shape)
@@ -465,7 +468,7 @@ def top_k(replay: Replay, draws: int, short: int, keep: int, rank: str) -> None:
     else:  # by fronts: those first that no smaller one beats, then those that only these beat, …
         left, kept = sorted(tried, key=lambda each: (each[0], -each[1])), []
         while left and len(kept) < keep:
-            best, front, rest = -math.inf, [], []
+            best, front, rest = -math.inf, list[Tried](), list[Tried]()
             for each in left:
                 (front if each[1] > best else rest).append(each)
                 best = max(best, each[1])

@@ -33,6 +33,7 @@ from marble_sweep.runs.files import (
     write_json,
     write_text,
 )
+from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads
@@ -249,8 +250,8 @@ def judged_by(config: Config) -> VerdictConfig:
 
 def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     """Write the verdict and draw the plots, from the files that the run has written."""
-    steps, evals = pd.read_csv(directory / layout.METRICS), pd.read_csv(directory / layout.EVALS)
-    verdict = judge(judged_by(config), steps, evals, config.autocorrelation_lag)
+    files = Run.read(directory)
+    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), config.autocorrelation_lag)
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

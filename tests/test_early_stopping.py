@@ -12,7 +12,7 @@ from marble_sweep.config import NOT_OF_A_RUN, CertifyConfig, load
 from marble_sweep.early_stopping import EarlyStopping, is_hopeless, margin, shortfall
 from marble_sweep.metrics.margin import errors_needed
 from marble_sweep.run import run
-from marble_sweep.runs.status import read_metadata
+from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.training.schedule import evaluation_steps
 from marble_sweep.training.trainer import Trainer
 
@@ -87,7 +87,7 @@ def test_a_model_that_ignores_its_context_near_the_end_is_hopeless() -> None:
     assert not is_hopeless(CertifyConfig(threshold="6.59"), flat, STEPS)
 
 
-def stop_reasons(*evals: dict[str, float], overrides: tuple[str, ...] = STOPPING) -> list[str | None]:
+def stop_reasons(*evals: dict[str, float], overrides: tuple[str, ...] = STOPPING) -> list[RunStatus | None]:
     """What is decided at each of the evaluations, whatever was decided before."""
     early_stopping = EarlyStopping(tiny_config(*overrides))
     return [early_stopping.stop_reason(evals[:count], steps_per_minute=500.0) for count in range(1, len(evals) + 1)]
@@ -112,7 +112,7 @@ def test_too_slow() -> None:
     assert stop_reasons(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=499")) == ["certified"]
 
 
-def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Continued by hand, by its own config alone, a trial ends as the unbroken one."""
     config = tiny_config(*STOPPING, "certify.min_steps_per_minute=1e9")
     assert run(config, tmp_path / "unbroken", show=False) == "too_slow"
@@ -142,7 +142,7 @@ def test_what_a_run_computes_from_is_all_in_its_config() -> None:
 LONG = (*STOPPING, "trainer.total_steps=160")
 
 
-def test_a_run_ends_as_early_stopping_decides(tmp_path) -> None:
+def test_a_run_ends_as_early_stopping_decides(tmp_path: Path) -> None:
     assert run(tiny_config(*LONG), tmp_path / "learns", show=False) == "certified"
     metadata = read_metadata(tmp_path / "learns")
     assert metadata["status"] == "certified"
@@ -152,7 +152,7 @@ def test_a_run_ends_as_early_stopping_decides(tmp_path) -> None:
     assert run(tiny_config(*STOPPING, "data=iid"), tmp_path / "iid", show=False) in ("finished", "pruned")
 
 
-def test_certification_only_ends_a_run_it_does_not_change_it(tmp_path) -> None:
+def test_certification_only_ends_a_run_it_does_not_change_it(tmp_path: Path) -> None:
     run(tiny_config(*LONG), tmp_path / "stopped", show=False)
     run(tiny_config(*LONG, "certify.stop=false"), tmp_path / "whole", show=False)
     stopped = (tmp_path / "stopped" / "evals.csv").read_text()

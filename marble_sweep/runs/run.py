@@ -20,6 +20,7 @@ from marble_sweep.runs.damage import (
     read_json,
     read_yaml,
 )
+from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.status import DONE, RunStatus
 from marble_sweep.runs.steps import StepFile, read_evals
 from marble_sweep.terminal import printable
@@ -182,6 +183,8 @@ def _read_metadata(path: Path, damages: list[Damage]) -> dict[str, Any]:
     if found.get("status") is None:
         reasons.append("must have a status")
     damages += [Damage(layout.METADATA, reason) for reason in reasons]
+    if metadata.get("last_evaluation"):
+        metadata["last_evaluation"] = with_current_names(metadata["last_evaluation"])
     return metadata
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from marble_sweep.metrics.step import MEASURED
 from marble_sweep.runs import layout
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 
 # The notebook's eight first, then what it could not see.
@@ -22,8 +22,8 @@ STEP_COLUMNS = (
 class RunWriter:
     """Writes into one run directory. Rows are on the disk after `sync`, a snapshot once it is taken."""
 
-    step_rows: Recorder
-    eval_rows: Recorder
+    step_rows: CsvLog
+    eval_rows: CsvLog
 
     def __init__(self, directory: Path, dead_mask: Tensor) -> None:
         self.directory = directory
@@ -35,14 +35,14 @@ class RunWriter:
         Raises ValueError where their rows are not those of steps 1 to `step` and of `eval_steps`, or have other
         `hashes`, by file name.
         """
-        self.step_rows = Recorder(
+        self.step_rows = CsvLog(
             self.directory / layout.METRICS,
             STEP_COLUMNS,
             step,
             steps=range(1, step + 1),
             sha256=hashes.get(layout.METRICS),
         )
-        self.eval_rows = Recorder(
+        self.eval_rows = CsvLog(
             self.directory / layout.EVALS, EVAL_COLUMNS, step, steps=eval_steps, sha256=hashes.get(layout.EVALS)
         )
 

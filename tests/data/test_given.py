@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -207,7 +208,8 @@ def test_tokenizers_that_know_all_lose_nothing() -> None:
 
 
 def test_many_kinds_of_loss_are_not_all_named() -> None:
-    encoded = Encoded(None, None, {chr(0x3040 + n): 9 for n in range(1, 8)}, {"x" * 30: 1})
+    nothing = np.zeros(0, dtype=np.int32)
+    encoded = Encoded(nothing, nothing, {chr(0x3040 + n): 9 for n in range(1, 8)}, {"x" * 30: 1})
     dropped, unknown = what_got_lost(encoded)
     assert dropped.startswith("63 characters dropped by the tokenizer (U+3041 HIRAGANA LETTER SMALL A 9 times, ")
     assert dropped.endswith("U+3045 HIRAGANA LETTER SMALL U 9 times, …)")

@@ -14,7 +14,7 @@ from marble_sweep.metrics.margin import beats
 from marble_sweep.metrics.step import MEASURED
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.run import judged_by, run
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.run import Run
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.verdict import judge
@@ -52,7 +52,7 @@ def row(margin: float, error: float) -> dict[str, float]:
 
 def write_evals(path: Path, values: dict[str, float]) -> None:
     """An evals.csv of one row, as a run writes it."""
-    file = Recorder(path, EVAL_COLUMNS)
+    file = CsvLog(path, EVAL_COLUMNS)
     file.write([values])
     file.close()
 
