@@ -1,4 +1,4 @@
-"""When a margin certifies, when a run may end, and how often it is looked at."""
+"""When a margin certifies, when a run may end, and how many standard errors that takes."""
 
 import math
 import re
@@ -27,7 +27,7 @@ def row(step: int, margin: float, error: float = 0.01, *, gain: float = 0.1, los
     return {"step": step, "val_loss": loss, "val_loss_se": 0.03, "context_gain": gain, **margins, **errors}
 
 
-def test_errors_needed_share_one_looks_error_rate() -> None:
+def test_errors_needed_share_the_error_rate_of_one_evaluation() -> None:
     assert errors_needed(3.0, 1) == pytest.approx(3.0)
     # 1 - Phi(3) = 0.00134990; a ninth of it is the tail above 3.615 (any table of the normal distribution).
     assert errors_needed(3.0, 9) == pytest.approx(3.615, abs=1e-3)
@@ -60,12 +60,12 @@ def test_a_run_without_held_out_text_cannot_stop_early() -> None:
         tiny_config(*STOPPING, "data.val_fraction=0")
 
 
-# Looks at 100, 141, 200, 283 and 400 are left when 71 is over.
+# After step 71 the evaluations at 100, 141, 200, 283 and 400 are left.
 STEPS = evaluation_steps(400, 9, "geometric")
 
 
 def test_far_below_and_hardly_rising_is_hopeless() -> None:
-    # 0.04 of the loss of 6.6 a look: 1.32 nats at most in the five looks that are left.
+    # 0.04 of the loss of 6.6 an evaluation: 1.32 nats at most in the five that are left.
     assert is_hopeless(CertifyConfig(), [row(50, -1.41), row(71, -1.40)], STEPS)
     assert not is_hopeless(CertifyConfig(), [row(50, -1.31), row(71, -1.30)], STEPS)
 
@@ -74,14 +74,14 @@ def test_what_still_falls_fast_has_hope() -> None:
     assert not is_hopeless(CertifyConfig(), [row(50, -2.0), row(71, -1.5)], STEPS)
 
 
-def test_a_single_look_says_nothing_of_how_fast_it_falls() -> None:
+def test_a_single_evaluation_says_nothing_of_how_fast_it_falls() -> None:
     assert not is_hopeless(CertifyConfig(), [row(25, -50.0)], STEPS)
 
 
 def test_a_model_that_ignores_its_context_near_the_end_is_hopeless() -> None:
     flat = [row(100, -0.05, gain=0.0), row(141, -0.05, gain=1e-8)]
     assert is_hopeless(CertifyConfig(), flat, STEPS)
-    assert not is_hopeless(CertifyConfig(), flat[:1], STEPS)  # four looks are left
+    assert not is_hopeless(CertifyConfig(), flat[:1], STEPS)  # four evaluations are left
     assert not is_hopeless(CertifyConfig(), [flat[0], row(141, -0.05, gain=1e-5)], STEPS)
     # A number may lie above what word frequencies reach, so a context is not needed.
     assert not is_hopeless(CertifyConfig(threshold="6.59"), flat, STEPS)
