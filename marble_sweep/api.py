@@ -125,7 +125,7 @@ class Search:
         return answer
 
     def __str__(self) -> str:
-        return "\n".join(self.summary["words"])
+        return "\n".join(self.summary["summary_lines"])
 
 
 def sweep(overrides: Sequence[str], grid: Mapping[str, Sequence[Any]], directory: str | Path | None = None) -> Sweep:

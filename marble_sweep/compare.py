@@ -1,4 +1,4 @@
-"""`python -m marble_sweep.compare PATH…`: runs beside each other, as a table or as a page."""
+"""`python -m marble_sweep.compare PATH…`: compare runs, as a table or as a page."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 with one line that says what to mend."""
+    """Returns the exit code: 0, or 2 after one line that says what is wrong."""
     use_replacements()
     options = parser().parse_args(arguments)
     try:
@@ -51,31 +51,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"marble_sweep.compare: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
-    report(comparison, table, legend(rows, columns), options.format)
+    show(comparison, table, legend(rows, columns), options.format)
     return 0
 
 
-def report(comparison: Comparison, table: str, explained: Sequence[str], form: str) -> None:
-    """Print the table with what must be known of it; for programs, that goes to standard error."""
+def show(comparison: Comparison, table: str, legend: Sequence[str], form: str) -> None:
+    """Print the table, with notes, damages and legend; for programs, notes and damages go to standard error."""
     search, damages = read_search(comparison.runs)
     damages += comparison.damages
     for_people = form in ("table", "markdown")
-    shown = markdown_text if form == "markdown" else printable
+    escape = markdown_text if form == "markdown" else printable
     if for_people and search is not None:
-        print(*map(shown, search["words"]), "", sep="\n")
+        print(*map(escape, search["summary_lines"]), "", sep="\n")
     for note in comparison.notes:
-        print(shown(note), file=sys.stdout if for_people else sys.stderr)
+        print(escape(note), file=sys.stdout if for_people else sys.stderr)
     if for_people and comparison.notes:
         print()
     print(table)
     if for_people:
-        print("", *map(shown, damages), *explained, sep="\n")
+        print("", *map(escape, damages), *legend, sep="\n")
     else:
         print(*damages, sep="\n", end="\n" if damages else "", file=sys.stderr)
 
 
 def chosen_columns(comparison: Comparison, rows: Sequence[Row], options: argparse.Namespace) -> list[str]:
-    """The columns to show: those named, those for people, or all for programs."""
+    """The columns to show: those that --columns names, the default ones, or all of them for programs."""
     if options.columns:
         columns = [column.strip() for column in options.columns.split(",")]
     elif options.format in ("table", "markdown"):
@@ -88,7 +88,7 @@ def chosen_columns(comparison: Comparison, rows: Sequence[Row], options: argpars
 
 
 def choose(paths: Sequence[Path], expression: str) -> Comparison:
-    """Compare the runs below `paths`; of those that pass the filter, once more at their own common step."""
+    """Compare the runs below `paths`; where a filter leaves some of them, those at their own common step."""
     conditions = parse_filter(expression) if expression else []
     runs = [Run.read(path) for path in find_runs(paths)]
     comparison = compare_runs(runs)
@@ -96,10 +96,10 @@ def choose(paths: Sequence[Path], expression: str) -> Comparison:
         return comparison
     for column, _, _ in conditions:
         require_column("--filter", column, comparison.rows)
-    left = [run for run, row in zip(runs, comparison.rows, strict=True) if matches(row, conditions)]
-    if not left:
+    passing = [run for run, row in zip(runs, comparison.rows, strict=True) if matches(row, conditions)]
+    if not passing:
         raise ValueError(f"--filter = {expression}: must leave a run; none of {len(runs)} passes")
-    return compare_runs(left)
+    return compare_runs(passing)
 
 
 def named_groups(options: argparse.Namespace) -> list[str]:
@@ -123,10 +123,10 @@ def arrange(comparison: Comparison, options: argparse.Namespace) -> list[Row]:
 
 
 def command() -> None:
-    """The command line, which ends the process with main's exit code."""
+    """Run `main` and end the process with its exit code."""
     try:
         sys.exit(main())
-    except BrokenPipeError:  # the reader, as `head`, has had enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

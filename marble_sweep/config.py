@@ -145,7 +145,7 @@ class SearchConfig(Checked):
     # seconds to wait for a storage that does not answer, before the search ends
     storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))
     study: str = "smallest"  # its name in the storage: workers that name the same one share the work
-    # seconds without a sign of life after which a worker's trial is taken up again
+    # seconds without a heartbeat after which a worker's trial is retried
     worker_timeout: float = bounded(60.0, Interval(0, MAX_SECONDS, open_low=True))
 
     def __post_init__(self) -> None:

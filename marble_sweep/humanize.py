@@ -1,4 +1,4 @@
-"""Numbers as people say them."""
+"""Numbers in words for people."""
 
 
 def counted(number: int, what: str) -> str:
@@ -7,7 +7,7 @@ def counted(number: int, what: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min."""
+    """A duration: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

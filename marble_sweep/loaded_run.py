@@ -1,4 +1,4 @@
-"""A run as people handle it in Python: its numbers as DataFrames, its model, its plots."""
+"""A run in Python: its numbers as DataFrames, its model, its plots."""
 
 import base64
 import functools
@@ -38,7 +38,7 @@ class Snapshots(NamedTuple):
 
 
 class Run:
-    """One run directory. Everything is read when it is asked for, so a run that is going on can be looked at.
+    """One run directory. Files are read on access, so a run can be looked at while it trains.
 
     >>> import marble_sweep as ms
     >>> run = ms.load_run("outputs/2026-11-25/13-07-38-462237")  # doctest: +SKIP
@@ -48,17 +48,17 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         """Raises ValueError where `path` holds no run."""
         self.path = Path(path)
-        found = (self.path / layout.CONFIG).is_file()
-        require(found, "path", self.path, "a run directory, one with a config.yaml")
+        is_run = (self.path / layout.CONFIG).is_file()
+        require(is_run, "path", self.path, "a run directory, one with a config.yaml")
 
     @property
     def status(self) -> str:
-        """`finished`, `running`, `interrupted`, `diverged`, `failed`, …; `started` before there is any other."""
+        """`finished`, `running`, `interrupted`, `diverged`, `failed`, …; `started` before metadata.json is written."""
         return RunFiles.read(self.path).status
 
     @functools.cached_property
     def config(self) -> Config:
-        """The whole checked config."""
+        """The checked config."""
         return read_config(self.path)
 
     @property
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The success criteria with their readings; None before the run has ended."""
+        """The success criteria, with a sentence for every check; None before the run has ended."""
         path = self.path / layout.VERDICT
         try:
             with naming(path, DamageError, ValueError, KeyError, TypeError):
@@ -106,7 +106,7 @@ class Run:
         return load_model(self.path)
 
     def generate(self, prompt: str, num_tokens: int = 100, *, temperature: float = 1.0, seed: int = 0) -> str:
-        """The prompt and what the model writes after it; temperature 0 always takes the likeliest token."""
+        """The prompt and the model's continuation; temperature 0 always takes the most probable token."""
         return generate_text(self.model(), self.tokenizer, prompt, num_tokens, temperature, seed)
 
     def figures(self) -> "dict[str, Figure]":
@@ -122,13 +122,13 @@ class Run:
                 raise ValueError(f"{path}: {damage.reason}")
         path.stat()
         table = read(run)
-        return table.astype({"step": "int64"}) if "step" in table else table  # none before the header is written
+        return table.astype({"step": "int64"}) if "step" in table else table  # no columns before the header is written
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}): {RunFiles.read(self.path).name}, {self.status}"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict and the plots."""
+        """The verdict and the plots, for a notebook."""
         verdict = self.verdict
         text = repr(self) if verdict is None else f"{self!r}\n\n{verdict.as_text()}"
         return f"<pre>{html.escape(text)}</pre>" + "".join(map(_image, self.figures().values()))

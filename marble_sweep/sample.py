@@ -1,4 +1,4 @@
-"""`python -m marble_sweep.sample RUN_DIR --prompt "..."`: what a trained model writes, or would write next."""
+"""`python -m marble_sweep.sample RUN_DIR --prompt "..."`: what a trained model writes, or its next tokens."""
 
 import argparse
 import contextlib
@@ -32,8 +32,8 @@ def load_model(directory: Path) -> Transformer:
     Raises ValueError where the directory holds no trained model, or a file in it is damaged.
     """
     for name in (layout.CONFIG, layout.MODEL):
-        found = (directory / name).is_file()
-        require(found, "RUN_DIR", directory, f"a run directory with a {name}")
+        exists = (directory / name).is_file()
+        require(exists, "RUN_DIR", directory, f"a run directory with a {name}")
     config = read_config(directory)
     # A RuntimeError is what torch raises for weights of other names or shapes.
     with naming(directory / layout.MODEL, ValueError, OSError, SafetensorError, RuntimeError):
@@ -49,10 +49,10 @@ def load_model(directory: Path) -> Transformer:
 
 
 def read_config(directory: Path) -> Config:
-    """A run's config. Raises ValueError that names the file where it is damaged or gone."""
+    """A run's config. Raises ValueError that names the file where it is damaged or missing."""
     path = directory / layout.CONFIG
     with naming(path, ValueError, OSError, DamageError, schema.ConfigError):
-        read_yaml(path)  # first: it waits for no pipe, and refuses what is no mapping
+        read_yaml(path)  # first: it does not wait for a pipe, and refuses anything but a mapping
         return schema.load(path)
 
 
@@ -123,7 +123,7 @@ def generate(model: Transformer, tokens: list[int], num_tokens: int, temperature
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids of a prompt. Raises ValueError where it has none, or its bytes are no text."""
+    """The ids of a prompt. Raises ValueError for a prompt without tokens, and for one that is not UTF-8."""
     require(is_utf8(prompt), "prompt", repr(prompt), "UTF-8")
     try:
         tokens: list[int] = tokenizer.encode(prompt).ids
@@ -136,7 +136,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def generate_text(
     model: Transformer, tokenizer: Tokenizer, prompt: str, num_tokens: int, temperature: float, seed: int
 ) -> str:
-    """The prompt and `num_tokens` more tokens as text. Raises ValueError for what makes no sense."""
+    """The prompt and `num_tokens` more tokens as text. Raises ValueError for an argument out of its bounds."""
     require(0 <= temperature < math.inf, "temperature", temperature, "a finite number >= 0")
     require(num_tokens >= 0, "tokens", num_tokens, ">= 0")
     require(0 <= seed < 1 << 63, "seed", seed, "in [0, 2^63)")
@@ -148,8 +148,8 @@ def generate_text(
 def top_table(log_probs: Tensor, unigram: Tensor, tokenizer: Tokenizer, k: int) -> str:
     """The K most probable next tokens with their probabilities, the model's beside the unigram's."""
     columns = []
-    for each in (log_probs, unigram):
-        values, tokens = each.topk(k)
+    for distribution in (log_probs, unigram):
+        values, tokens = distribution.topk(k)
         pairs = zip(values.exp().tolist(), tokens.tolist(), strict=True)
         columns.append([f"{probability:7.2%}  {tokenizer.decode([token])!r}" for probability, token in pairs])
     rows = [("model", "unigram"), *zip(*columns, strict=True)]
@@ -157,15 +157,15 @@ def top_table(log_probs: Tensor, unigram: Tensor, tokenizer: Tokenizer, k: int) 
     return "\n".join(f"{left:<{width}}   {right}" for left, right in rows)
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m marble_sweep.sample", description=__doc__)
     parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
-    parser.add_argument("--prompt", required=True, help="the text to go on from")
-    parser.add_argument("--top", type=int, metavar="K", help="show the K likeliest next tokens instead of writing")
-    parser.add_argument("--tokens", type=int, default=100, help="how many to write (default 100)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 always takes the likeliest (default 1)")
+    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument("--top", type=int, metavar="K", help="show the K most probable next tokens instead of text")
+    parser.add_argument("--tokens", type=int, default=100, help="how many tokens to write (default 100)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: always the most probable token (default 1)")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(given)
+    arguments = parser.parse_args(argv)
     use_replacements()
     try:
         print(printable(answer(arguments), keep="\n\t"))
@@ -175,7 +175,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text is one; what came as other bytes on the command line stands in it as half characters."""
+    """Whether a text has an encoding: bytes of a command line that are not UTF-8 become lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -184,14 +184,14 @@ def is_utf8(text: str) -> bool:
 
 
 def answer(arguments: argparse.Namespace) -> str:
-    """What the options ask for. Raises ValueError for what makes no sense."""
+    """The text that the options ask for. Raises ValueError for an option out of its bounds."""
     require(is_utf8(arguments.prompt), "prompt", repr(arguments.prompt), "UTF-8")
     model = load_model(arguments.run_dir)
     vocab_size = model.embedding.num_embeddings
     tokenizer = read_tokenizer(arguments.run_dir, vocab_size)
     if arguments.top is None:
-        wishes = arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed
-        return generate_text(model, tokenizer, *wishes)
+        options = arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed
+        return generate_text(model, tokenizer, *options)
     require(1 <= arguments.top <= vocab_size, "top", arguments.top, f"in [1, {vocab_size}]")
     unigram = load_unigram(arguments.run_dir / layout.UNIGRAM, vocab_size)
     log_probs = next_log_probs(model, encode_prompt(tokenizer, arguments.prompt))

@@ -1,7 +1,12 @@
 """Configs composed as the program does it, and a run small enough for tests."""
 
+from pathlib import Path
+
 from marble_sweep.config import Config
 from marble_sweep.hydra_app import compose
+from marble_sweep.run import claimed, prepare
+from marble_sweep.runs.status import RunStatus
+from marble_sweep.training.signals import stop_requests
 
 # A corpus and a model small enough that 40 steps take a second, yet the model learns the chain.
 TINY = (
@@ -21,6 +26,13 @@ TINY = (
 def compose_config(*overrides: str) -> Config:
     """The checked config of one run, from the files in conf/."""
     return compose.compose_config(overrides)
+
+
+def train_only(config: Config, directory: Path, *, resume: bool = False) -> RunStatus:
+    """Train as `run` does, without the verdict and the plots, which take longer than forty tiny steps."""
+    with claimed(directory, config, resume=resume), stop_requests() as should_stop:
+        trainer, _ = prepare(config, directory, resume=resume, show=False)
+        return trainer.train(should_stop)
 
 
 def tiny_config(*overrides: str) -> Config:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -47,15 +48,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ms.Run:
 def test_public_names_and_signatures() -> None:
     classes = {"Config", "ModelConfig", "Run", "Search", "Sweep"}
     assert set(ms.__all__) == classes | SIGNATURES.keys()
-    assert {
-        name: str(inspect.signature(getattr(ms, name))).replace("pandas.core.frame", "pandas") for name in SIGNATURES
-    } == SIGNATURES
+    signatures = {name: str(inspect.signature(getattr(ms, name))) for name in SIGNATURES}
+    for defined, public in (
+        ("pandas.core.frame", "pandas"),
+        ("pathlib._local", "pathlib"),
+    ):  # 3.13 tells
+        signatures = {name: signature.replace(defined, public) for name, signature in signatures.items()}
+    assert signatures == SIGNATURES
     assert set(ms.__all__) <= set(dir(ms))
 
 
 @pytest.mark.parametrize("module", [api, loaded_run])
-def test_docstring_examples_run(module: object) -> None:
-    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0  # type: ignore[arg-type]
+def test_docstring_examples_run(module: ModuleType) -> None:
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 
 
 def test_compose_is_what_the_command_line_composes() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny_config
+from opened import interrupted_as_it_writes
 
 import marble_sweep
 from marble_sweep.config import NOT_OF_A_RUN, CertifyConfig, load
@@ -14,7 +15,6 @@ from marble_sweep.metrics.margin import errors_needed
 from marble_sweep.run import run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.training.schedule import evaluation_steps
-from marble_sweep.training.trainer import Trainer
 
 GEOMETRIC = ("trainer.num_evals=5", "trainer.eval_spacing=geometric")
 STOPPING = (*GEOMETRIC, "certify.stop=true")
@@ -112,15 +112,13 @@ def test_too_slow() -> None:
     assert stop_reasons(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=499")) == ["certified"]
 
 
-def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path: Path) -> None:
     """Continued by hand, by its own config alone, a trial ends as the unbroken one."""
-    config = tiny_config(*STOPPING, "certify.min_steps_per_minute=1e9")
+    config = tiny_config(*STOPPING, "certify.min_steps_per_minute=1e9", "trainer.checkpoint_interval=3")
     assert run(config, tmp_path / "unbroken", show=False) == "too_slow"
 
-    train = Trainer.train
-    monkeypatch.setattr(Trainer, "train", lambda self, _: train(self, lambda: self.step == 3))
-    assert run(config, tmp_path / "broken", show=False) == "interrupted"
-    monkeypatch.setattr(Trainer, "train", train)
+    with interrupted_as_it_writes("checkpoints.safetensors", 2):  # after step 3; the first is of the start
+        assert run(config, tmp_path / "broken", show=False) == "interrupted"
     own = load(tmp_path / "broken" / "config.yaml")
     assert own.certify == config.certify
     assert run(own, tmp_path / "broken", resume=True, show=False) == "too_slow"

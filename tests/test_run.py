@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import TINY, compose_config, tiny_config
+from helpers import TINY, compose_config, tiny_config, train_only
+from opened import interrupted_as_it_writes
 from safetensors.torch import load_file
 
 from marble_sweep.run import log_outcome, run
 from marble_sweep.runs.status import RunStatus
-from marble_sweep.training.trainer import Trainer
 from marble_sweep.verdict import Verdict
 
 NOTEBOOK_COLUMNS = ["step", "epoch", "loss", "top1", "top2", "top3", "h_autocorr", "dead_moving"]
@@ -88,9 +88,9 @@ def test_checkpoints_have_the_notebooks_format(finished: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32"])
 def test_same_seed_same_rows_and_another_seed_others(precision: str, tmp_path: Path) -> None:
     short = (f"precision={precision}", "trainer.total_steps=10")
-    run(tiny_config(*short), tmp_path / "a")
-    run(tiny_config(*short), tmp_path / "b")
-    run(tiny_config(*short, "seed=0"), tmp_path / "c")
+    train_only(tiny_config(*short), tmp_path / "a")
+    train_only(tiny_config(*short), tmp_path / "b")
+    train_only(tiny_config(*short, "seed=0"), tmp_path / "c")
     assert_same_run(tmp_path / "a", tmp_path / "b")
     assert not metrics(tmp_path / "a")["loss"].equals(metrics(tmp_path / "c")["loss"])
 
@@ -114,18 +114,16 @@ def test_training_on_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
 @pytest.mark.parametrize("precision", ["bf16", "bf16_pure", "bf16_stochastic", "fp32"])
-def test_interrupted_and_resumed_equals_unbroken(
-    optimizer: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_config(f"precision={precision}", f"optimizer={optimizer}", "schedule=wsd", "schedule.warmup_steps=3")
-    run(config, tmp_path / "unbroken")
+def test_interrupted_and_resumed_equals_unbroken(optimizer: str, precision: str, tmp_path: Path) -> None:
+    schedule = ("schedule=wsd", "schedule.warmup_steps=3", "trainer.checkpoint_interval=13")
+    config = tiny_config(f"precision={precision}", f"optimizer={optimizer}", *schedule)
+    train_only(config, tmp_path / "unbroken")
 
-    train = Trainer.train
-    monkeypatch.setattr(Trainer, "train", lambda self, _: train(self, lambda: self.step == 13))
-    assert run(config, tmp_path / "broken") == "interrupted"
-    assert json.loads((tmp_path / "broken" / "metadata.json").read_text())["status"] == "interrupted"
-    monkeypatch.setattr(Trainer, "train", train)
-    assert run(config, tmp_path / "broken", resume=True) == "finished"
+    with interrupted_as_it_writes("checkpoints.safetensors", 2):  # after step 13; the first is of the start
+        assert run(config, tmp_path / "broken") == "interrupted"
+    metadata = json.loads((tmp_path / "broken" / "metadata.json").read_text())
+    assert (metadata["status"], metadata["step"]) == ("interrupted", 13)
+    assert train_only(config, tmp_path / "broken", resume=True) == "finished"
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
@@ -195,7 +193,7 @@ def wait_for_step(directory: Path, step: int, process: subprocess.Popen[str]) ->
         time.sleep(0.01)
 
 
-LONG = ("trainer.total_steps=1500", "trainer.checkpoint_interval=100", "trainer.state_interval=0.2")
+LONG = ("trainer.total_steps=700", "trainer.checkpoint_interval=100", "trainer.state_interval=0.2")
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +210,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_a_random_step_and_resumed_equals_unbroken(
     number: signal.Signals, unbroken: Path, tmp_path: Path
 ) -> None:
+    step = random.randrange(100, 400)
+    print(f"killed at step {step} or soon after")
     process = start(tmp_path / "killed", *LONG)
-    wait_for_step(tmp_path / "killed", random.randrange(100, 500), process)
+    wait_for_step(tmp_path / "killed", step, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:

@@ -97,7 +97,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_wrong_input_is_one_clear_line(
     arguments: list[str], line: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(capsys, *[str(trained) if each == "RUN" else each for each in arguments]) == line
+    assert refused(capsys, *[str(trained) if argument == "RUN" else argument for argument in arguments]) == line
 
 
 DAMAGES = {  # what is written into a file: what is said

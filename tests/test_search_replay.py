@@ -9,6 +9,8 @@ from pathlib import Path
 import optuna
 import pytest
 import replay_contenders as contenders
+import replay_recording as recorded
+import replay_rules as rules
 import search_replay as replays
 from helpers import compose_config
 from optuna.distributions import IntDistribution
@@ -16,15 +18,15 @@ from optuna.distributions import IntDistribution
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord
 
-STEP = contenders.TOKENS_PER_STEP
-FULL = contenders.TOTAL_STEPS * STEP
+STEP = recorded.TOKENS_PER_STEP
+FULL = recorded.TOTAL_STEPS * STEP
 SEEDS = (1, 2, 3, 4)
 RATES = (0.01, 0.0316, 0.1)
 UNIGRAM = 6.6
 CAP = 40e6
 
 
-def curve(key: contenders.Key, seed: int, margins: Sequence[float], gain: float = 0.1) -> contenders.Curve:
+def curve(key: recorded.Key, seed: int, margins: Sequence[float], gain: float = 0.1) -> recorded.Curve:
     """A curve with a margin per look, a tiny standard error."""
     rows = [
         {
@@ -34,9 +36,9 @@ def curve(key: contenders.Key, seed: int, margins: Sequence[float], gain: float 
             "unigram_margin_se": 1e-4,
             "context_gain": gain,
         }
-        for step, margin in zip(contenders.STEPS, margins, strict=False)
+        for step, margin in zip(recorded.STEPS, margins, strict=False)
     ]
-    return contenders.make_curve(key, seed, rows)
+    return recorded.make_curve(key, seed, rows)
 
 
 def failing(end: float = -0.05, fall: float = 0.05) -> list[float]:
@@ -49,7 +51,7 @@ def certifying(look: int) -> list[float]:
     return [0.05 * (at - look) + 0.01 for at in range(9)]
 
 
-def margins_of(key: contenders.Key, seed: int) -> list[float]:
+def margins_of(key: recorded.Key, seed: int) -> list[float]:
     """0L3D is right; 0L2D certifies at 0.0316 for seed 1 alone; the rest of width 2 never does."""
     _num_layers, hidden_dim, lr = key
     if key == (0, 2, 0.0316) and seed == 1:
@@ -60,11 +62,11 @@ def margins_of(key: contenders.Key, seed: int) -> list[float]:
 
 
 def make_recording(
-    margins: Callable[[contenders.Key, int], Sequence[float]] = margins_of,
+    margins: Callable[[recorded.Key, int], Sequence[float]] = margins_of,
     shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 1), (2, 3, 4, 64)),
-) -> contenders.Recording:
+) -> recorded.Recording:
     keys = [(layers, width, lr) for layers in shapes[0] for width in shapes[1] for lr in RATES]
-    return contenders.Recording([curve(key, seed, margins(key, seed)) for key in keys for seed in SEEDS])
+    return recorded.Recording([curve(key, seed, margins(key, seed)) for key in keys for seed in SEEDS])
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +78,7 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def recording() -> contenders.Recording:
+def recording() -> recorded.Recording:
     return make_recording()
 
 
@@ -86,12 +88,12 @@ def space() -> spaces.Space:
 
 
 def size(layers: int, width: int) -> int:
-    return contenders.num_parameters(layers, width)
+    return recorded.num_parameters(layers, width)
 
 
-def seeds_by_first(recording: contenders.Recording, space: spaces.Space, first: int, count: int = 1) -> list[int]:
+def seeds_by_first(recording: recorded.Recording, space: spaces.Space, first: int, count: int = 1) -> list[int]:
     """Replays' seeds for which a recorded seed plays the search's."""
-    made = ((seed, contenders.Replay(recording, space, seed, CAP)) for seed in range(200))
+    made = ((seed, recorded.Replay(recording, space, seed, CAP)) for seed in range(200))
     return [seed for seed, replay in made if replay.order[0] == first][:count]
 
 
@@ -105,7 +107,7 @@ def test_sizes_are_those_of_the_config(space: spaces.Space) -> None:
     assert len(space.sizes) == 5 * 63
 
 
-def test_a_trial_plays_the_nearest_recorded_curve(recording: contenders.Recording) -> None:
+def test_a_trial_plays_the_nearest_recorded_curve(recording: recorded.Recording) -> None:
     assert recording.snap(0, 2) == (0, 2)
     assert recording.snap(4, 5) == (1, 4)  # layers are limited by what is recorded for the width
     assert recording.snap(1, 15) == (1, 4)  # √(4·64) = 16
@@ -114,7 +116,7 @@ def test_a_trial_plays_the_nearest_recorded_curve(recording: contenders.Recordin
         assert recording.cell(0, 2, lr)[1].key == (0, 2, played)
 
 
-def test_right_is_certified_on_every_seed(recording: contenders.Recording, space: spaces.Space) -> None:
+def test_right_is_certified_on_every_seed(recording: recorded.Recording, space: spaces.Space) -> None:
     assert recording.is_lucky((0, 2))
     assert not recording.is_good((0, 2))
     assert recording.certifying((0, 2)) == {0.01: "0/4", 0.0316: "1/4", 0.1: "0/4"}
@@ -126,38 +128,38 @@ def test_read_back_from_a_file(tmp_path: Path) -> None:
     header = "num_layers,hidden_dim,lr,seed,step,val_loss,unigram_margin,unigram_margin_se,context_gain,seconds\n"
     rows = "0,3,0.1,2,35,6.5,0.1,0.001,0.2,1\n0,3,0.1,2,25,nan,nan,nan,nan,1\n0,3,0.1,1,25,6.7,-0.1,0.001,0.2,1\n"
     path.write_bytes(gzip.compress((header + rows).encode()))
-    curves = {each.seed: each for each in contenders.read_curves(path)}
+    curves = {each.seed: each for each in recorded.read_curves(path)}
     assert curves[2].steps == (25, 35)
-    assert curves[2].above == pytest.approx((-math.inf, 0.1 - 0.001 * contenders.ERRORS))
+    assert curves[2].above == pytest.approx((-math.inf, 0.1 - 0.001 * recorded.ERRORS))
     assert curves[2].certifies
     assert not curves[2].certifies_at_end  # diverged before
     assert not curves[1].certifies
-    harder = {each.seed: each for each in contenders.read_curves(path, harder=0.1)}
+    harder = {each.seed: each for each in recorded.read_curves(path, harder=0.1)}
     assert not harder[2].certifies
 
 
 # ------------------------------------------------------------------ the bookkeeping
 
 
-def test_tokens_of_a_trial(recording: contenders.Recording, space: spaces.Space) -> None:
-    replay = contenders.Replay(recording, space, 0, CAP)
+def test_tokens_of_a_trial(recording: recorded.Recording, space: spaces.Space) -> None:
+    replay = recorded.Replay(recording, space, 0, CAP)
     replay.full(0, 4, 0.1)
     assert replay.tokens == FULL
     assert replay.early(0, 4, 0.1)
-    assert replay.tokens == FULL + contenders.STEPS[3] * STEP
+    assert replay.tokens == FULL + recorded.STEPS[3] * STEP
     assert replay.early(0, 2, 0.1) is False
-    assert replay.tokens == 2 * FULL + contenders.STEPS[3] * STEP
+    assert replay.tokens == 2 * FULL + recorded.STEPS[3] * STEP
     replay.full(1, 3, 0.1, trained=100)
-    assert replay.tokens == 2 * FULL + (contenders.STEPS[3] + 300) * STEP
+    assert replay.tokens == 2 * FULL + (recorded.STEPS[3] + 300) * STEP
     assert replay.answers == [(FULL, size(0, 4)), (replay.tokens, size(1, 3))]
     assert replay.num_trials == 4
 
 
-def test_no_token_above_the_cap(recording: contenders.Recording, space: spaces.Space) -> None:
-    replay = contenders.Replay(recording, space, 0, 2.5 * FULL)
+def test_no_token_above_the_cap(recording: recorded.Recording, space: spaces.Space) -> None:
+    replay = recorded.Replay(recording, space, 0, 2.5 * FULL)
     replay.full(0, 4, 0.1)
     replay.full(0, 4, 0.1)
-    with pytest.raises(contenders.Spent):
+    with pytest.raises(recorded.Spent):
         replay.full(0, 3, 0.1)
     assert replay.tokens == 2 * FULL
     assert replay.answers == [(FULL, size(0, 4))]
@@ -165,11 +167,11 @@ def test_no_token_above_the_cap(recording: contenders.Recording, space: spaces.S
 
 def test_how_a_run_is_stopped() -> None:
     hopeless = curve((0, 2, 0.1), 1, [-5.0, -5.0, -5.0])
-    assert contenders.stopped(hopeless) == ("pruned", 2, contenders.STEPS[1])
+    assert recorded.stopped(hopeless) == ("pruned", 2, recorded.STEPS[1])
     diverged = curve((0, 2, 0.1), 1, failing()[:3])
-    assert contenders.stopped(diverged) == ("diverged", 3, contenders.STEPS[3])
-    assert contenders.stopped(curve((0, 2, 0.1), 1, failing())) == ("refuted", 9, 400)
-    assert contenders.stopped(curve((0, 2, 0.1), 1, certifying(6))) == ("certified", 7, contenders.STEPS[6])
+    assert recorded.stopped(diverged) == ("diverged", 3, recorded.STEPS[3])
+    assert recorded.stopped(curve((0, 2, 0.1), 1, failing())) == ("refuted", 9, 400)
+    assert recorded.stopped(curve((0, 2, 0.1), 1, certifying(6))) == ("certified", 7, recorded.STEPS[6])
 
 
 @pytest.mark.parametrize(
@@ -184,18 +186,18 @@ def test_how_a_run_is_stopped() -> None:
     ],
 )
 def test_score(
-    recording: contenders.Recording,
+    recording: recorded.Recording,
     space: spaces.Space,
     answers: list[tuple[int, int | None]],
     verdict: str,
     right_at: float,
 ) -> None:
-    replay = contenders.Replay(recording, space, 0, CAP, tokens=5, answers=answers)
-    score = contenders.score(replay, 30)
+    replay = recorded.Replay(recording, space, 0, CAP, tokens=5, answers=answers)
+    score = recorded.score(replay, 30)
     assert (score.verdict, score.right_at, score.ended_at) == (verdict, right_at, math.inf)
     replay.ended = True
-    assert contenders.score(replay, 30).ended_at == 5
-    assert contenders.score(replay, 30, confirmed=True).verdict == "miss"
+    assert recorded.score(replay, 30).ended_at == 5
+    assert recorded.score(replay, 30, confirmed=True).verdict == "miss"
 
 
 def test_quantile() -> None:
@@ -207,24 +209,24 @@ def test_quantile() -> None:
 # ------------------------------------------------------------------ the contenders
 
 
-def test_ours_finds_and_confirms_the_answer(recording: contenders.Recording, space: spaces.Space) -> None:
+def test_ours_finds_and_confirms_the_answer(recording: recorded.Recording, space: spaces.Space) -> None:
     for first in SEEDS:
         for seed in seeds_by_first(recording, space, first):
-            replay = contenders.play(contenders.ours, recording, space, seed, CAP)
+            replay = recorded.play(contenders.ours, recording, space, seed, CAP)
             assert replay.ended
             assert replay.tokens == sum(replay.by_reason.values())
-            assert contenders.score(replay, size(0, 3)).verdict == "right"
-            strict = contenders.score(replay, size(0, 3), confirmed=True)
+            assert recorded.score(replay, size(0, 3)).verdict == "right"
+            strict = recorded.score(replay, size(0, 3), confirmed=True)
             assert strict.verdict == "right"
             if first != 1:
-                assert strict.right_at >= contenders.score(replay, size(0, 3)).right_at + 3 * contenders.STEPS[5] * STEP
+                assert strict.right_at >= recorded.score(replay, size(0, 3)).right_at + 3 * recorded.STEPS[5] * STEP
             # 3 fresh seeds of 0L3D; where seed 1 is the search's, 0L2D certifies first and fails on a fresh one
-            confirmed_early = 3 * contenders.STEPS[5] * STEP
+            confirmed_early = 3 * recorded.STEPS[5] * STEP
             assert replay.by_reason["confirm"] == confirmed_early + (FULL if first == 1 else 0)
             assert (size(0, 2) in [answer for _, answer in replay.answers]) == (first == 1)
 
 
-def test_ours_plays_what_a_strategy_proposes(recording: contenders.Recording, space: spaces.Space) -> None:
+def test_ours_plays_what_a_strategy_proposes(recording: recorded.Recording, space: spaces.Space) -> None:
     asked = [(1, (3.0,), 0), (0, (3.0,), 0), (1, (3.0,), 1)]  # sizes 1L2D, 0L2D, then a fresh seed of the first
     seen: list[TrialRecord] = []
 
@@ -232,7 +234,7 @@ def test_ours_plays_what_a_strategy_proposes(recording: contenders.Recording, sp
         seen[:] = records
         return Proposal(*asked[len(records)], "probe") if len(records) < len(asked) else Settled()
 
-    replay = contenders.Replay(recording, space, seeds_by_first(recording, space, 1)[0], CAP)
+    replay = recorded.Replay(recording, space, seeds_by_first(recording, space, 1)[0], CAP)
     contenders.ours(replay, next_trial=propose)
     assert [each.outcome for each in seen] == ["refuted", "certified", "refuted"]
     assert all(isinstance(each, TrialRecord) for each in seen)
@@ -240,39 +242,39 @@ def test_ours_plays_what_a_strategy_proposes(recording: contenders.Recording, sp
     assert replay.answers == [(2 * FULL, size(0, 2))]
 
 
-def test_a_rule_is_told_of_failed_trials(recording: contenders.Recording, space: spaces.Space) -> None:
+def test_a_rule_is_told_of_failed_trials(recording: recorded.Recording, space: spaces.Space) -> None:
     told = []
 
-    def rule(curve: contenders.Curve, look: int, failed: contenders.Failed) -> bool:
+    def rule(curve: recorded.Curve, look: int, failed: recorded.Failed) -> bool:
         told.append((curve.key, len(failed)))
         return False
 
-    contenders.play(lambda replay: contenders.ours(replay, rule=rule), recording, space, 2, CAP)
+    recorded.play(lambda replay: contenders.ours(replay, rule=rule), recording, space, 2, CAP)
     assert {count for _, count in told} >= {0, 1, 2}
     assert all(count == 0 for (_, width, _), count in told if width > 2)
 
 
-def test_scans(recording: contenders.Recording, space: spaces.Space) -> None:
+def test_scans(recording: recorded.Recording, space: spaces.Space) -> None:
     lucky, honest = (seeds_by_first(recording, space, first)[0] for first in (1, 2))
     right = size(0, 3)
-    replay = contenders.play(lambda each: contenders.ascending(each, 2), recording, space, honest, CAP)
+    replay = recorded.play(lambda each: contenders.ascending(each, 2), recording, space, honest, CAP)
     assert (replay.tokens, replay.answers) == (11 * FULL, [(11 * FULL, right)])  # 5 sizes twice, then the first lr
-    assert contenders.score(replay, right).ended_at == 11 * FULL
-    replay = contenders.play(lambda each: contenders.ascending(each, 2), recording, space, lucky, CAP)
-    assert (replay.tokens, contenders.score(replay, right).verdict) == (FULL, "wrong")
-    replay = contenders.play(lambda each: contenders.ascending(each, 1, early=True), recording, space, honest, CAP)
-    assert replay.tokens == 5 * FULL + contenders.STEPS[5] * STEP
-    replay = contenders.play(lambda each: contenders.binary(each, 1), recording, space, honest, CAP)
+    assert recorded.score(replay, right).ended_at == 11 * FULL
+    replay = recorded.play(lambda each: contenders.ascending(each, 2), recording, space, lucky, CAP)
+    assert (replay.tokens, recorded.score(replay, right).verdict) == (FULL, "wrong")
+    replay = recorded.play(lambda each: contenders.ascending(each, 1, early=True), recording, space, honest, CAP)
+    assert replay.tokens == 5 * FULL + recorded.STEPS[5] * STEP
+    replay = recorded.play(lambda each: contenders.binary(each, 1), recording, space, honest, CAP)
     # 315 sizes: 157, 78, 39, 19, 9 certify, 4 does not, then 7, 6 and 5, the sixth, do
-    assert (replay.tokens, contenders.score(replay, right).verdict) == (9 * FULL, "right")
+    assert (replay.tokens, recorded.score(replay, right).verdict) == (9 * FULL, "right")
 
 
-def test_short_runs(recording: contenders.Recording, space: spaces.Space) -> None:
-    replay = contenders.play(lambda each: contenders.top_k(each, 10, 50, 1, "margin"), recording, space, 0, CAP)
+def test_short_runs(recording: recorded.Recording, space: spaces.Space) -> None:
+    replay = recorded.play(lambda each: contenders.top_k(each, 10, 50, 1, "margin"), recording, space, 0, CAP)
     assert replay.tokens == (10 * 50 + 350) * STEP
     assert replay.num_trials == 11
-    replay = contenders.play(lambda each: contenders.top_k(each, 10, 50, 10, "fronts"), recording, space, 0, CAP)
-    again = contenders.Replay(recording, space, 0, CAP)
+    replay = recorded.play(lambda each: contenders.top_k(each, 10, 50, 10, "fronts"), recording, space, 0, CAP)
+    again = recorded.Replay(recording, space, 0, CAP)
     drawn = [contenders.draw(again) for _ in range(10)]
     smallest = min(size(*shape[:2]) for shape in drawn if again.curve(*shape).certifies_at_end)
     assert replay.answers == [(replay.tokens, smallest)]  # smallest first: it ends at the first that certifies
@@ -287,13 +289,13 @@ def test_rivals_on_a_space_that_is_easy(space: spaces.Space) -> None:
         contenders.hydra_optuna,
         lambda replay: contenders.nsga(replay, 5),
     ):
-        replay = contenders.play(contender, easy, space, 1, cap)
+        replay = recorded.play(contender, easy, space, 1, cap)
         assert (replay.tokens, replay.num_trials, replay.ended) == (10 * FULL, 10, False)
         assert replay.answers[0][0] == FULL
         parameters = [answer for _, answer in replay.answers if answer is not None]
         assert parameters == sorted(parameters, reverse=True)
     for sampler in ("tpe", "random"):
-        replay = contenders.play(lambda replay: contenders.asha(replay, 2, sampler), easy, space, 1, cap)  # noqa: B023
+        replay = recorded.play(lambda replay: contenders.asha(replay, 2, sampler), easy, space, 1, cap)  # noqa: B023
         assert replay.num_trials > 10  # some were stopped early
         assert replay.tokens <= cap
         assert not replay.ended
@@ -302,8 +304,8 @@ def test_rivals_on_a_space_that_is_easy(space: spaces.Space) -> None:
 
 def test_the_published_sweeper_draws_one_more(space: spaces.Space) -> None:
     whole = contenders.as_published(space)
-    assert whole[contenders.LAYERS] == IntDistribution(0, 5)
-    assert whole[contenders.WIDTH] == IntDistribution(2, 65)
+    assert whole[recorded.LAYERS] == IntDistribution(0, 5)
+    assert whole[recorded.WIDTH] == IntDistribution(2, 65)
 
 
 def test_penalty() -> None:
@@ -319,29 +321,29 @@ def test_penalty() -> None:
 # ------------------------------------------------------------------ the report
 
 
-def test_false_stops_are_counted(recording: contenders.Recording, space: spaces.Space) -> None:
+def test_false_stops_are_counted(recording: recorded.Recording, space: spaces.Space) -> None:
     """A rule that stops everything at the second look stops all but those that certify by then."""
     names = {row[0]: row for row in replays.stop_rules(recording, space, size(0, 3), 2, CAP)[1:]}
     assert names["never stop"][1] == names["certify.is_hopeless"][1]
     assert names["never stop"][1].startswith("0 of ")
     assert names["never stop"][3] == "0%"
     steep = curve((0, 2, 0.1), 1, [-0.9, -0.89, *certifying(2)[2:]])
-    assert contenders.stopped(steep, replays.falls_by(0.0))[0] == "pruned"
-    assert contenders.stopped(steep, replays.falls_by(0.04))[0] == "certified"
+    assert recorded.stopped(steep, rules.falls_by(0.0))[0] == "pruned"
+    assert recorded.stopped(steep, rules.falls_by(0.04))[0] == "certified"
 
 
 def test_trailing_compares_with_what_failed() -> None:
     fast, slow = curve((0, 2, 0.1), 1, failing(-0.05)), curve((0, 2, 0.1), 1, failing(-0.2, 0.049))
     known = [dict(zip(fast.steps, fast.margins, strict=True))]
-    assert contenders.stopped(slow, replays.trailing(0.1), known) == ("pruned", 2, contenders.STEPS[1])
-    assert contenders.stopped(slow, replays.trailing(0.16), known)[0] == "refuted"
-    assert contenders.stopped(slow, replays.trailing(0.1), [])[0] == "refuted"
+    assert recorded.stopped(slow, rules.trailing(0.1), known) == ("pruned", 2, recorded.STEPS[1])
+    assert recorded.stopped(slow, rules.trailing(0.16), known)[0] == "refuted"
+    assert recorded.stopped(slow, rules.trailing(0.1), [])[0] == "refuted"
 
 
 def test_no_use_of_the_context() -> None:
     idle, using = (curve((0, 2, 0.1), 1, failing(), gain) for gain in (-1e-5, 0.1))
-    assert contenders.stopped(idle, replays.without_context(100, 1e-4)) == ("pruned", 5, 100)
-    assert contenders.stopped(using, replays.without_context(100, 1e-4))[0] == "refuted"
+    assert recorded.stopped(idle, rules.without_context(100, 1e-4)) == ("pruned", 5, 100)
+    assert recorded.stopped(using, rules.without_context(100, 1e-4))[0] == "refuted"
 
 
 def test_wider_and_worse_is_found() -> None:
@@ -366,13 +368,25 @@ def test_other_boundaries(space: spaces.Space) -> None:
     assert scan["ends at: median"] == replays.millions(11 * FULL)
 
 
+def write_curves(path: Path, recording: recorded.Recording) -> None:
+    """A recording as record_curves.py leaves it."""
+    names = ("num_layers", "hidden_dim", "lr", "seed", "step", "val_loss", "unigram_margin", "unigram_margin_se")
+    lines = [",".join((*names, "context_gain", "seconds"))]
+    for curve in recording.curves:
+        for step, loss, margin, gain in zip(curve.steps, curve.losses, curve.margins, curve.gains, strict=True):
+            lines.append(",".join(map(str, (*curve.key, curve.seed, step, loss, margin, 1e-4, gain, 1))))
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
 def test_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recording: contenders.Recording, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recording: recorded.Recording, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(replays, "read_curves", lambda path, harder: recording.curves)
+    write_curves(tmp_path / "curves.csv.gz", recording)
     few = {name: dict([next(iter(settings.items()))]) for name, settings in contenders.contenders().items()}
     monkeypatch.setattr(replays, "contenders", lambda: few)
     arguments = [
+        "--curves",
+        str(tmp_path / "curves.csv.gz"),
         "--seeds",
         "2",
         "--max-tokens",

@@ -248,7 +248,7 @@ def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGKILL))],
 )
 def test_an_interrupted_sweep_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    long = ("trainer.total_steps=800", "seed=0,1", "trainer.state_interval=0.3")
+    long = ("trainer.total_steps=300", "seed=0,1", "trainer.state_interval=0.3")
     process = subprocess.Popen(command(tmp_path / "sweep", *long), stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "sweep" / "0" / "metrics.csv", process)
     process.send_signal(number)

@@ -1,7 +1,7 @@
-"""What can be predicted without a model: unigram and bigram losses on held-out windows.
+"""Baselines without a model: unigram and bigram losses on held-out windows.
 
 All losses are in nats per token over the targets x[:, 1:] of held-out windows (num_windows, T),
-behind the contexts x[:, :-1]; they come as one mean a window, so that paired differences can be made.
+after the contexts x[:, :-1], as one mean per window, so that differences can be paired by window.
 Smoothing is interpolated absolute discounting (Ney, Essen and Kneser 1994).
 """
 
@@ -67,8 +67,8 @@ def bigram_log_probs(train_tokens: Tensor, contexts: Tensor, targets: Tensor, vo
     successors = torch.bincount(firsts, minlength=vocab_size).double()[contexts]  # a float times int64 is float32
 
     codes = contexts * vocab_size + targets
-    places = torch.searchsorted(pairs, codes).clamp(max=len(pairs) - 1)
-    pair_counts = torch.where(pairs[places] == codes, counts[places], 0.0)
+    indices = torch.searchsorted(pairs, codes).clamp(max=len(pairs) - 1)
+    pair_counts = torch.where(pairs[indices] == codes, counts[indices], 0.0)
     smoothed = ((pair_counts - discount).clamp(min=0) + discount * successors * unigram) / context_counts
     return torch.log(torch.where(context_counts > 0, smoothed, unigram))
 

@@ -26,10 +26,10 @@ def eval_windows(tokens: Tensor, seq_len: int, max_windows: int) -> Tensor:
 
 
 class Batches:
-    """An endless stream of batches: every window once an epoch, in an order drawn anew for each.
+    """An endless stream of batches: every window once an epoch, in a new random order every epoch.
 
-    The order comes from a CPU generator of its own, so neither training nor evaluation can disturb
-    it, and every device sees the same batches. The last partial batch of an epoch is dropped.
+    The order comes from its own CPU generator, so neither training nor evaluation changes it, and
+    it is the same on every device. The last partial batch of an epoch is dropped.
     """
 
     def __init__(self, windows: Tensor, batch_size: int, seed: int) -> None:

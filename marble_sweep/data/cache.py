@@ -1,8 +1,8 @@
 """A cache of files under the user's cache directory, keyed by content and verified on every read.
 
-An entry is a directory of files and a `manifest.json` with their SHA-256. It is written beside
-its place and renamed into it, so several processes may build the same entry at once. An entry that
-does not match its manifest is built again, never trusted.
+An entry is a directory of files and a `manifest.json` with their SHA-256. It is written under a
+temporary name and renamed, so several processes may build the same entry at once. An entry that does
+not match its manifest is built again, never used.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""From a data config to tokens: every source ends up as one `Corpus`."""
+"""From a data config to tokens: every source becomes one `Corpus`."""
 
 import hashlib
 import json
@@ -35,10 +35,10 @@ class Corpus:
     train_tokens: Tensor  # (num_train,) int32, CPU
     val_tokens: Tensor  # (num_val,) int32, CPU; empty where data.val_fraction = 0
     tokenizer: Tokenizer
-    dead_mask: Tensor  # (V,) bool: never occurs in the training split
+    dead_mask: Tensor  # (V,) bool: tokens that never occur in the training split
     val_bytes: Tensor  # (num_val,) int32: UTF-8 bytes that each held-out token stands for; 0 for synthetic sources
     description: str  # one line
-    origin: str  # the setting that says where it comes from, its value and its size, for complaints
+    origin: str  # the setting that names the source, its value and the source's size, for error messages
     sha256: str  # of tokens, split, tokenizer and dead mask
     entropy_rate: float | None = None  # nats per token, of a synthetic source
     num_duplicates_dropped: int = 0  # held-out paragraphs that had a twin in training

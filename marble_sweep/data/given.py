@@ -1,4 +1,4 @@
-"""What a tokenizer that was not made here makes of a text: its tokens, their bytes, and what gets lost.
+"""Encoding with a tokenizer that the user brings: the tokens, their bytes, and what gets lost.
 
 Such a tokenizer may normalise, drop characters, add special tokens, or need several tokens for one character.
 The bytes are therefore counted in the text itself, between the places where one token ends and the next one does.
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 NO_TOKEN = "<a character without a token>"
-MOST_NAMED = 5  # of the characters or pieces that got lost
-MOST_SHOWN = 20  # characters of one piece
+MAX_NAMED = 5  # characters or pieces that got lost
+MAX_SHOWN = 20  # characters of one piece
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,25 @@ def encode_given(tokenizer: Tokenizer, text: str) -> Encoded:
     model = json.loads(tokenizer.to_str())["model"]
     dropped, unknown = Counter[str](), Counter[str]()
     if model["type"] == "BPE" and model["unk_token"] is None:
-        witness = _with_unknown_token(tokenizer)
-        seen = witness.encode(text)
-        is_dropped = np.array(seen.ids) == witness.token_to_id(NO_TOKEN)
+        with_unknown = _with_unknown_token(tokenizer)
+        seen = with_unknown.encode(text)
+        is_dropped = np.array(seen.ids) == with_unknown.token_to_id(NO_TOKEN)
         if is_dropped.any():
             # A byte-level tokenizer may drop several bytes of one character.
-            places = {place for place, lost in zip(seen.offsets, is_dropped, strict=True) if lost}
-            dropped.update(text[start:end] for start, end in places)
+            spans = {span for span, lost in zip(seen.offsets, is_dropped, strict=True) if lost}
+            dropped.update(text[start:end] for start, end in spans)
             ends = _ends_beside(encoding, seen, is_dropped, model["continuing_subword_prefix"] or "")
     elif (unknown_id := _unknown_id(tokenizer, model)) is not None:
-        places = {place for place, number in zip(encoding.offsets, encoding.ids, strict=True) if number == unknown_id}
-        unknown.update(text[start:end].strip() or text[start:end] for start, end in places)
+        spans = {span for span, token in zip(encoding.offsets, encoding.ids, strict=True) if token == unknown_id}
+        unknown.update(text[start:end].strip() or text[start:end] for start, end in spans)
     dropped.update({character: text.count(character) for character in _removed(tokenizer, text)})
     return Encoded(ids, count_bytes(text, ends), _sorted(dropped), _sorted(unknown))
 
 
 def count_bytes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int32]:
-    """UTF-8 bytes of each token, given the character at which each ends.
+    """UTF-8 bytes of each token (num_tokens,), given the characters `ends` (num_tokens,) at which they end.
 
-    What lies between two tokens counts to the second, what lies behind the last one to the last.
+    Text between two tokens counts to the second, text after the last token to the last.
     Of several tokens that share a character, the first gets it.
     """
     if len(ends) == 0:
@@ -65,7 +65,7 @@ def count_bytes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def what_got_lost(encoded: Encoded) -> list[str]:
-    """One phrase for each way in which text gets lost; none where the tokenizer knows all of it."""
+    """A phrase for each way in which text gets lost; empty where the tokenizer knows all of it."""
     phrases = []
     if encoded.dropped:
         num_dropped = sum(encoded.dropped.values())
@@ -81,20 +81,20 @@ def what_got_lost(encoded: Encoded) -> list[str]:
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:
-    """The most frequent first, equals by the alphabet."""
+    """The most frequent first, equally frequent ones in alphabetical order."""
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _most_frequent(pieces: dict[str, int]) -> str:
-    shown = [f"{_printable(piece)} {number:,} times" for piece, number in list(pieces.items())[:MOST_NAMED]]
-    return ", ".join(shown) + (", …" if len(pieces) > MOST_NAMED else "")
+    shown = [f"{_printable(piece)} {number:,} times" for piece, number in list(pieces.items())[:MAX_NAMED]]
+    return ", ".join(shown) + (", …" if len(pieces) > MAX_NAMED else "")
 
 
 def _printable(piece: str) -> str:
-    """A character by number and name, anything longer in quotes, so that no terminal can stumble over it."""
+    """A character by number and name, a longer piece quoted in ASCII: safe to print on any terminal."""
     if len(piece) == 1:
         return f"U+{ord(piece):04X} {unicodedata.name(piece, '')}".strip()
-    return ascii(piece[:MOST_SHOWN] + ("..." if len(piece) > MOST_SHOWN else ""))
+    return ascii(piece[:MAX_SHOWN] + ("..." if len(piece) > MAX_SHOWN else ""))
 
 
 def _ends(encoding: Encoding) -> NDArray[np.int64]:
@@ -102,7 +102,7 @@ def _ends(encoding: Encoding) -> NDArray[np.int64]:
 
 
 def _removed(tokenizer: Tokenizer, text: str) -> set[str]:
-    """The characters that go before the model sees any: by a normaliser, say. White space is not missed."""
+    """The characters that are removed before the model, as by a normaliser; white space does not count."""
 
     def remains(character: str) -> bool:
         if tokenizer.normalizer is not None:
@@ -112,14 +112,15 @@ def _removed(tokenizer: Tokenizer, text: str) -> set[str]:
         return bool(tokenizer.pre_tokenizer.pre_tokenize_str(character))
 
     known = tokenizer.get_vocab()
-    return {each for each in set(text) if not each.isspace() and each not in known and not remains(each)}
+    characters = {character for character in set(text) if not character.isspace() and character not in known}
+    return {character for character in characters if not remains(character)}
 
 
 def _unknown_id(tokenizer: Tokenizer, model: dict[str, Any]) -> int | None:
-    number: int | None = (
+    unknown_id: int | None = (
         model["unk_id"] if model["type"] == "Unigram" else tokenizer.token_to_id(model["unk_token"] or "")
     )
-    return number
+    return unknown_id
 
 
 def _with_unknown_token(tokenizer: Tokenizer) -> Tokenizer:
@@ -132,7 +133,7 @@ def _with_unknown_token(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _ends_beside(encoding: Encoding, seen: Encoding, is_dropped: NDArray[np.bool_], prefix: str) -> NDArray[np.int64]:
-    """The ends of the tokens of `encoding`, whose own offsets are wrong behind a dropped character.
+    """The ends of the tokens of `encoding`, whose own offsets are wrong after a dropped character.
 
     `seen` has the right ones, but may be cut differently. Both spell the same symbols in the same order.
     """

@@ -52,7 +52,7 @@ def read_tokenizer(config: NotebookConfig) -> tuple[Tokenizer, str]:
 
 
 def rows_without_token(config: NotebookConfig, tokenizer: Tokenizer, ids: NDArray[np.int32]) -> Tensor:
-    """(V,) bool: the rows that neither the vocabulary nor the corpus, `ids`, has. Says where some lie among tokens.
+    """(V,) bool: the rows without a token in the vocabulary or in the corpus `ids`. Warns of rows between tokens.
 
     Raises ValueError if the corpus has an id beyond data.vocab_size: special tokens need not be in the vocabulary.
     """
@@ -73,7 +73,7 @@ def rows_without_token(config: NotebookConfig, tokenizer: Tokenizer, ids: NDArra
 
 
 def encode_corpus(config: NotebookConfig, tokenizer: Tokenizer, text: str) -> Encoded:
-    """Raises ValueError, with the first place, for text that the tokenizer cannot encode."""
+    """Encode the text. Raises ValueError, which names the first such word, where the tokenizer cannot."""
     try:
         return encode_given(tokenizer, text)
     except Exception as error:  # the library raises nothing narrower
@@ -82,7 +82,7 @@ def encode_corpus(config: NotebookConfig, tokenizer: Tokenizer, text: str) -> En
 
 
 def _first_failure(tokenizer: Tokenizer, text: str) -> str:
-    """The first word that cannot be encoded on its own, if it is a single word that is to blame."""
+    """Where the first word is that cannot be encoded alone; empty where no single word fails."""
     for number, line in enumerate(text.splitlines(), start=1):
         for word in line.split():
             try:
@@ -93,7 +93,7 @@ def _first_failure(tokenizer: Tokenizer, text: str) -> str:
 
 
 def read_dead_mask(config: NotebookConfig, without_token: Tensor) -> Tensor:
-    """The mask (V,) bool, where the rows `without_token` (V,) are dead whatever the file says of them.
+    """The mask (V,) bool; the rows `without_token` (V,) are dead in any case.
 
     Raises ValueError if the file is not in the format, or its two tensors disagree.
     """

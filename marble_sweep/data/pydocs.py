@@ -1,6 +1,6 @@
-"""The embedded corpus: documentation that is on every machine this package runs on.
+"""The built-in corpus: the documentation of Python and of packages, which every machine has.
 
-Docstrings are read from source files by `ast`; no package is imported.
+Docstrings are read from source files with `ast`; no package is imported.
 """
 
 import ast
@@ -23,18 +23,18 @@ from marble_sweep.checks import require
 from marble_sweep.data.cache import cached, content_key
 
 SKIPPED_FOLDERS = {
-    *("test", "tests", "idle_test", "lib2to3"),  # what is there is code to be parsed, not prose
+    *("test", "tests", "idle_test", "lib2to3"),  # test code, without prose
     *("site-packages", "dist-packages", "_bundled", "__pycache__"),
 }
 TOPICS = "pydoc_data.topics"
-FUNCTIONS_OF_DOCS = re.compile(r"add_newdoc|add_docstring")  # numpy's way to document compiled code
+FUNCTIONS_OF_DOCS = re.compile(r"add_newdoc|add_docstring")  # how numpy documents compiled code
 NAMES_OF_DOCS = re.compile(r"doc", re.IGNORECASE)  # `__doc__ = …`, pandas' `_shared_docs[…] = …`
 
 logger = logging.getLogger(__name__)
 
 
 def read_pydocs(packages: list[str]) -> tuple[dict[str, str], str]:
-    """Documents by module name, sorted, and a line of description.
+    """Documents by module name, sorted, and a one-line description.
 
     A document is a module's docstrings, in the order of the source, or one of pydoc's help topics.
     Raises ValueError for a package that is not installed or has no docstrings.
@@ -61,7 +61,7 @@ def read_pydocs(packages: list[str]) -> tuple[dict[str, str], str]:
 
 
 def _package_files(package: str) -> dict[str, Path]:
-    """Source files by module name; none where the package is not installed or compiled throughout."""
+    """Source files by module name; empty where the package is not installed or has only compiled code."""
     if not package.isidentifier():  # finding a dotted name would import its parent
         return {}
     try:
@@ -103,7 +103,7 @@ def _extract(sources: dict[str, Path]) -> dict[str, str]:
     logger.info("reading the docstrings of %d source files", len(sources))
     for name, path in tqdm(sorted(sources.items()), desc="docstrings", unit="file", disable=None, leave=False):
         try:
-            with warnings.catch_warnings(action="ignore"):  # invalid escapes are not our concern
+            with warnings.catch_warnings(action="ignore"):  # invalid escapes in their sources
                 tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
             continue  # a template, or a source for another Python
@@ -120,7 +120,7 @@ def _clean(text: str) -> str:
 
 
 def _topics(tree: ast.Module) -> dict[str, str]:
-    """The dictionary that the module of help topics is."""
+    """The help topics: the dictionary in their module."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             topics: dict[str, str] = ast.literal_eval(node.value)
@@ -129,7 +129,7 @@ def _topics(tree: ast.Module) -> dict[str, str]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[str]:
-    """Docstrings of modules, classes and functions, and strings that code makes into docstrings."""
+    """Docstrings of modules, classes and functions, and strings that code uses as docstrings."""
     stack: list[ast.AST] = [tree]
     while stack:
         node = stack.pop()
@@ -144,7 +144,7 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def _name(node: ast.AST) -> str:
-    """The last name in `name`, `place.name` or `name[index]`."""
+    """The last name in `name`, `owner.name` or `name[index]`."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name

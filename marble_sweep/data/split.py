@@ -26,9 +26,9 @@ class Split:
 
 
 def split_documents(documents: dict[str, str], val_fraction: float, origin: str) -> Split:
-    """Hold out about `val_fraction` of the characters, then drop what training has as well.
+    """Hold out about `val_fraction` of the characters, then drop held-out text that training also has.
 
-    Of many documents some are held out whole, of few the tail of their text.
+    Of many documents whole ones are held out, of few the tail of the joined text.
     Raises ValueError, which begins with `origin`, if nothing is left on one side.
     """
     if val_fraction == 0:
@@ -46,7 +46,7 @@ def split_documents(documents: dict[str, str], val_fraction: float, origin: str)
 
 
 def require_both_sides(condition: bool, origin: str, val_fraction: float) -> None:
-    """Raise ValueError for data `origin` that are too short to be split."""
+    """Raise ValueError for data from `origin` that are too short to be split, where not `condition`."""
     if not condition:
         raise ValueError(
             f"{origin}: must be long enough for data.val_fraction = {val_fraction:g} to leave something on both sides; "
@@ -72,19 +72,19 @@ def _split_by_name(documents: dict[str, str], val_fraction: float) -> tuple[str,
 
 
 def _split_tail(text: str, val_fraction: float) -> tuple[str, str]:
-    """Cut between paragraphs, or lines, or words, whichever is the first to come near enough."""
+    """Cut between paragraphs, or else lines, or else words, at the first such gap that is near enough."""
     target = round(len(text) * (1 - val_fraction))
     latest = target + (len(text) - target) // 2
     for separator in ("\n\n", "\n", " "):
-        found = text.find(separator, target, latest)
-        if found >= 0:
-            cut = found + len(separator)
+        start = text.find(separator, target, latest)
+        if start >= 0:
+            cut = start + len(separator)
             return text[:cut], text[cut:]
     return text[:target], text[target:]
 
 
 def drop_twins(train: str, val: str) -> tuple[str, int]:
-    """Drop the paragraphs of `val` that occur in `train`, and say how many.
+    """Drop the paragraphs of `val` that occur in `train`; returns the rest and the number dropped.
 
     Case and white space do not count. A paragraph is a twin if it is also a paragraph of training,
     or if more than half of its runs of eight words occur anywhere in training.
@@ -106,12 +106,12 @@ def _overlap(hashes: NDArray[np.uint64], known: NDArray[np.uint64]) -> float:
     """The share of `hashes` that is among the sorted `known`."""
     if len(hashes) == 0 or len(known) == 0:
         return 0.0
-    places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
-    return float(np.mean(known[places] == hashes))
+    indices = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+    return float(np.mean(known[indices] == hashes))
 
 
 def _pieces(text: str) -> list[str]:
-    """Paragraphs with the white space behind them: joined they are the text."""
+    """Paragraphs with the white space after them; joined they are the text again."""
     starts = [0, *(match.end() for match in BLANK_LINE.finditer(text)), len(text)]
     pieces = []
     for start, end in pairwise(starts):
@@ -125,7 +125,7 @@ def _normalise(text: str) -> str:
 
 
 def _shingles(text: str, ids: dict[str, int]) -> NDArray[np.uint64]:
-    """Hashes (num_words - 7,) of the runs of eight words; none for a shorter text. `ids` numbers the words met."""
+    """Hashes (num_words - 7,) of the runs of eight words; none for a shorter text. `ids` numbers the words seen."""
     numbers = [ids.setdefault(word, len(ids) + 1) for word in text.casefold().split()]
     values = np.array(numbers, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     values ^= values >> np.uint64(29)

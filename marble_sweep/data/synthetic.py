@@ -1,4 +1,4 @@
-"""Token streams straight from a generator, with a known entropy rate."""
+"""Synthetic token streams of known entropy rate."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ def generate(config: MarkovConfig) -> tuple[NDArray[np.int32], float]:
     if isinstance(config, IIDConfig):
         tokens = rng.choice(config.num_live, size=config.num_tokens, p=stationary)
         return tokens.astype(np.int32), entropy(stationary)
-    # All rows share one weight vector, so the slots are independent draws and only the look-up is sequential.
+    # All rows share one weight vector, so the slots are drawn at once and only the look-up is sequential.
     slots = rng.choice(config.branching, size=config.num_tokens, p=weights).tolist()
     rows = successors.tolist()
     token = int(rng.choice(config.num_live, p=stationary))
@@ -34,8 +34,8 @@ def make_chain(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Successors (num_live, branching), distinct in each row, and the rows' common weights (branching,).
 
-    Successors are drawn without replacement by popularity 1 / √(id + 1); weights go as 1 / (slot + 1).
-    Their distinctness makes the chain's entropy rate that of the weights, exactly.
+    Successors are drawn without replacement by popularity 1 / √(id + 1); weights are proportional
+    to 1 / (slot + 1). As successors are distinct, the chain's entropy rate is exactly that of the weights.
     """
     popularity = _zipf(num_live, 0.5)  # with the slots' exponent the rarest tokens would hardly ever occur
     rows = []
@@ -54,9 +54,9 @@ def stationary_distribution(successors: NDArray[np.int64], weights: NDArray[np.f
     current: NDArray[np.float64] = np.full(num_live, 1 / num_live)
     for _ in range(MAX_ITERATIONS):
         flow = current[:, None] * weights
-        following = np.bincount(successors.ravel(), weights=flow.ravel(), minlength=num_live)
-        change = np.abs(following - current).sum()
-        current = following / following.sum()
+        updated = np.bincount(successors.ravel(), weights=flow.ravel(), minlength=num_live)
+        change = np.abs(updated - current).sum()
+        current = updated / updated.sum()
         if change < TOLERANCE:
             break
     return current
@@ -75,7 +75,7 @@ def word_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def _zipf(num: int, exponent: float) -> NDArray[np.float64]:
-    """Probabilities (num,) going as rank^-exponent."""
+    """Probabilities (num,) proportional to rank^-exponent."""
     weights: NDArray[np.float64] = np.arange(1, num + 1, dtype=np.float64) ** -exponent
     weights /= weights.sum()
     return weights

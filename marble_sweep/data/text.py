@@ -39,7 +39,7 @@ def read_text(path: Path, name: str) -> str:
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """What is in a file. Raises ValueError for setting `name` if it cannot be read."""
+    """The bytes of a file. Raises ValueError for setting `name` if it cannot be read."""
 
     def complaint(reason: str) -> ValueError:
         return ValueError(f"{name} = {str(path)!r}: must be a readable file ({reason})")
@@ -55,21 +55,21 @@ def read_bytes(path: Path, name: str) -> bytes:
 
 
 def printable(path: str) -> str:
-    """A path that any file can take in: bytes that are not UTF-8 are spelt out."""
+    """A path as valid UTF-8: other bytes are escaped."""
     return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
 
 def _find(path: str) -> list[Path]:
-    """The files that a path means: what exists by that very name comes before what it matches as a glob."""
+    """The files that a path means: a file or folder of exactly that name, or else what it matches as a glob."""
     if not path:
         return []
-    place = Path(os.path.expanduser(path))
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        return _find_in(place)
-    # As far as folders of that name exist they are meant, so a `[` in their names is no pattern.
-    folder, *parts = (place.anchor or os.curdir), *place.relative_to(place.anchor).parts
+    expanded = Path(os.path.expanduser(path))
+    if expanded.is_file():
+        return [expanded]
+    if expanded.is_dir():
+        return _find_in(expanded)
+    # Leading folders that exist are taken literally, so a `[` in their names is not a pattern.
+    folder, *parts = (expanded.anchor or os.curdir), *expanded.relative_to(expanded.anchor).parts
     while parts and os.path.lexists(os.path.join(folder, parts[0])):
         folder = os.path.join(folder, parts.pop(0))
     matches = glob.glob(os.path.join(*parts), root_dir=folder, recursive=True) if parts else []
@@ -77,10 +77,10 @@ def _find(path: str) -> list[Path]:
 
 
 def _find_in(folder: Path) -> list[Path]:
-    """The texts in a folder, at any depth. What is hidden is not meant for reading: `._book.txt`, `.git`."""
+    """The texts in a folder, at any depth. Hidden files and folders are left out: `._book.txt`, `.git`."""
 
     def fail(error: OSError) -> None:
-        raise error  # a folder that cannot be read would else be left out in silence
+        raise error  # os.walk would silently leave out a folder that cannot be read
 
     files = []
     for parent, folders, names in os.walk(folder, onerror=fail):
@@ -92,5 +92,5 @@ def _find_in(folder: Path) -> list[Path]:
             if file.is_file():
                 files.append(file)
             else:
-                logger.warning("data.path: %r is left out, it is a broken link or no regular file", str(file))
+                logger.warning("data.path: %r is left out: it is a broken link or not a regular file", str(file))
     return sorted(files)

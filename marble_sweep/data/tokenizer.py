@@ -32,7 +32,7 @@ MAX_WORD = 1_000  # letters, digits, signs or white space in a row
 LONG_WORD = re.compile(rf"(?<![^ \n])[^ \n]{{{MAX_WORD},}}|(?<!\s)\s{{{MAX_WORD},}}")  # or several without space
 PARTS = "|".join(rf"{kind}{{{MAX_WORD}}}" for kind in (r"\p{L}", r"\p{N}", r"[^\s\p{L}\p{N}]", r"\s"))
 
-# No token of a byte-level pre-tokenizer goes on past such a place, so cutting there changes nothing.
+# No token of a byte-level pre-tokenizer crosses such a position, so cutting there changes nothing.
 BREAK = re.compile(r"(?<=\S)(?=[ \n]\S)")
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,9 @@ def train_tokenizer(train: str, val: str, vocab_size: int, dead_fraction: float)
     """A tokenizer of exactly `vocab_size` entries of which about `dead_fraction` do not occur in `train`.
 
     Entries are the bytes, merges trained on `train`, then merges trained on a generated text in a script that
-    neither split uses. How many of each is found by census. A corpus too small to fill its part leaves more dead
-    entries than asked for; the log says so. Decoding what was encoded gives the text back, whatever the text.
-    Raises ValueError if the corpus uses every script there is to choose from.
+    neither split uses; their numbers are adjusted until enough entries are dead. A corpus too small to fill its part
+    leaves more dead entries than asked for, which is logged. Decoding gives back the encoded text, whatever it is.
+    Raises ValueError if the corpus uses all of these scripts.
     """
     logger.info("training a tokenizer of %d entries on %d characters", vocab_size, len(train))
     cut = _has_long_word(train) or _has_long_word(val)
@@ -65,17 +65,17 @@ def train_tokenizer(train: str, val: str, vocab_size: int, dead_fraction: float)
         logger.warning("more than %d letters, digits, signs or spaces in a row are tokenized in parts", MAX_WORD)
     trained = _train_merges(pieces(train), vocab_size, MIN_FREQUENCY, cut=cut)
     generated = _train_merges(_generate_text(_unused_block(train + val), vocab_size), vocab_size, 1)
-    most = len(_vocabulary(trained, vocab_size))
+    max_live = len(_vocabulary(trained, vocab_size))
     target = round(vocab_size * dead_fraction)
-    num_live = max(NUM_BYTES, min(most, vocab_size - target))
+    num_live = max(NUM_BYTES, min(max_live, vocab_size - target))
     for _ in range(MAX_ROUNDS):
         tokenizer = _join(trained, generated, num_live, vocab_size, cut=cut)
         num_dead = int((np.bincount(encode(tokenizer, train), minlength=vocab_size) == 0).sum())
         # Some entries are dead because longer ones absorbed them: make up for those.
-        following = max(NUM_BYTES, min(most, num_live + num_dead - target))
-        if abs(following - num_live) <= vocab_size // 1000:
+        next_live = max(NUM_BYTES, min(max_live, num_live + num_dead - target))
+        if abs(next_live - num_live) <= vocab_size // 1000:
             break
-        num_live = following
+        num_live = next_live
     share = num_dead / vocab_size
     logger.info("%d of %d tokens never occur in training (%.1f %%)", num_dead, vocab_size, 100 * share)
     if abs(share - dead_fraction) > 0.01:
@@ -87,11 +87,11 @@ def train_tokenizer(train: str, val: str, vocab_size: int, dead_fraction: float)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:
-    """Token ids (num_tokens,) of a text of any length, the same as those of the whole encoded at once."""
-    every = list(pieces(text))
+    """Token ids (num_tokens,) of a text of any length, the same as if it were encoded at once."""
+    parts = list(pieces(text))
     ids = [np.zeros(0, dtype=np.int32)]
-    for start in range(0, len(every), GROUP):
-        encodings = tokenizer.encode_batch_fast(every[start : start + GROUP])
+    for start in range(0, len(parts), GROUP):
+        encodings = tokenizer.encode_batch_fast(parts[start : start + GROUP])
         ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
     return np.concatenate(ids)
 
@@ -105,11 +105,11 @@ def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int32]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Cut a text into pieces of about PIECE characters that are tokenized as they are in the whole."""
+    """Cut a text into pieces of about PIECE characters that are tokenized as within the whole text."""
     start = 0
     while start < len(text):
-        found = BREAK.search(text, start + PIECE)
-        end = found.start() if found else len(text)
+        match = BREAK.search(text, start + PIECE)
+        end = match.start() if match else len(text)
         yield text[start:end]
         start = end
 
@@ -134,7 +134,7 @@ def _unused_block(text: str) -> str:
 
 
 def _generate_text(letters: str, num_words: int) -> list[str]:
-    """Random words, their frequencies going as 1 / rank: BPE finds at least `num_words` merges in them."""
+    """Random words with frequencies proportional to 1 / rank: BPE finds at least `num_words` merges in them."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 10, size=num_words)
     words = ["".join(rng.choice(list(letters), size=length)) for length in lengths]
@@ -144,7 +144,7 @@ def _generate_text(letters: str, num_words: int) -> list[str]:
 def _train_merges(
     texts: Iterator[str] | list[str], vocab_size: int, min_frequency: int, *, cut: bool = False
 ) -> list[tuple[str, str]]:
-    """Merges in the order BPE finds them; the first n of them are what a smaller vocabulary would have."""
+    """Merges in the order in which BPE makes them; a smaller vocabulary has the first of them."""
     tokenizer = _byte_level(Tokenizer(models.BPE()), cut=cut)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -156,11 +156,11 @@ def _train_merges(
     return [(first, second) for first, second in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def _vocabulary(merges: list[tuple[str, str]], most: int) -> dict[str, int]:
-    """Ids of the bytes and then of the merges, up to `most` entries."""
+def _vocabulary(merges: list[tuple[str, str]], max_size: int) -> dict[str, int]:
+    """Ids of the bytes and then of the merges, up to `max_size` entries."""
     vocabulary = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     for first, second in merges:
-        if len(vocabulary) < most:
+        if len(vocabulary) < max_size:
             vocabulary.setdefault(first + second, len(vocabulary))
     return vocabulary
 
@@ -180,7 +180,7 @@ def _join(
 
 
 def _byte_level(tokenizer: Tokenizer, *, cut: bool) -> Tokenizer:
-    """Words as GPT-2 splits them; `cut` bounds their length by MAX_WORD, and changes nothing in shorter ones."""
+    """Words split as by GPT-2; `cut` limits their length to MAX_WORD and leaves shorter words as they are."""
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([_parts(), words]) if cut else words
     tokenizer.decoder = decoders.ByteLevel()

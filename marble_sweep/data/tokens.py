@@ -1,4 +1,4 @@
-"""A stream of ids made elsewhere, in a safetensors file."""
+"""The user's own token ids, from a safetensors file."""
 
 from pathlib import Path
 

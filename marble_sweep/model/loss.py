@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CPU_CHUNK_ROWS = 256  # few enough for the caches, enough to keep a product at full speed
 GPU_CHUNK_ROWS = 4096  # enough work for one kernel to fill a GPU
@@ -88,6 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss / num_rows
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_grad, weight_grad, weight = ctx.saved_tensors
         scale = grad_outputs[0] / ctx.num_rows

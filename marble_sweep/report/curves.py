@@ -1,14 +1,13 @@
-"""metrics.csv as curves short enough to send to a browser."""
+"""metrics.csv as curves of few points, for a page."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def shorten(values: NDArray[np.float64], num_points: int) -> NDArray[np.float64]:
-    """Means of (num_columns, num_steps) over at most `num_points` runs of neighbouring steps of equal length.
+    """Means (num_columns, num_points) of values (num_columns, num_steps) over bins of neighbouring steps.
 
-    (num_columns, num_points), NaN where nothing in a run of steps was measured. A mean is what a noisy curve
-    is read for; one that ends in an infinity ends there.
+    There are at most `num_points` bins of about equal length. NaN where nothing finite was measured in a bin.
     """
     num_steps = values.shape[1]
     edges = np.linspace(0, num_steps, min(num_points, num_steps), endpoint=False).astype(int)

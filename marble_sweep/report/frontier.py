@@ -59,7 +59,7 @@ def frontier_figure(summary: dict[str, Any]) -> Figure:
     sizes, answer = summary["frontier"], summary["answer"]
     for status, style in STYLES.items():
         of_status = [size for size in sizes if size["status"] == status]
-        draw_sizes(axes, of_status, style, summary["standard_errors_each_look"])
+        draw_sizes(axes, of_status, style, summary["standard_errors_each_evaluation"])
     axes.axhline(0, color=INK, linewidth=1)
     title = "Nothing is certified within the budget"
     if answer is not None:

@@ -8,21 +8,21 @@ from marble_sweep.runs.status import RunStatus
 from marble_sweep.terminal import printable
 
 UNITS = {"val_loss": "nats per token", "final_loss": "nats per token", "bits_per_byte": "bits per byte"}
-WORDS = {"val_loss": "held-out loss", "final_loss": "last training loss", "bits_per_byte": "held-out loss"}
+OBJECTIVES = {"val_loss": "held-out loss", "final_loss": "last training loss", "bits_per_byte": "held-out loss"}
 IN_NAME = ("num_layers", "hidden_dim")  # the parameters that a model's name gives
 
 
 def labels(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
-    """What to call each group: the model's name and what else differs; the directory where that is not unique."""
+    """A label for each group: the model's name and what else differs, with the directory where that is not unique."""
     others = [column for column in comparison.varied if column not in IN_NAME]
-    found = []
+    names = []
     for group in groups:
         parts = [f"{column}={plain(group[column])}" for column in others if group[column] is not None]
-        found.append(", ".join([group["name"], *parts]))
-    counts = Counter(found)
+        names.append(", ".join([group["name"], *parts]))
+    counts = Counter(names)
     return [
-        printable(label if counts[label] == 1 else f"{label} ({group['run']})")
-        for label, group in zip(found, groups, strict=True)
+        printable(name if counts[name] == 1 else f"{name} ({group['run']})")
+        for name, group in zip(names, groups, strict=True)
     ]
 
 
@@ -31,7 +31,7 @@ def plain(value: object) -> str:
 
 
 def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
-    """Which is best, which is the smallest that beats unigram, and what was compared."""
+    """Sentences on the best, on the smallest that beats unigram, and on what was compared."""
     if comparison.step is None and not comparison.stopping:  # nothing to judge by
         return [_what(comparison, groups)]
     column = comparison.objective
@@ -43,7 +43,7 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
         best = min(measured, key=lambda group: group[column])
         text = f"{'Best' if len(measured) > 1 else 'One configuration'}: {names[id(best)]}, "
         spread = best[f"{column}_sd"]
-        text += f"{WORDS[column]} {best[column]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+        text += f"{OBJECTIVES[column]} {best[column]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
         sentences.append(f"{text} {UNITS[column]}.")
     judged = [group for group in sound if group["beats_unigram"] is not None]
     winners = [group for group in judged if group["beats_unigram"]]
@@ -61,7 +61,7 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
             f"with a margin of {closest['val_margin']:+.3f} ± {closest['val_margin_se']:.3f} nats."
         )
     else:
-        sentences.append("Nothing was held out, so whether a run beats unigram is not known.")
+        sentences.append("Nothing was held out, so it is unknown whether a run beats unigram.")
     return [*sentences, _what(comparison, groups)]
 
 
@@ -70,7 +70,7 @@ def _size(group: Row) -> str:
 
 
 def _what(comparison: Comparison, groups: Sequence[Row]) -> str:
-    """How many runs, of which fate, at which step."""
+    """How many runs were compared, at which step, and how many did not finish."""
     runs = len(comparison.runs)
     text = f"{runs:,} run{'s' if runs > 1 else ''}"
     if len(groups) < runs:
@@ -78,5 +78,5 @@ def _what(comparison: Comparison, groups: Sequence[Row]) -> str:
     if comparison.step is not None:
         text += f", at step {comparison.step:,}"
     unfinished = Counter(row["status"] for row in comparison.rows if row["status"] != RunStatus.FINISHED)
-    fates = [f"{count} {printable(status)}" for status, count in unfinished.items()]
-    return f"{text}; {', '.join(fates)}." if fates else f"{text}."
+    statuses = [f"{count} {printable(status)}" for status, count in unfinished.items()]
+    return f"{text}; {', '.join(statuses)}." if statuses else f"{text}."

@@ -1,4 +1,4 @@
-"""One HTML page that compares runs: it holds all it needs and opens offline."""
+"""One HTML page that compares runs. It is one file and opens offline."""
 
 import base64
 import math
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from marble_sweep.report.curves import shorten
-from marble_sweep.report.headline import UNITS, WORDS, headline, labels
+from marble_sweep.report.headline import OBJECTIVES, UNITS, headline, labels
 from marble_sweep.report.rows import group_rows, repeats, sort_rows
 from marble_sweep.report.search import can_be_drawn, read_search
 from marble_sweep.report.summary import Comparison, Row
@@ -21,7 +21,7 @@ from marble_sweep.runs.files import write_text
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
 
-CURVES = {  # column of metrics.csv: what the page calls it
+CURVES = {  # titles by column of metrics.csv
     "loss": "Training loss (nats per token)",
     "dead_moving": "Dead tokens moving in a step (share)",
     "dead_early": "Early: jumps of many cells",
@@ -34,7 +34,7 @@ CURVES = {  # column of metrics.csv: what the page calls it
 }
 SECTIONS = (  # title, what to look for, curves
     ("Loss", "Held-out loss is dotted where it was measured.", ["val_loss", "loss"]),
-    ("Dead tokens", "They start out moving and slow down: the freeze.", ["dead_moving"]),
+    ("Dead tokens", "They move at first, then slow down: the freeze.", ["dead_moving"]),
     (
         "Regimes of the dead tokens on the bfloat16 lattice",
         "Shares of the dead tokens; in each step the four add up to 1.",
@@ -48,8 +48,8 @@ SECTIONS = (  # title, what to look for, curves
 )
 TITLES = {"val_loss": "Held-out loss (nats per token)"} | CURVES
 MAX_POINTS = 150  # of one curve
-ALL_POINTS = 20_000  # of one column's curves over all runs: what a browser draws at once, and a page holds
-OFF_SCALE = 1.2  # times the first loss or the unigram's: a diverging loss is not drawn beyond
+ALL_POINTS = 20_000  # of one column over all runs: more are slow to draw, and make the page large
+OFF_SCALE = 1.2  # a diverging loss is drawn up to this many times the first loss, or unigram's if that is higher
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
@@ -71,7 +71,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
         search_image = frontier_image(search)
     page = environment.get_template("page.html.j2").render(
-        headline=headline(comparison, groups) if search is None else list(map(printable, search["words"])),
+        headline=headline(comparison, groups) if search is None else list(map(printable, search["summary_lines"])),
         search_image=search_image,
         ranked=not comparison.stopping,
         notes=list(map(printable, comparison.notes)),
@@ -91,14 +91,14 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
 
 def sort_value(value: Any) -> str:
-    """What a browser sorts a cell by; empty where unknown."""
+    """The value by which the page sorts a cell; empty where unknown."""
     if value is None:
         return ""
     return str(float(value)) if isinstance(value, bool | int | float) else printable(str(value))
 
 
 def page_data(comparison: Comparison, groups: Sequence[Row]) -> dict[str, Any]:
-    """All that the page's script draws."""
+    """The data that the page's script draws."""
     objective = comparison.objective
     baselines = {}
     if comparison.comparable and objective != "bits_per_byte":
@@ -107,7 +107,7 @@ def page_data(comparison: Comparison, groups: Sequence[Row]) -> dict[str, Any]:
     num_points = max(2, min(MAX_POINTS, ALL_POINTS // len(comparison.runs)))
     group_of = {path: index for index, group in enumerate(groups) for path in group["runs"]}
     return {
-        "objective": f"{WORDS[objective]} ({UNITS[objective]})".capitalize(),
+        "objective": f"{OBJECTIVES[objective]} ({UNITS[objective]})".capitalize(),
         "step": comparison.step,
         "baselines": baselines,
         "parameters": list(map(printable, comparison.varied)),
@@ -129,7 +129,7 @@ def page_data(comparison: Comparison, groups: Sequence[Row]) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON can have it: a browser reads nothing of a page whose data hold an infinity."""
+    """A value as JSON allows it: a browser rejects the data as a whole where they hold an infinity."""
     if isinstance(value, str):
         return printable(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

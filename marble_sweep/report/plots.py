@@ -1,4 +1,4 @@
-"""The plots in a run directory: loss against the baselines, dead tokens on the lattice, the hidden state."""
+"""The plots of one run: loss against the baselines, dead tokens on the lattice, the hidden state."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.terminal import printable
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY, INK = "#767676", "#222222"
 REGIMES = {  # column: (label, colour), the quietest first
@@ -27,16 +27,16 @@ REGIMES = {  # column: (label, colour), the quietest first
     "dead_early": ("early: jumps many cells", RED),
 }
 DPI = 120
-WIDTH = 9.5  # inches; of these the right-hand labels take LABELS
+WIDTH = 9.5  # inches, LABELS of them for the labels on the right
 LABELS = 2.3
-OFF_SCALE = 1.2  # times the first loss or the highest baseline: what a diverging loss exceeds is not drawn
+OFF_SCALE = 1.2  # a diverging loss is drawn up to this many times the first loss or the highest baseline
 
 
 def draw_figures(directory: Path, status: str | None = None) -> dict[str, Figure]:
     """The figures `loss`, `lattice` and `hidden` of what a run has recorded so far; none before its first step.
 
-    Whatever was not measured (no held-out text, no dead tokens, one step only) is left out or said to be missing.
-    `status` is that of a run whose metadata does not have it yet.
+    What was not measured (no held-out text, no dead tokens, one step only) is left out or labelled as missing.
+    `status` overrides the one in metadata.json, which a run writes after its plots.
     """
     run = Run.read(directory)
     if status is not None:
@@ -61,7 +61,7 @@ def draw_plots(directory: Path, status: str | None = None) -> None:
 
 
 def loss_figure(run: Run, steps: pd.DataFrame, evals: pd.DataFrame) -> Figure:
-    """Training and held-out loss over the steps, with the baselines as lines to cross."""
+    """Training and held-out loss over the steps, with the baselines as horizontal lines."""
     figure, (axes,) = panels([5.4], steps)
     labels: list[Label] = []
     if len(evals):
@@ -124,7 +124,7 @@ def lattice_figure(run: Run, steps: pd.DataFrame) -> Figure:
 
 
 def hidden_figure(run: Run, steps: pd.DataFrame) -> Figure:
-    """Whether the mean hidden state turns, how far single ones spread around it, and how long they are."""
+    """How the mean hidden state turns, how far single states spread around it, and how long they are."""
     figure, (turn, spread, norm) = panels([3.0, 2.4, 2.4], steps)
     turn.set_title(title(run, "the hidden state"), parse_math=False)
     lag = run.metadata.get("h_autocorr_lag")
@@ -146,7 +146,7 @@ Label = tuple[float, str, str | None]  # height in data units, text, colour of t
 
 
 def panels(heights: Sequence[float], steps: pd.DataFrame) -> tuple[Figure, list[Axes]]:
-    """Panels above each other that share the steps, with room for labels at the right; heights in inches."""
+    """Panels stacked over a shared axis of steps, with room for labels on the right; heights in inches."""
     height = sum(heights) + 0.9 + 0.2 * len(heights)
     figure = Figure(figsize=(WIDTH, height), dpi=DPI)
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -167,12 +167,12 @@ def panels(heights: Sequence[float], steps: pd.DataFrame) -> tuple[Figure, list[
 
 
 def window(steps: pd.DataFrame) -> int:
-    """The width in steps of the window that smooths a curve."""
+    """The width in steps of the smoothing window."""
     return max(1, len(steps) // 60)
 
 
 def draw_series(axes: Axes, steps: pd.DataFrame, column: str, colour: str, text: str, number: str = "{:.3g}") -> Label:
-    """Draw one column, light as measured and strong as a running median; returns its label at the right."""
+    """Draw one column: thin as measured, thick as a running median. Returns its label for the right-hand side."""
     values = steps[column].replace([np.inf, -np.inf], np.nan)
     if values.isna().all():
         return (math.nan, f"{text}\n(not measured)", colour)
@@ -191,32 +191,32 @@ def as_share(axes: Axes, text: str) -> None:
 
 
 def title(run: Run, subject: str) -> str:
-    """Which run, and what is shown; a run that did not finish says so."""
+    """The run's name and the subject, with the status of a run that did not finish."""
     ending = "" if run.status in (RunStatus.FINISHED, RunStatus.RUNNING) else f" ({run.status})"
     return printable(f"{run.name}{ending}: {subject}")
 
 
 def label_right(axes: Axes, labels: Sequence[Label]) -> None:
-    """Write each label beside the axes at its height, moved apart where they would touch."""
-    axes.set_ylim(axes.get_ylim())  # settles the scale before places on it are asked for
-    line = 0.18 * DPI / axes.get_window_extent().height  # a line's height, in the axes' own units
+    """Write the labels beside the axes, at their heights but moved apart where they would overlap."""
+    axes.set_ylim(axes.get_ylim())  # fixes the scale, from which the heights are computed
+    line = 0.18 * DPI / axes.get_window_extent().height  # the height of a line of text, as a share of the axes
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = []
     for value, text, colour in labels:
-        place = to_axes.transform((0, value))[1] if math.isfinite(value) else 0.5
-        placed.append((min(1.0, max(0.0, place)), text, colour))
+        height = to_axes.transform((0, value))[1] if math.isfinite(value) else 0.5
+        placed.append((min(1.0, max(0.0, height)), text, colour))
     placed.sort(key=lambda label: label[0])
     sizes = [line * (text.count("\n") + 1) for _, text, _ in placed]
-    centres = spread_out([place for place, _, _ in placed], sizes)
+    centres = spread_out([height for height, _, _ in placed], sizes)
     for (_, text, colour), centre in zip(placed, centres, strict=True):
         if colour:
             axes.plot([1.02], [centre], marker="s", color=colour, transform=axes.transAxes, clip_on=False)
         axes.text(1.04, centre, text, color=INK, transform=axes.transAxes, va="center", fontsize=9.5)
 
 
-def spread_out(places: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """Sorted places in [0, 1], moved as little as needed that neighbours of these sizes do not overlap."""
-    centres = list(places)
+def spread_out(heights: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Sorted heights in [0, 1], moved just far enough apart that neighbours of these sizes do not overlap."""
+    centres = list(heights)
     for _ in range(100):
         for i in range(1, len(centres)):
             overlap = (sizes[i - 1] + sizes[i]) / 2 - (centres[i] - centres[i - 1])

@@ -1,4 +1,7 @@
-"""Rows of a comparison: filtered, grouped over seeds, sorted."""
+"""Rows of a comparison: filtered, grouped over seeds, sorted.
+
+Plain Python, not pandas: for a thousand rows all of it takes less time than importing pandas.
+"""
 
 import difflib
 import math
@@ -13,7 +16,7 @@ import numpy as np
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.runs.status import RunStatus
 
-# Columns whose spread over a group is shown beside the mean, as COLUMN_sd.
+# Columns whose standard deviation over a group is shown beside the mean, as COLUMN_sd.
 WITH_SPREAD = (
     "val_loss",
     "val_margin",
@@ -26,7 +29,7 @@ WITH_SPREAD = (
     "freeze_step",
     "steps_per_minute",
 )
-ALL_OR_NONE = ("freeze_step",)  # a mean over those that froze would hide the others
+ALL_OR_NONE = ("freeze_step",)  # a mean over the runs that froze would hide the others
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -37,7 +40,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
 }
 CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|=|<|>)\s*(.+?)\s*")
-WORDS = {"true": True, "false": False, "none": None, "null": None}
+CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def require_column(option: str, column: str, rows: Sequence[Row]) -> None:
@@ -49,21 +52,21 @@ def require_column(option: str, column: str, rows: Sequence[Row]) -> None:
 
 
 def parse_filter(expression: str) -> list[tuple[str, str, Any]]:
-    """`n_params<1e6 and status==finished` as (column, operator, value) each; nothing in it is ever run as code.
+    """`n_params<1e6 and status==finished` as conditions (column, operator, value); nothing in it is run as code.
 
-    Raises ValueError for what is no condition.
+    Raises ValueError for anything else.
     """
     conditions = []
     for part in re.split(r"\s+and\s+", expression.strip()):
-        found = CONDITION.fullmatch(part)
-        if not found:
+        match = CONDITION.fullmatch(part)
+        if not match:
             raise ValueError(f"--filter = {expression}: must be like 'n_params<1e6 and status==finished'")
-        conditions.append((found[1], found[2], _value(found[3])))
+        conditions.append((match[1], match[2], _value(match[3])))
     return conditions
 
 
 def matches(row: Row, conditions: Iterable[tuple[str, str, Any]]) -> bool:
-    """Whether a row meets all conditions. A value that is not known meets only `==none` and `!=` another."""
+    """Whether a row meets all conditions. An unknown value meets only `==none`, and `!=` any other value."""
     for column, symbol, wanted in conditions:
         value = row[column]
         if symbol in ("=", "==", "!="):
@@ -84,8 +87,8 @@ def _value(text: str) -> Any:
     """A condition's right side: a number, true, false, none, or text, quoted or not."""
     if text[0] in "'\"" and len(text) > 1 and text[-1] == text[0]:
         return text[1:-1]
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
     try:
         return float(text)
     except ValueError:
@@ -93,18 +96,18 @@ def _value(text: str) -> Any:
 
 
 def repeats(comparison: Comparison) -> list[str]:
-    """The columns in which runs agree that repeat each other over seeds.
+    """The columns that are equal in runs that differ only in their seed.
 
-    Where runs may stop early none is a repeat: each ends at a step of its own, and a mean over steps says nothing.
+    Where runs may stop early there are no such repeats: a mean over runs that end at different steps says nothing.
     """
     return ["name", *comparison.varied, "corpus_sha256", *(["run"] if comparison.stopping else [])]
 
 
 def group_rows(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
-    """One row for all rows that agree in the columns `by`: means, with the standard deviation as COLUMN_sd.
+    """One row for all rows that are equal in the columns `by`: means, with the standard deviation as COLUMN_sd.
 
     `n` counts the runs. A standard error is the mean of the runs' own: they share the held-out windows.
-    Damaged runs are groups of their own, so that they change no mean.
+    Damaged runs are never grouped with others, so that they change no mean.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -125,7 +128,7 @@ def _merge(group: list[Row]) -> Row:
         elif all(value == values[0] for value in values):
             merged[column] = values[0]
         elif isinstance(known[0], bool):
-            merged[column] = False if False in known else None  # not every run does, or of some it is not known
+            merged[column] = False if False in known else None  # yes needs all runs; one no decides
         elif column in WITH_SPREAD or column.endswith("_se"):
             merged[column] = _mean(known)
         else:
@@ -143,7 +146,7 @@ def _merge(group: list[Row]) -> Row:
 def _mean(values: Sequence[float]) -> float | None:
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(np.mean(values))
-    return None if math.isnan(mean) else mean  # as of both infinities
+    return None if math.isnan(mean) else mean  # the mean of inf and -inf is NaN
 
 
 def _standard_deviation(values: Sequence[float]) -> float | None:
@@ -155,16 +158,16 @@ def _standard_deviation(values: Sequence[float]) -> float | None:
 
 
 def sort_rows(rows: Sequence[Row], column: str, *, descending: bool = False) -> list[Row]:
-    """Rows by one column, those without a value last either way."""
+    """Rows sorted by one column; rows without a value come last either way."""
     known = [row for row in rows if row[column] is not None]
-    known.sort(key=lambda row: _in_order(row[column]), reverse=descending)
+    known.sort(key=lambda row: _sort_key(row[column]), reverse=descending)
     return known + [row for row in rows if row[column] is None]
 
 
-def _in_order(value: Any) -> tuple[Any, ...]:
-    """A sort key: numbers, then texts, then lists; a column may hold them all."""
+def _sort_key(value: Any) -> tuple[Any, ...]:
+    """Numbers, then texts, then lists: a column may hold all three."""
     if isinstance(value, list):
-        return 2, [_in_order(item) for item in value]
+        return 2, [_sort_key(item) for item in value]
     if value is None or isinstance(value, str):
         return 1, value or ""
     return 0, value

@@ -1,10 +1,11 @@
-"""What a search has left beside its trials: search.json."""
+"""search.json, which a search writes beside its trials."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import NUMBER, OR_NULL, TEXT, WHOLE, DamageError, Kinds, is_kind, keep_sound, read_json
+from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
 
@@ -12,22 +13,22 @@ DRAWN: Kinds = {"status": TEXT, "n_params": WHOLE, "margin": NUMBER + OR_NULL, "
 
 
 def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The search.json of the search that all these runs are trials of, and a line for one that is damaged.
+    """The search.json of the search that all these runs are trials of, and a line for a damaged one.
 
-    None where they are not, or it is damaged.
+    None where the runs are not trials of one search, or the file is damaged.
     """
     folders = {run.path.resolve().parent for run in runs}
     if len(folders) != 1:
         return None, []
     path = folders.pop() / layout.SEARCH
     try:
-        found = read_json(path)
-        _require_words(found)
+        summary = with_current_names(read_json(path))
+        _require_lines(summary)
     except FileNotFoundError:
         return None, []
     except DamageError as error:
         return None, [printable(f"damaged: {path}: {error}")]
-    return found, []
+    return summary, []
 
 
 def can_be_drawn(summary: dict[str, Any]) -> bool:
@@ -37,16 +38,16 @@ def can_be_drawn(summary: dict[str, Any]) -> bool:
         isinstance(rows, list)
         and all(_is_sound(row, DRAWN) and row["n_params"] > 0 for row in rows)
         and (answer is None or (_is_sound(answer, {"n_params": WHOLE, "size": TEXT}) and "confirmed" in answer))
-        and is_kind(summary.get("standard_errors_each_look"), NUMBER)
+        and is_kind(summary.get("standard_errors_each_evaluation"), NUMBER)
         and "threshold" in summary
     )
 
 
-def _is_sound(found: Any, kinds: Kinds) -> bool:
-    return isinstance(found, dict) and kinds.keys() <= found.keys() and not keep_sound(found, kinds)[1]
+def _is_sound(row: Any, kinds: Kinds) -> bool:
+    return isinstance(row, dict) and kinds.keys() <= row.keys() and not keep_sound(row, kinds)[1]
 
 
-def _require_words(found: dict[str, Any]) -> None:
-    words = found.get("words")
-    if not isinstance(words, list) or not words or not all(isinstance(line, str) for line in words):
-        raise DamageError("must say in words what was found")
+def _require_lines(summary: dict[str, Any]) -> None:
+    lines = summary.get("summary_lines")
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
+        raise DamageError("must have summary_lines, a list of sentences")

@@ -1,6 +1,6 @@
 """Many runs, one row each: what differs between them and what they reached, all at the same step.
 
-A run that certify.stop may end early, as a trial of a search, is shown with what it ended with instead.
+A run that certify.stop may end early, as a trial of a search, is shown at its own last evaluation instead.
 """
 
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]  # column: value, None where it is unknown
 
-# Parameters that every row has, under their short names. `seed` is told apart: its values are repeats.
+# Parameters that every row has, under their short names. `seed` is not a parameter: its values are repeats.
 ALWAYS = {
     "model.num_layers": "num_layers",
     "model.hidden_dim": "hidden_dim",
@@ -67,9 +67,9 @@ class Comparison:
 
     runs: list[Run]
     rows: list[Row]
-    varied: list[str]  # the columns of parameters that differ, `seed` not among them
-    step: int | None  # at which they are compared; None where they share no measured step, or some may stop early
-    notes: list[str]  # what a reader must know before comparing numbers, a sentence each
+    varied: list[str]  # the columns of parameters that differ, without `seed`
+    step: int | None  # of the comparison; None where the runs share no measured step, or some may stop early
+    notes: list[str]  # sentences that a reader must know before comparing numbers
     comparable: bool  # whether losses in nats per token may be ranked
 
     @property
@@ -79,7 +79,7 @@ class Comparison:
 
     @property
     def thresholds(self) -> list[str]:
-        """The baselines that runs which may stop early are certified against, unigram left out."""
+        """The baselines other than unigram that runs which may stop early are certified against."""
         thresholds = {str(run.config.get("certify.threshold")) for run in self.runs if may_stop(run)}
         return [name for name in ("oracle", "bigram") if name in thresholds]
 
@@ -97,7 +97,7 @@ class Comparison:
 
 
 def compare_directories(directories: Sequence[Path]) -> "pd.DataFrame":
-    """A row a run, as `compare_runs` has them."""
+    """A row a run, as in `compare_runs`."""
     import pandas as pd  # late: the table in a terminal does without
 
     return pd.DataFrame(compare_runs([Run.read(path) for path in directories]).rows)
@@ -106,7 +106,7 @@ def compare_directories(directories: Sequence[Path]) -> "pd.DataFrame":
 def compare_runs(runs: Sequence[Run]) -> Comparison:
     """Measure all runs at the last step that all of them have been evaluated at.
 
-    Those that certify.stop may end early have no say in that, and are measured at their own last evaluation.
+    Runs that certify.stop may end early do not count for that step, and are measured at their own last evaluation.
     """
     keys = _differing(runs)
     columns = _short_names(keys)
@@ -131,12 +131,12 @@ def may_stop(run: Run) -> bool:
 def common_step(runs: Sequence[Run]) -> int | None:
     """The last step that all runs were evaluated at, or reached where none has an evaluation.
 
-    Runs that diverged or failed have no say while there are others, and nor has one without evaluations.
+    Runs that diverged or failed count only where there are no others, and runs without evaluations likewise.
     """
     evaluated = [run for run in runs if run.evals]
-    voting = [run for run in evaluated if run.status not in STOPPED] or evaluated
-    if voting:
-        return max(set.intersection(*(set(run.eval_at) for run in voting)), default=None)
+    sound = [run for run in evaluated if run.status not in STOPPED] or evaluated
+    if sound:
+        return max(set.intersection(*(set(run.eval_at) for run in sound)), default=None)
     reached = [run.steps.last_step for run in runs if run.status not in STOPPED]
     return min((step for step in reached if step), default=None)
 
@@ -147,27 +147,28 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         for key, value in run.config.items():
             values.setdefault(key, set()).add(repr(value))
-    return [key for key, found in values.items() if len(found) > 1 and key not in NOT_PARAMETERS]
+    return [key for key in values if len(values[key]) > 1 and key not in NOT_PARAMETERS]
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """A column name for each key, those of ALWAYS included: the last part, or the group's for its choice,
+    """A column name by config key, those of ALWAYS included.
 
-    as long as that is clear.
+    The name is the key's last part, or the group's name for the choice of a group; the whole key where that is
+    ambiguous.
     """
     columns = dict(ALWAYS)
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
     taken = {*ALWAYS.values(), *MEASURED, "run", "name", "status", "reason", "damage", "step", "n", "runs", "seeds"}
     counts = Counter(short.values())
     for key in keys:
-        clear = short[key] not in taken and counts[short[key]] == 1
-        columns.setdefault(key, short[key] if clear else key if key not in taken else f"config.{key}")
+        is_unique = short[key] not in taken and counts[short[key]] == 1
+        columns.setdefault(key, short[key] if is_unique else key if key not in taken else f"config.{key}")
     return columns
 
 
 def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
     last = max(run.eval_at, default=None)
-    at = step if step is not None else last  # without a common step, each at its own last evaluation
+    at = step if step is not None else last  # without a common step, at the run's own last evaluation
     held_out = {} if at is None else run.eval_at.get(at, {})
     trained = {} if at is None else run.steps.row(at)
     metadata, baselines = run.metadata, run.baselines
@@ -218,26 +219,26 @@ def _plain(value: Any) -> Any:
 
 
 def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> list[str]:
-    runs = [run for run in runs if run.status != RunStatus.DAMAGED]  # of the others there are lines of their own
+    runs = [run for run in runs if run.status != RunStatus.DAMAGED]  # damaged runs have lines of their own
     rows = [row for row in rows if row["status"] != RunStatus.DAMAGED]
     if not runs:
         return []
     evaluated = [run for run in runs if run.evals]
     if step is None:
-        each = "Each is shown at its own last evaluation: do not rank them."
-        return [f"There is no step at which all runs have an evaluation. {each}"] if evaluated else []
+        note = "There is no step at which all runs have an evaluation."
+        return [f"{note} Each is shown at its own last evaluation: do not rank them."] if evaluated else []
     notes = []
     ends = {max(run.eval_at, default=run.steps.last_step) for run in (evaluated or runs)}
     if max(ends) > step:
-        of = "have an evaluation" if evaluated else "have reached"
-        notes.append(f"Runs of different lengths: all are compared at step {step:,}, the last that all {of}.")
+        reached = "have an evaluation" if evaluated else "have reached"
+        notes.append(f"Runs of different lengths: all are compared at step {step:,}, the last that all {reached}.")
         behind = [
             f"{run.path} ({run.status})"
             for run in (evaluated or runs)
             if run.status in UNFINISHED and max(run.eval_at, default=0) == step
         ]
         if behind:
-            notes.append(f"No further yet: {_some(behind)}. --filter status==finished leaves them out.")
+            notes.append(f"Not beyond it yet: {_some(behind)}. --filter status==finished leaves them out.")
     without = [f"{row['run']} ({row['status']})" for row in rows if row["val_loss"] is None]
     if without and evaluated:
         notes.append(f"No evaluation at step {step:,}: {_some(without)}.")
@@ -245,19 +246,19 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> l
 
 
 def _corpus_notes(rows: Sequence[Row]) -> list[str]:
-    """Why losses in nats per token must not be ranked, if so."""
+    """Why losses in nats per token must not be ranked, where they must not."""
     corpora = {row["corpus_sha256"] for row in rows} - {None}
     vocabularies = {row["vocab_size"] for row in rows} - {None}
-    scales = {round(row["unigram_loss"], 6) for row in rows if row["unigram_loss"] is not None}
+    unigram_losses = {round(row["unigram_loss"], 6) for row in rows if row["unigram_loss"] is not None}
     instead = "losses in nats per token do not rank them; compare bits_per_byte, or each margin to its own unigram."
     if len(vocabularies) > 1 or len(corpora) > 1:
         what = f"{len(corpora)} corpora" if len(corpora) > 1 else f"{len(vocabularies)} vocabularies"
         return [f"Warning: runs on {what}: {instead}"]
-    if len(scales) > 1:
-        return [f"Warning: runs were evaluated on {len(scales)} different sets of windows: {instead}"]
+    if len(unigram_losses) > 1:
+        return [f"Warning: runs were evaluated on {len(unigram_losses)} different sets of windows: {instead}"]
     return []
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: Sequence[str], max_names: int = 3) -> str:
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more

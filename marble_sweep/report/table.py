@@ -13,9 +13,9 @@ from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.terminal import printable
 
 FORMATS = ("table", "markdown", "csv", "json")
-FORMULA = tuple("=+-@\t\r")  # what a text in a spreadsheet begins with that is run, not shown
+FORMULA = tuple("=+-@\t\r")  # a text that begins with one is run by spreadsheets, not shown
 UNKNOWN = "–"
-DECIMALS = {  # of nats, shares and errors; anything else is written as short as it goes
+DECIMALS = {  # formats of nats, shares and errors; anything else has six significant digits
     "val_loss": ".4f",
     "val_loss_se": ".4f",
     "val_margin": "+.4f",
@@ -38,14 +38,14 @@ DECIMALS = {  # of nats, shares and errors; anything else is written as short as
 
 
 def default_columns(comparison: Comparison, rows: Sequence[Row], grouped_by: Sequence[str] = ()) -> list[str]:
-    """What the table shows unless told: which run, what differs, what came out.
+    """The default columns: which run, what differs, and the results.
 
-    Rows grouped by columns the user named have those in place of the runs and what differs within.
+    For rows grouped by columns that the user named, those come in place of the run and what differs.
     """
     single = "n" not in rows[0] or (comparison.stopping and not grouped_by)
     seeds = ["seed"] if single and len({row["seed"] for row in rows}) > 1 else []
     repeats = ["n"] if grouped_by or any(row.get("n", 1) > 1 for row in rows) else []
-    names = [] if comparison.varied else ["name"]  # a model's name says what its parameters do
+    names = [] if comparison.varied else ["name"]  # the parameters that vary say what the name does
     bits = [] if comparison.comparable else ["bits_per_byte"]
     step = ["step"] if comparison.stopping else []
     certified = [column for name in comparison.thresholds for column in (f"{name}_margin", f"beats_{name}")]
@@ -73,7 +73,7 @@ def cell(row: Row, column: str) -> str:
 
 
 def legend(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    """What ± stands for, where there is one."""
+    """What ± and other signs in the table stand for."""
     notes = []
     if any(row.get("n", 1) > 1 for row in rows):
         notes.append("A row with n > 1 is a group: mean ± standard deviation over its runs; yes where every run does.")
@@ -101,10 +101,10 @@ def render(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
 
 
 def with_short_paths(rows: Sequence[Row]) -> list[Row]:
-    """The rows with `run` as short as it tells them apart: without the folder they share."""
+    """The rows with `run` relative to the folder that all runs share."""
     if len(rows) < 2:
         return list(rows)
-    paths = [os.path.abspath(row["run"]) for row in rows]  # some may be given as relative ones and some not
+    paths = [os.path.abspath(row["run"]) for row in rows]  # the user may have given some as relative paths
     shared = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [row | {"run": os.path.relpath(path, shared)} for row, path in zip(rows, paths, strict=True)]
 
@@ -115,14 +115,14 @@ def _finite(value: Any) -> Any:
 
 
 def _bare(value: Any) -> Any:
-    """A value for CSV; texts are made safe for the spreadsheets and terminals that show them."""
+    """A value for CSV; texts are made safe for spreadsheets and terminals."""
     if isinstance(value, list):
         return _defused(" ".join(map(str, value)))
     return _defused(value) if isinstance(value, str) else value
 
 
 def _defused(text: str) -> str:
-    """With an apostrophe before what a spreadsheet would run as a formula, unless it is a number."""
+    """A text with an apostrophe before it where a spreadsheet would run it as a formula."""
     return printable(f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text)
 
 
@@ -152,11 +152,11 @@ def _table(columns: Sequence[str], cells: list[list[str]], right: list[bool]) ->
 
 
 def _broken(column: str) -> list[str]:
-    """A heading of several words over several lines, its underscores kept so that the name can be read off."""
+    """A long heading over several lines, with its underscores, so that the column's name can be read off."""
     if len(column) <= 9:
         return [column]
-    words = column.split("_")
-    return [f"{word}_" for word in words[:-1]] + words[-1:]
+    *parts, last = column.split("_")
+    return [*(f"{part}_" for part in parts), last]
 
 
 def _markdown(columns: Sequence[str], cells: list[list[str]], right: list[bool]) -> str:
@@ -167,5 +167,5 @@ def _markdown(columns: Sequence[str], cells: list[list[str]], right: list[bool])
 
 
 def markdown_text(text: str) -> str:
-    """A text that Markdown shows as it is: no cell, code, link, emphasis, formula or HTML begins or ends in it."""
+    """A text escaped so that Markdown shows it as it is: no cell, code, link, emphasis, formula or HTML."""
     return re.sub(r"([\\`*|$\[\]<>&])", r"\\\1", printable(text))

@@ -12,10 +12,10 @@ from marble_sweep.runs.tensors import write_tensors
 
 
 class EmbeddingSnapshots:
-    """The embedding and h_mean every so many steps, on disk as soon as they are taken.
+    """Snapshots of the embedding and h_mean, written to disk as soon as they are taken.
 
-    Each checkpoint rewrites the file whole, so a kill leaves the one before: for n checkpoints that is
-    n²/2 times one checkpoint's size in all (165 MB for the notebook's eleven of 2.6 MB).
+    Every snapshot rewrites the whole file, so a kill leaves the previous file: n snapshots write n²/2 times one
+    snapshot's size in all (165 MB for the notebook's eleven of 2.6 MB).
     """
 
     def __init__(self, path: Path, dead_mask: Tensor) -> None:
@@ -24,7 +24,7 @@ class EmbeddingSnapshots:
         self.steps: list[int] = []
 
     def take(self, step: int, embedding: Tensor, h_mean: Tensor) -> None:
-        """Add the embedding (V, D), as bfloat16 bits, and h_mean (D,); what came after `step` goes."""
+        """Add the embedding (V, D), as bfloat16 bits, and h_mean (D,); drops snapshots at `step` or later."""
         bits = embedding.detach().cpu().to(torch.bfloat16).view(torch.uint16)
         new = {"steps": torch.tensor([step]), "W": bits[None], "h_mean": h_mean.detach().cpu().float()[None]}
         if self.steps:
@@ -36,7 +36,7 @@ class EmbeddingSnapshots:
         write_tensors(self.path, {**new, **masks})
 
     def resume(self, steps: Sequence[int], hidden_dim: int) -> None:
-        """Continue the file on disk after `steps`. Raises ValueError where it is not that of this run."""
+        """Continue the file on disk after `steps`. Raises ValueError where it is not this run's."""
         with readable(self.path) as file:
             have = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         num_tokens = len(self.dead_mask)

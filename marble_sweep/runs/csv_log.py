@@ -12,14 +12,14 @@ from marble_sweep.runs.renamed import current_name
 
 
 def format_value(value: float) -> str:
-    """Nine significant digits, which a float32 survives; whole numbers without a point; NaN empty."""
+    """Nine significant digits, which keep a float32 exactly; whole numbers without a point; NaN as an empty field."""
     if math.isnan(value):
         return ""
     return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else f"{value:.9g}"
 
 
 class CsvLog:
-    """One CSV file with a `step` column. Rows reach the file at once and the disk at `sync`."""
+    """A CSV file with a `step` column. Rows reach the file at once and the disk at `sync`."""
 
     def __init__(
         self,
@@ -30,10 +30,10 @@ class CsvLog:
         steps: Sequence[int] | None = None,
         sha256: str | None = None,
     ) -> None:
-        """Start the file, or continue it after `last_step`: later rows, or half a row, are dropped.
+        """Start the file, or continue it after `last_step`: later rows and half a row are dropped.
 
         A file of an earlier version keeps its own header, so that its hash stays that of the saved state.
-        Raises ValueError where the rows that are kept are not those of `steps`, or have another hash.
+        Raises ValueError where the kept rows are not those of `steps`, or have another hash.
         """
         self.path = path
         self.columns = columns
@@ -65,7 +65,7 @@ class CsvLog:
             raise ValueError(f"{self.path}: must begin with the columns {wanted}; it has {text[:200]!r}")
 
     def _rows(self, lines: Sequence[bytes], last_step: int) -> list[tuple[int, bytes]]:
-        """The whole rows up to `last_step` with their steps, as far as they can be read."""
+        """The whole rows up to `last_step` with their steps, until the first that cannot be read."""
         position = self.columns.index("step")
         rows: list[tuple[int, bytes]] = []
         for line in lines[:-1]:  # the last one has no newline

@@ -1,4 +1,4 @@
-"""Files of a run directory, read with care: nothing that lies in one may stop the reading of the others."""
+"""Reading the files of a run directory: a damaged file never stops the reading of the others."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from marble_sweep.safe_yaml import parse_yaml
 
 MAX_BYTES = 1 << 24  # of a file that is read whole
 TEXT, WHOLE, NUMBER = "text", "a whole number", "a finite number"
-OR_NULL = " or null"  # behind one of these
-Kinds = Mapping[str, "str | Kinds"]  # key: one of these, or the kinds of a mapping's values
+OR_NULL = " or null"  # after one of these
+Kinds = Mapping[str, "str | Kinds"]  # by key: one of these, or the kinds of a nested mapping's values
 
 
 class Damage(NamedTuple):
@@ -29,9 +29,9 @@ class DamageError(Exception):
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file. Raises FileNotFoundError where there is none, DamageError for anything else."""
+    """Open a regular file. Raises FileNotFoundError where it is missing, DamageError where it cannot be opened."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a pipe's writer
     except FileNotFoundError:
         if path.is_symlink():
             raise DamageError("is a symbolic link to nothing") from None
@@ -66,12 +66,12 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises as `read_text`, and DamageError where it holds none."""
     try:
-        found = json.loads(read_text(path), parse_constant=_refuse_constant)
+        content = json.loads(read_text(path), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # not JSON, a number of too many digits, nested too deeply
         raise DamageError(f"must be JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise DamageError(f"must hold a mapping, not {reprlib.repr(found)}")
-    return found
+    if not isinstance(content, dict):
+        raise DamageError(f"must hold a mapping, not {reprlib.repr(content)}")
+    return content
 
 
 def _refuse_constant(text: str) -> None:
@@ -79,19 +79,19 @@ def _refuse_constant(text: str) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping by dotted keys, values as they fit a cell. Raises as `read_text`, and DamageError for others."""
+    """A YAML mapping by dotted key, each value as one cell. Raises as `read_text`, and DamageError for other YAML."""
     text = read_text(path)
     try:
-        found = parse_yaml(text)
+        content = parse_yaml(text)
     except ValueError as error:
         raise DamageError(str(error)) from None
-    if not isinstance(found, dict):
-        raise DamageError(f"must hold a mapping, not {reprlib.repr(found)}")
-    return {key: _as_cell(value) for key, value in flat(found, "")}
+    if not isinstance(content, dict):
+        raise DamageError(f"must hold a mapping, not {reprlib.repr(content)}")
+    return {key: _as_cell(value) for key, value in flat(content, "")}
 
 
 def _as_cell(value: Any) -> Any:
-    """A config value that can be compared, sorted and printed; a date, say, as text."""
+    """A config value that can be compared, sorted and printed: a date becomes text."""
     if isinstance(value, list):
         return [_as_cell(item) for item in value]
     if isinstance(value, int) and abs(value) >= 1 << 63:
@@ -108,10 +108,10 @@ def flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def keep_sound(found: Mapping[str, Any], kinds: Kinds, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """The values that are of their kind, or have none here, and what is wrong with the others."""
+def keep_sound(values: Mapping[str, Any], kinds: Kinds, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The values of the right kind, those of keys that `kinds` does not name, and what is wrong with the others."""
     kept, reasons = {}, []
-    for key, value in found.items():
+    for key, value in values.items():
         kind = kinds.get(key)
         if isinstance(kind, Mapping):
             inner, complaints = keep_sound(value, kind, f"{prefix}{key}.") if isinstance(value, dict) else ({}, [])

@@ -13,20 +13,20 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
     Raises ValueError for a path that is not there or holds no run.
     """
-    found: dict[Path, Path] = {}  # resolved: as given
+    runs: dict[Path, Path] = {}  # by resolved path, as the user gave it
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"PATH = {path}: must be a run directory or a folder of them")
         below = sorted(_below(path), key=_natural)
         if not below:
             raise ValueError(f"PATH = {path}: must hold runs (folders with config.yaml, metadata.json and metrics.csv)")
-        for each in below:
-            found.setdefault(each.resolve(), each)
-    return list(found.values())
+        for run in below:
+            runs.setdefault(run.resolve(), run)
+    return list(runs.values())
 
 
 def newest(root: Path = Path()) -> Path:
-    """The sweep under `root`/multirun that started a run last, else the last run under `root`/outputs.
+    """The sweep under `root`/multirun whose newest run started last, else the newest run under `root`/outputs.
 
     Raises ValueError where there is neither.
     """
@@ -39,30 +39,30 @@ def newest(root: Path = Path()) -> Path:
 
 
 def _is_run(names: Collection[str]) -> bool:
-    """Whether a folder of these names is a run's; one of Hydra configs has a config.yaml too, but no log."""
+    """Whether a folder with these entries is a run's. A folder of Hydra configs has a config.yaml too, but no log."""
     begun = layout.CONFIG in names and (layout.LOG in names or layout.METRICS in names)
     return begun or layout.METADATA in names
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """The runs at or below a folder; one that cannot be looked into may be one, and is taken for one."""
+    """The runs at or below a folder. A folder that cannot be read counts as a run, which is then shown as damaged."""
     folders = [path]
     while folders:
         folder = folders.pop()
         try:
             with os.scandir(folder) as entries:
-                found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+                is_folder = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
         except OSError:
             yield folder
             continue
-        if _is_run(found):
+        if _is_run(is_folder):
             yield folder
             continue
-        folders += [folder / name for name, is_folder in found.items() if is_folder and not name.startswith(".")]
+        folders += [folder / name for name in is_folder if is_folder[name] and not name.startswith(".")]
 
 
 def _started(run: Path) -> float:
-    """When its config was written, which happens once; seconds since the epoch."""
+    """When the config was written, which happens once; seconds since the epoch."""
     for name in (layout.CONFIG, layout.METADATA):
         with contextlib.suppress(OSError):
             return (run / name).stat().st_mtime
@@ -70,5 +70,5 @@ def _started(run: Path) -> float:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A sort key in which whole numbers count as such."""
+    """A sort key that orders whole numbers by value: job 10 after job 9."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.parts]

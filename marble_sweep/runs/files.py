@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synced, then renamed into it."""
+"""Atomic writes: a file is written under a temporary name, synced, then renamed. And locks of directories."""
 
 import contextlib
 import errno
@@ -15,23 +15,23 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from marble_sweep.runs import layout
 
-# What file systems answer that lack a call: FAT and network folders have no hard links, CIFS cannot sync a folder,
+# Errors of file systems that lack a call: FAT and network folders have no hard links, CIFS cannot sync a folder,
 # some clusters mount without flock.
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EMLINK}
 UNSUPPORTED |= {errno.EBADF, errno.EISDIR, errno.ENOTTY}
 NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
-# A temporary file of this program, named with a random number; earlier ones with that of the process.
+# A temporary file of this program, named with a random number; version 0.1.0 used the number of the process.
 TEMPORARY = re.compile(r"\..+\.(json|csv|yaml|safetensors|png|html)\.([0-9a-f]{32}|[0-9]+)\.tmp")
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` that no other process has, on this machine or another that shares the folder."""
+    """A name beside `path` that no other process uses, on this machine or another that shares the folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make an OSError name `path` where it names no file: a full disk does not say where."""
+    """Make an OSError name `path` where it names no file, as that of a full disk does not."""
     try:
         yield
     except OSError as error:
@@ -44,7 +44,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it takes its place, on failure it is removed.
+    """Yield a temporary path beside `path`; it replaces `path` on success and is removed on failure.
 
     Raises OSError where the folder cannot be written or the disk is full; `path` is then untouched.
     """
@@ -57,11 +57,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)  # makes the rename itself outlast a power cut
+    sync_folder(path.parent)  # so that the rename itself survives a power cut
 
 
 def sync(descriptor: int) -> None:
-    """Have the disk write a file or folder out, where the file system knows how."""
+    """Write a file or folder out to the disk, where the file system can."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -88,7 +88,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_exclusive(path: Path, text: str) -> bool:
-    """Write a file that must not be there yet, whole; False, and nothing done, if it is."""
+    """Write a whole file that must not exist yet; False, with nothing written, where it does."""
     temporary = temporary_path(path)
     try:
         with naming(path):
@@ -107,7 +107,7 @@ def write_exclusive(path: Path, text: str) -> bool:
 
 
 def _create_without_links(temporary: Path, path: Path) -> bool:
-    """Whoever makes the claim first may rename. It stays: to remove it would let a second one in."""
+    """The process that creates the claim first may rename. The claim stays: without it a second one could follow."""
     if path.exists():
         return False
     try:
@@ -119,7 +119,7 @@ def _create_without_links(temporary: Path, path: Path) -> bool:
 
 
 def open_append(path: Path) -> BinaryIO:
-    """Open a file to append to, unbuffered; never one that lies elsewhere.
+    """Open a file to append to, unbuffered, and never one outside its folder.
 
     A symbolic link is not followed, and a file that has a second name (a hard link, as some backups make)
     is replaced by a copy first, so that the other name keeps its content.
@@ -133,7 +133,7 @@ def open_append(path: Path) -> BinaryIO:
 
 
 def require_ordinary(directory: Path, *, files: Iterable[str], folders: Iterable[str] = ()) -> None:
-    """Nothing in a directory that may come from a stranger leads out of it, or blocks whoever opens it.
+    """Refuse links, pipes and devices in a directory that may come from a stranger: they lead out of it, or block.
 
     Raises ValueError for a link, pipe, device or the like in the place of one of `files` or `folders`.
     """
@@ -146,9 +146,9 @@ def require_ordinary(directory: Path, *, files: Iterable[str], folders: Iterable
 
 
 def lock_directory(directory: Path, setting: str, *, wait: bool = False) -> BaseFileLock:
-    """Hold a directory, made if it is not there, against other processes until the lock is released.
+    """Lock a directory, created where it is missing, against other processes until the lock is released.
 
-    What killed processes left half written in it is removed. Raises ValueError for `setting` where another
+    Removes the temporary files that killed processes left in it. Raises ValueError for `setting` where another
     process holds it; `wait` waits for that one instead.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def lock_directory(directory: Path, setting: str, *, wait: bool = False) -> Base
         except OSError as error:
             if error.errno not in NO_FLOCK:
                 raise
-            # The existence of a file is the lock then; after a kill it stays, so nobody waits for it.
+            # Without flock the lock is a file that exists; after a kill it stays, so waiting for it might never end.
             lock = SoftFileLock(directory / layout.SOFT_LOCK)
             lock.acquire(blocking=False)
     except Timeout:
@@ -171,14 +171,14 @@ def lock_directory(directory: Path, setting: str, *, wait: bool = False) -> Base
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what killed processes left half written; only while the directory is held, by the one who holds it."""
+    """Remove the temporary files of killed processes; only for the holder of the directory's lock."""
     for path in list(directory.iterdir()):
         if TEMPORARY.fullmatch(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
 def user_path(path: str) -> Path:
-    """A path as a user gives it: `~` is a home."""
+    """A path as a user gives it, with `~` as the home directory."""
     return Path(os.path.expanduser(path))
 
 

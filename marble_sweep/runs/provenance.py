@@ -7,7 +7,7 @@ from pathlib import Path
 
 @functools.cache
 def code_sha256() -> str:
-    """The hash of the package's own source files: two runs with the same one were made by the same code."""
+    """SHA-256 of the package's source files: runs with the same hash were made by the same code."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[1]
     for path in sorted(package.rglob("*.py")):

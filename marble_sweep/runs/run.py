@@ -1,4 +1,4 @@
-"""What a run directory holds, read cheaply: a finished run's, a running one's, or what a crash left of it."""
+"""What a run directory holds, read cheaply, whether the run has finished, is running or has crashed."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -71,20 +71,20 @@ BASELINES = ("unigram_fitted", "unigram_oracle", "bigram")
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. Small files are read at once, metrics.csv only where asked.
+    """One run directory. Small files are read at once, metrics.csv on demand.
 
-    What is damaged is left out and told of in `damages`: reading never fails.
+    Damaged files are left out and listed in `damages`: reading never fails.
     """
 
     path: Path
     config: dict[str, Any]  # dotted key: value
     metadata: dict[str, Any]
     evals: list[dict[str, float]]  # the rows of evals.csv
-    small_damages: tuple[Damage, ...] = ()  # those of all files but metrics.csv
+    small_damages: tuple[Damage, ...] = ()  # of all files but metrics.csv
 
     @classmethod
     def read(cls, path: Path) -> "Run":
-        """Read the run in `path`; files that are missing or in the writing count as far as they go."""
+        """Read the run in `path`. A missing file counts as empty; half a last row does not count."""
         damages: list[Damage] = []
         config, metadata, evals = _read_config(path, damages), _read_metadata(path, damages), _read_evals(path, damages)
         _read_if_there(path / layout.VERDICT, read_json, damages)
@@ -92,18 +92,18 @@ class Run:
 
     @property
     def damages(self) -> list[Damage]:
-        """What is damaged: a file and a reason each."""
-        found = list(self.small_damages)
+        """The damaged files, with a reason each."""
+        damages = list(self.small_damages)
         if self.steps.damage:
-            found.append(Damage(layout.METRICS, self.steps.damage))
+            damages.append(Damage(layout.METRICS, self.steps.damage))
         elif self.recorded_status in DONE and self.steps.num_rows < (self.metadata.get("step") or 0):
             rows, step = self.steps.num_rows, self.metadata["step"]
-            found.append(Damage(layout.METRICS, f"has rows up to step {rows}; the run went to step {step}"))
+            damages.append(Damage(layout.METRICS, f"has rows up to step {rows}; the run went to step {step}"))
         measured = (self.metadata.get("last_evaluation") or {}).get("step") or 0
-        if self.evals_until < measured and not any(damage.file == layout.EVALS for damage in found):
+        if self.evals_until < measured and not any(damage.file == layout.EVALS for damage in damages):
             reason = f"has rows up to step {self.evals_until}; the run was evaluated at step {measured}"
-            found.append(Damage(layout.EVALS, reason))
-        return found
+            damages.append(Damage(layout.EVALS, reason))
+        return damages
 
     @property
     def evals_until(self) -> int:
@@ -112,24 +112,24 @@ class Run:
 
     @property
     def recorded_status(self) -> str:
-        """As metadata.json has it; `started` before there is one."""
+        """The status in metadata.json; `started` before that file is written."""
         return str(self.metadata.get("status") or RunStatus.STARTED)
 
     @property
     def status(self) -> str:
-        """As recorded; `damaged` where some file is."""
+        """The recorded status; `damaged` where a file is damaged."""
         return RunStatus.DAMAGED if self.damages else self.recorded_status
 
     @property
     def name(self) -> str:
-        """The model's, as 4L128D, or the directory's where the run says nothing."""
+        """The model's name, as 4L128D; the directory's where neither metadata nor config has one."""
         return str(self.metadata.get("name") or self.config.get("model.name") or self.path.name)
 
     @property
     def baselines(self) -> dict[str, float]:
         """Loss in nats per token of `unigram_fitted`, `unigram_oracle`, `bigram`; empty where unknown."""
-        found: dict[str, Any] = self.metadata.get("baselines") or {}
-        return {name: found[name] for name in BASELINES if found.get(name) is not None}
+        losses: dict[str, Any] = self.metadata.get("baselines") or {}
+        return {name: losses[name] for name in BASELINES if losses.get(name) is not None}
 
     @property
     def corpus(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def damage_lines(runs: Sequence[Run]) -> list[str]:
 
 
 def _read_if_there(path: Path, reader: Callable[[Path], Content], damages: list[Damage]) -> Content | None:
-    """What a file holds; None where there is none or it is damaged, which is then added to `damages`."""
+    """What a file holds; None where it is missing or damaged. Damage is added to `damages`."""
     try:
         return reader(path)
     except FileNotFoundError:
@@ -163,24 +163,24 @@ def _read_if_there(path: Path, reader: Callable[[Path], Content], damages: list[
 
 def _read_config(path: Path, damages: list[Damage]) -> dict[str, Any]:
     before = len(damages)
-    found = _read_if_there(path / layout.CONFIG, read_yaml, damages)
-    if found is None:
+    settings = _read_if_there(path / layout.CONFIG, read_yaml, damages)
+    if settings is None:
         if len(damages) == before:
             damages.append(Damage(layout.CONFIG, "is missing"))
         return {}
-    config, reasons = keep_sound(with_current_keys(found), CONFIG_KINDS)
-    if missing := [key for key in PARAMETERS if key not in found]:
+    config, reasons = keep_sound(with_current_keys(settings), CONFIG_KINDS)
+    if missing := [key for key in PARAMETERS if key not in settings]:
         reasons.append(f"must have {', '.join(missing)}")
     damages += [Damage(layout.CONFIG, reason) for reason in reasons]
     return config
 
 
 def _read_metadata(path: Path, damages: list[Damage]) -> dict[str, Any]:
-    found = _read_if_there(path / layout.METADATA, read_json, damages)
-    if found is None:
+    content = _read_if_there(path / layout.METADATA, read_json, damages)
+    if content is None:
         return {}
-    metadata, reasons = keep_sound(found, METADATA_KINDS)
-    if found.get("status") is None:
+    metadata, reasons = keep_sound(content, METADATA_KINDS)
+    if content.get("status") is None:
         reasons.append("must have a status")
     damages += [Damage(layout.METADATA, reason) for reason in reasons]
     if metadata.get("last_evaluation"):

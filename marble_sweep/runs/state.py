@@ -1,4 +1,4 @@
-"""`state.safetensors`: what a run needs to go on as if it had never stopped, checked before it is believed."""
+"""`state.safetensors`: what a run needs to continue as if it had never stopped, checked before it is used."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ STOP_REASONS = (None, RunStatus.CERTIFIED, RunStatus.PRUNED, RunStatus.TOO_SLOW,
 
 
 class Stateful(Protocol):
-    """What can be saved: a flat dict of tensors and numbers out, one of tensors in."""
+    """What can be saved and loaded: it gives a flat dict of tensors and numbers, and takes one of tensors."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -45,7 +45,7 @@ def readable(path: Path) -> Iterator[Any]:
 
 
 def flat(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Every part's tensors and numbers, on the CPU, by part/name."""
+    """All parts' tensors and numbers, on the CPU, by part/name."""
     return {
         f"{part}/{name}": torch.as_tensor(value).detach().cpu()
         for part, state in parts.items()
@@ -54,7 +54,7 @@ def flat(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """The hash of all names and contents."""
+    """SHA-256 of all names and contents."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode() + b"\0")
@@ -69,15 +69,18 @@ def save_state(path: Path, parts: Mapping[str, Stateful], info: Mapping[str, Any
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """All that a run computes from, by dotted key. The data has a hash of its own, wherever its files lie by now."""
+    """The settings that determine a run's results, by dotted key. The data, which may be moved, has its own hash."""
     keys: dict[str, Any] = {}
-    for name, value in yaml.safe_load(dump(config)).items():
-        keys |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    for group, settings in yaml.safe_load(dump(config)).items():
+        if isinstance(settings, dict):
+            keys |= {f"{group}.{name}": value for name, value in settings.items()}
+        else:
+            keys[group] = settings
     return {key: value for key, value in keys.items() if not key.startswith(FREE)}
 
 
 def _require_same_config(path: Path, saved: object, config: Config) -> None:
-    """Whoever edits the config of a run that has begun is told so, rather than given a run that never was."""
+    """Raise ValueError where the config was edited since the state was saved: the results would belong to neither."""
     now = identity(config)
     if not isinstance(saved, dict):
         raise ValueError(f"{path}: must be the state of a run: its config is damaged")
@@ -142,9 +145,9 @@ def _are_evaluations(rows: object, last_step: object) -> bool:
 
 
 def load_state(path: Path, parts: Mapping[str, Stateful], blank: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give every part back its tensors, in the order of `parts`.
+    """Load every part's tensors, in the order of `parts`.
 
-    `blank` has tensors of the names, shapes and dtypes that each must have. Raises ValueError for any other.
+    `blank` has the names, shapes and dtypes that the tensors must have. Raises ValueError for any other.
     """
     with readable(path) as file:
         info = json.loads(file.metadata()["info"])
@@ -170,14 +173,17 @@ def _complaints(tensors: Mapping[str, Tensor], blank: Mapping[str, Tensor], is_a
         elif name not in blank:
             yield f"it has a tensor {name} that the run has not"
         else:
-            has, wants = (
-                f"{each.dtype} {tuple(each.shape)}".removeprefix("torch.") for each in (tensors[name], blank[name])
-            )
-            if has != wants:
-                yield f"{name} must be {wants}, not {has}"
+            saved, expected = _described(tensors[name]), _described(blank[name])
+            if saved != expected:
+                yield f"{name} must be {expected}, not {saved}"
     if is_as_saved is False:
         yield "its tensors are not those that were saved"
     if is_as_saved is None:
         for name, tensor in tensors.items():
             if name.startswith("model/") and not tensor.isfinite().all():
                 yield f"{name} must be finite"
+
+
+def _described(tensor: Tensor) -> str:
+    """A tensor's dtype and shape."""
+    return f"{tensor.dtype} {tuple(tensor.shape)}".removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What the run directories below a sweep say of its jobs. One that is damaged is passed over, never an error."""
+"""The statuses of runs, and what the run directories of a sweep say of its jobs. Damaged ones are skipped."""
 
 import enum
 import json
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 
 class RunStatus(enum.StrEnum):
-    """How far a run has come; metadata.json has these words, all but the first and the last."""
+    """How far a run has come, as metadata.json has it; the first and the last are never written there."""
 
-    STARTED = "started"  # there is no metadata yet
+    STARTED = "started"  # metadata.json is not written yet
     RUNNING = "running"
     INTERRUPTED = "interrupted"  # with its state saved
     FAILED = "failed"
     FINISHED = "finished"  # at its last step
     DIVERGED = "diverged"
-    CERTIFIED = "certified"  # these three as certify.stop has it
+    CERTIFIED = "certified"  # this and the next two only with certify.stop
     PRUNED = "pruned"
     TOO_SLOW = "too_slow"
-    DAMAGED = "damaged"  # some file does not hold what it should
+    DAMAGED = "damaged"  # a file does not hold what it should
 
 
 # Nothing is left to train, and all rows are written.
 DONE = (RunStatus.FINISHED, RunStatus.DIVERGED, RunStatus.CERTIFIED, RunStatus.PRUNED)
 ENDED = (*DONE, RunStatus.FAILED, RunStatus.TOO_SLOW)
-STOPPED = (RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.DAMAGED)  # these will get no further
-UNFINISHED = (RunStatus.STARTED, RunStatus.RUNNING, RunStatus.INTERRUPTED)  # these will, if they are let
+STOPPED = (RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.DAMAGED)  # will reach no further step
+UNFINISHED = (RunStatus.STARTED, RunStatus.RUNNING, RunStatus.INTERRUPTED)  # may reach further steps
 
 
 def run_directories(sweep_dir: Path) -> Iterator[Path]:
-    """Every run directory directly below sweep_dir, in the order of their numbers."""
-    found = [path.parent for path in sweep_dir.glob(f"*/{layout.CONFIG}")]
-    return iter(sorted(found, key=lambda path: (len(path.name), path.name)))
+    """The run directories directly below sweep_dir, by number."""
+    directories = [path.parent for path in sweep_dir.glob(f"*/{layout.CONFIG}")]
+    return iter(sorted(directories, key=lambda path: (len(path.name), path.name)))
 
 
 def find_run(config: "Config", sweep_dir: Path) -> Path | None:
-    """The run of this very config, if there is one below sweep_dir."""
+    """The run below sweep_dir with exactly this config, or None."""
     from marble_sweep.config import dump  # late: Hydra, which a comparison of runs does without
 
     text = dump(config)
@@ -56,7 +56,7 @@ def config_text(directory: Path) -> str | None:
 
 
 def _text(path: Path) -> str | None:
-    """A file's text; None where there is none, as in a folder, a pipe or bytes that are not UTF-8."""
+    """A file's text; None where it is missing, is not a regular file, or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else None
     except (OSError, UnicodeDecodeError):
@@ -64,7 +64,7 @@ def _text(path: Path) -> str | None:
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """A run's metadata.json; empty where it is not written yet, or damaged."""
+    """A run's metadata.json; empty where it is missing or damaged."""
     try:
         metadata = json.loads(_text(directory / layout.METADATA) or "")
     except (ValueError, RecursionError):
@@ -73,13 +73,13 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def is_done(directory: Path, config: "Config") -> bool:
-    """Whether nothing is left to do for a run: it says so, and its verdict and plots are there."""
+    """Whether nothing is left to do for a run: its status says so, and its verdict and plots are written."""
     results = [layout.VERDICT] if config.certify.stop else [layout.VERDICT, layout.LAST_PLOT]
     return read_metadata(directory).get("status") in DONE and all((directory / name).is_file() for name in results)
 
 
 def changed_at(directory: Path) -> int:
-    """When a run's metadata was last written, in ns; 0 where there is none."""
+    """When a run's metadata was last written, in ns since the epoch; 0 where it is missing."""
     try:
         return (directory / layout.METADATA).stat().st_mtime_ns
     except OSError:
@@ -87,7 +87,7 @@ def changed_at(directory: Path) -> int:
 
 
 def mark_start(sweep_dir: Path) -> None:
-    """Note when the sweep was started, and say which runs in it are too damaged to be reused."""
+    """Record when the sweep was started, and print which runs in it are too damaged to be reused."""
     write_text(sweep_dir / layout.STARTED, "")
     for path in run_directories(sweep_dir):
         if config_text(path) is None:
@@ -95,7 +95,7 @@ def mark_start(sweep_dir: Path) -> None:
 
 
 def count_failures(sweep_dir: Path) -> int:
-    """Jobs that failed since the sweep was last started: a job that is to run again does not count."""
+    """The number of jobs that failed since the sweep was last started; earlier failures are run again."""
     mark = sweep_dir / layout.STARTED
     started = mark.stat().st_mtime_ns if mark.exists() else 0
     failed = [path for path in run_directories(sweep_dir) if read_metadata(path).get("status") == RunStatus.FAILED]
@@ -103,7 +103,7 @@ def count_failures(sweep_dir: Path) -> int:
 
 
 def latest(sweep_dir: Path, configs: set[str] | None) -> list[Path]:
-    """Of each config the run that was at work last, for all configs or those whose text is given."""
+    """For each config the run that was written to last; only for `configs` where their texts are given."""
     runs: dict[str, Path] = {}
     for path in run_directories(sweep_dir):
         text = config_text(path)

@@ -1,4 +1,4 @@
-"""The two CSV files of a run: metrics.csv, looked through whole but kept in parts, and evals.csv."""
+"""The two CSV files of a run: metrics.csv, checked whole but parsed only where needed, and evals.csv."""
 
 import functools
 import io
@@ -22,11 +22,11 @@ MAX_DIGITS = 15  # of a step
 NAMES = b"abcdefghijklmnopqrstuvwxyz0123456789_,"
 COMMA, NEWLINE, ZERO, NINE = b",\n09"
 SIGNS = b",\n.-+einf"  # what stands between digits in rows of numbers
-KINDS = np.zeros(256, dtype=np.uint8)  # of characters: 0 is for what no number has
-KINDS[list(SIGNS)] = [1, 1, 2, 3, 3, 4, 5, 6, 7]  # a comma and the end of a line separate; + and - are signs
+KINDS = np.zeros(256, dtype=np.uint8)  # of characters; 0: stands in no number
+KINDS[list(SIGNS)] = [1, 1, 2, 3, 3, 4, 5, 6, 7]  # 1: comma or newline, 2: point, 3: plus or minus, then e, i, n, f
 SEPARATOR = 1
-DIRECTLY, DIGITS, EITHER = (0,), (1,), (0, 1)  # with no digit between, with some, or both
-FOLLOWS: dict[int, dict[int, tuple[int, ...]]] = {  # kind of sign: which kinds may follow it, and how
+DIRECTLY, DIGITS, EITHER = (0,), (1,), (0, 1)  # without digits between them, with digits, either way
+FOLLOWS: dict[int, dict[int, tuple[int, ...]]] = {  # by kind: the kinds that may follow it, and how
     1: {1: EITHER, 2: DIGITS, 3: DIRECTLY, 4: DIGITS, 5: DIRECTLY},
     2: {1: EITHER, 4: EITHER},
     3: {1: DIGITS, 2: DIGITS, 4: DIGITS, 5: DIRECTLY},
@@ -39,7 +39,7 @@ ALLOWED = np.zeros(128, dtype=bool)  # by 16 * kind + 2 * following kind + wheth
 for kind, followers in FOLLOWS.items():
     for follower, gaps in followers.items():
         ALLOWED[[16 * kind + 2 * follower + gap for gap in gaps]] = True
-AFTER_EXPONENT = (b"\4\3\2", b"\4\3\4")  # e-1.5 and e-1e: kinds that are allowed in pairs, but not in threes
+AFTER_EXPONENT = (b"\4\3\2", b"\4\3\4")  # as in e-1.5 and e-1e: allowed as pairs, but not in a row of three
 
 
 class Part(NamedTuple):
@@ -51,18 +51,18 @@ class Part(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What looking through a file has shown."""
+    """The layout of a file, all of whose rows were checked."""
 
     columns: list[str]
     parts: list[Part]
     num_rows: int
-    damage: str | None  # what is wrong; there are then no parts
+    damage: str | None  # what is wrong; a damaged file has no parts
 
 
 class StepFile:
-    """metrics.csv: its row k must be that of step k, so a row is found without reading the others again.
+    """metrics.csv: row k must be that of step k, so any row can be read without parsing the others.
 
-    Of a file that is damaged nothing is used. Half a last row does not count: the file may be in the writing.
+    A damaged file counts as empty. Half a last row does not count: the run may be writing it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +72,7 @@ class StepFile:
 
     @property
     def damage(self) -> str | None:
-        """What is wrong with the file."""
+        """What is wrong with the file; None where nothing is."""
         return self._survey.damage
 
     @property
@@ -81,7 +81,7 @@ class StepFile:
 
     @functools.cached_property
     def last_step(self) -> int:
-        """The last whole row's step, from the end of the file alone; 0 where there is none."""
+        """The last whole row's step, read from the end of the file alone; 0 where there is none."""
         return last_step(self.path)
 
     def row(self, step: int) -> dict[str, float]:
@@ -91,17 +91,17 @@ class StepFile:
         return self._rows[step]
 
     def step_after_last(self, column: str, last_step: int) -> int | None:
-        """The first step after the last, up to `last_step`, with `column` > 0.
+        """The step after the last one, up to `last_step`, at which `column` is > 0.
 
-        None where it still is at `last_step`, or where a value was never measured.
+        None where it is > 0 at `last_step`, or where a value was not measured.
         """
         if (column, last_step) not in self._stops:
             self._stops[column, last_step] = self._find_stop(column, last_step)
         return self._stops[column, last_step]
 
     def table(self, columns: Collection[str] | None = None) -> "pd.DataFrame":
-        """All rows, of all columns or of those given that are there; empty where the file is damaged."""
-        import pandas as pd  # late: a table in the terminal does without
+        """All rows, with all columns or those of `columns` that the file has; empty where the file is damaged."""
+        import pandas as pd  # late: the table in a terminal needs no pandas
 
         known = [column for column in self._survey.columns if columns is None or column in columns]
         parts = [b"\n", *map(self._read, self._survey.parts)]
@@ -139,12 +139,12 @@ class StepFile:
             return None
         if self.row(last_step)[column] > 0:  # the usual case costs one row
             return None
-        place = self._survey.columns.index(column)
+        position = self._survey.columns.index(column)
         for part in reversed(self._survey.parts):
             if part.first_step > last_step:
                 continue
             num_rows = last_step - part.first_step + 1
-            for index, value in not_zero(self._read(part), len(self._survey.columns), place, num_rows):
+            for index, value in not_zero(self._read(part), len(self._survey.columns), position, num_rows):
                 if math.isnan(value):
                     return None
                 if value > 0:
@@ -158,11 +158,11 @@ class StepFile:
                 text = file.read(part.num_bytes)
         except (OSError, DamageError):
             return b""
-        return text if len(text) == part.num_bytes else b""  # gone or cut since it was looked through
+        return text if len(text) == part.num_bytes else b""  # removed or cut since it was checked
 
 
 def survey(file: BinaryIO) -> Survey:
-    """Look through all rows. Raises DamageError that names the first line that is wrong."""
+    """Check all rows. Raises DamageError that names the first wrong line."""
     header = file.readline(PART_BYTES)
     if not header.endswith(b"\n"):
         check_half_header(header)
@@ -184,7 +184,7 @@ def survey(file: BinaryIO) -> Survey:
 
 
 def check_half_header(header: bytes) -> None:
-    """Raise DamageError for a first line without an end that is no beginning of one."""
+    """Raise DamageError for an unfinished first line that cannot become a header."""
     if header.translate(None, NAMES):
         raise DamageError("line 1: must be the names of the columns")
 
@@ -201,32 +201,32 @@ def column_names(header: bytes, required: str) -> list[str]:
 
 
 def check_characters(text: bytes, first_line: int) -> None:
-    """Raise DamageError, naming the line, for a character that no number has."""
-    if strange := text.translate(None, b"0123456789" + SIGNS):
-        line = first_line + text.count(b"\n", 0, text.index(strange[:1]))
-        raise DamageError(f"line {line}: must be numbers; it holds {strange[:1]!r}")
+    """Raise DamageError, naming the line, for a character that stands in no number."""
+    if wrong := text.translate(None, b"0123456789" + SIGNS)[:1]:
+        line = first_line + text.count(b"\n", 0, text.index(wrong))
+        raise DamageError(f"line {line}: must be numbers; it holds {wrong!r}")
 
 
 def find_separators(text: bytes, first_line: int) -> NDArray[np.int64]:
-    """Where in a text of whole rows the commas and the ends of lines are.
+    """The positions of the commas and line ends in a text of whole rows.
 
     Raises DamageError, naming the line, where a field is neither empty nor a number.
     """
     bytes_ = np.frombuffer(text, np.uint8)
-    places = np.flatnonzero((bytes_ < ZERO) | (bytes_ > NINE))
-    kinds = KINDS[bytes_[places]]
+    positions = np.flatnonzero((bytes_ < ZERO) | (bytes_ > NINE))
+    kinds = KINDS[bytes_[positions]]
     pairs = kinds * np.uint8(2)
     pairs[1:] += kinds[:-1] * np.uint8(16)
-    pairs[1:] += places[1:] - places[:-1] > 1
-    pairs[:1] += np.uint8(16 * SEPARATOR) + (places[:1] > 0)  # a text begins as if behind a separator
-    threes = kinds.tobytes()
-    if not ALLOWED[pairs].all() or any(three in threes for three in AFTER_EXPONENT):
+    pairs[1:] += positions[1:] - positions[:-1] > 1
+    pairs[:1] += np.uint8(16 * SEPARATOR) + (positions[:1] > 0)  # a text begins as after a separator
+    sequence = kinds.tobytes()
+    if not ALLOWED[pairs].all() or any(three in sequence for three in AFTER_EXPONENT):
         check_characters(text, first_line)
         for line, row in enumerate(text.split(b"\n"), start=first_line):
             for field in row.split(b","):
                 if not _is_number(field):
                     raise DamageError(f"line {line}: must be numbers; it holds {field!r}")
-    return places[kinds == SEPARATOR]
+    return positions[kinds == SEPARATOR]
 
 
 def _is_number(field: bytes) -> bool:
@@ -238,53 +238,53 @@ def _is_number(field: bytes) -> bool:
 
 
 def check_rows(text: bytes, num_columns: int, first_step: int) -> int:
-    """The number of rows in a text of whole rows. Raises DamageError where one is not of the next step."""
+    """The number of rows in a text of whole rows. Raises DamageError where a row is not that of the next step."""
     bytes_ = np.frombuffer(text, np.uint8)
-    places = find_separators(text, first_step + 1)
-    is_end = bytes_[places] == NEWLINE
-    if not (is_end[num_columns - 1 :: num_columns].all() and is_end.sum() * num_columns == len(places)):
+    separators = find_separators(text, first_step + 1)
+    is_end = bytes_[separators] == NEWLINE
+    if not (is_end[num_columns - 1 :: num_columns].all() and is_end.sum() * num_columns == len(separators)):
         counts = np.diff(np.flatnonzero(is_end), prepend=-1)
         at = int(np.flatnonzero(counts != num_columns)[0])
         raise DamageError(f"line {first_step + at + 1}: must have {num_columns} fields; it has {counts[at]}")
-    field_ends = places.reshape(-1, num_columns)
+    field_ends = separators.reshape(-1, num_columns)
     begins = np.concatenate([[0], field_ends[:-1, -1] + 1])
     steps = whole_numbers(bytes_, begins, field_ends[:, 0])
     if len(wrong := np.flatnonzero(steps != first_step + np.arange(len(steps)))):
         at = int(wrong[0])
-        found = text[begins[at] : field_ends[at, 0]].decode("ascii") or "empty"
-        raise DamageError(f"line {first_step + at + 1}: must be step {first_step + at}; it is {found}")
+        field = text[begins[at] : field_ends[at, 0]].decode("ascii") or "empty"
+        raise DamageError(f"line {first_step + at + 1}: must be step {first_step + at}; it is {field}")
     return len(steps)
 
 
 def whole_numbers(bytes_: NDArray[np.uint8], begins: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The whole numbers written in the fields (num_rows,); -1 for what is none."""
+    """The whole numbers in the fields (num_rows,); -1 for a field that is not one."""
     lengths = ends - begins
     values = np.zeros(len(begins), dtype=np.int64)
-    sound = (lengths > 0) & (lengths <= MAX_DIGITS)
-    for place in range(min(MAX_DIGITS, int(lengths.max()))):
-        inside = lengths > place
-        digits = bytes_[np.where(inside, begins + place, 0)].astype(np.int64) - ZERO
-        sound &= ~inside | ((digits >= 0) & (digits <= 9))
+    is_number = (lengths > 0) & (lengths <= MAX_DIGITS)
+    for offset in range(min(MAX_DIGITS, int(lengths.max()))):
+        inside = lengths > offset
+        digits = bytes_[np.where(inside, begins + offset, 0)].astype(np.int64) - ZERO
+        is_number &= ~inside | ((digits >= 0) & (digits <= 9))
         values = np.where(inside, values * 10 + digits, values)
-    return np.where(sound, values, -1)
+    return np.where(is_number, values, -1)
 
 
-def not_zero(text: bytes, num_columns: int, place: int, num_rows: int) -> Iterator[tuple[int, float]]:
-    """Of the first `num_rows` rows, last row first, the indices and values where the column is not a plain 0.
+def not_zero(text: bytes, num_columns: int, position: int, num_rows: int) -> Iterator[tuple[int, float]]:
+    """The indices and values, last row first, of those of the first `num_rows` rows whose column is not a plain 0.
 
-    `place` is the column's, which is not the first.
+    `position` is the column's, >= 1.
     """
     bytes_ = np.frombuffer(text, np.uint8)
     commas = np.flatnonzero(bytes_ == COMMA).reshape(-1, num_columns - 1)
-    begins = commas[:, place - 1] + 1
-    ends = commas[:, place] if place < num_columns - 1 else np.flatnonzero(bytes_ == NEWLINE)
+    begins = commas[:, position - 1] + 1
+    ends = commas[:, position] if position < num_columns - 1 else np.flatnonzero(bytes_ == NEWLINE)
     zeros = (bytes_[begins] == ZERO) & (ends - begins == 1)
     for index in np.flatnonzero(~zeros[:num_rows])[::-1].tolist():
         yield index, float(text[begins[index] : ends[index]] or math.nan)
 
 
 def numbers(columns: list[str], line: bytes) -> dict[str, float]:
-    """A row's numbers by column; an empty field is NaN. Raises ValueError where one is none."""
+    """A row's numbers by column; an empty field is NaN. Raises ValueError for a field that is not a number."""
     return {column: float(field or math.nan) for column, field in zip(columns, line.strip().split(b","), strict=True)}
 
 
@@ -302,7 +302,7 @@ def last_step(path: Path) -> int:
 
 
 def read_evals(path: Path) -> list[dict[str, float]]:
-    """The rows of evals.csv. Raises FileNotFoundError, or DamageError that names the first line that is wrong."""
+    """The rows of evals.csv. Raises FileNotFoundError, or DamageError that names the first wrong line."""
     text = read_bytes(path)
     header, newline, body = text.partition(b"\n")
     if not newline:

@@ -49,7 +49,7 @@ class JournalFile(JournalFileBackend):
         self.path = Path(os.path.realpath(path))  # workers that use other names of the file share its lock
         if self.path.exists():
             if not self.path.is_file():
-                raise JournalError("it is no regular file")
+                raise JournalError("it is not a regular file")
             self._lost_trials = survey(self.path)
         else:
             self._lost_trials = {}

@@ -254,8 +254,8 @@ class SearchResult:
         summary = {
             "threshold": config.certify.threshold,
             "standard_errors": config.verdict.min_standard_errors,
-            "standard_errors_each_look": early_stopping.errors_needed,
-            "looks": early_stopping.steps,
+            "standard_errors_each_evaluation": early_stopping.errors_needed,
+            "evaluation_steps": early_stopping.steps,
             "budget": {
                 "total_steps": config.trainer.total_steps,
                 "batch_size": config.trainer.batch_size,
@@ -275,7 +275,7 @@ class SearchResult:
             "seconds": self.seconds(),
             "frontier": self.frontier(),
         }
-        return summary | {"words": self._sentences(summary)}
+        return summary | {"summary_lines": self._summary_lines(summary)}
 
     def _below(self, state: SearchState) -> set[int]:
         """The indices of the sizes smaller than the answer; all where there is none."""
@@ -334,10 +334,10 @@ class SearchResult:
         steps += seeds * record.last_step if record is not None else 0
         return steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)
 
-    def _sentences(self, summary: dict[str, Any]) -> list[str]:
+    def _summary_lines(self, summary: dict[str, Any]) -> list[str]:
         """The answer, its proof and its cost, in lines."""
         answer = summary["answer"]
-        lines = self._answer_sentences(summary)
+        lines = self._answer_lines(summary)
         below = summary["sizes_below"]
         counts = ", ".join(f"{below[status]} {name}" for status, name in SIZES.items() if below.get(status))
         which = "all sizes in the space" if answer is None else "all smaller sizes in the space"
@@ -357,7 +357,7 @@ class SearchResult:
             lines.append(f"To train it: {answer['command']}")
         return lines
 
-    def _answer_sentences(self, summary: dict[str, Any]) -> list[str]:
+    def _answer_lines(self, summary: dict[str, Any]) -> list[str]:
         """The answer, or that there is none."""
         answer, config, trainer = summary["answer"], self.base, self.base.trainer
         threshold = THRESHOLDS.get(config.certify.threshold, f"a loss of {config.certify.threshold}")

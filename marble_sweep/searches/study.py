@@ -62,7 +62,7 @@ class HeartbeatMonitor:
         self._seen: dict[int, tuple[float | None, float]] = {}  # by trial: its heartbeat, and when that was new
 
     def is_stale(self, trial: FrozenTrial) -> bool:
-        heartbeat, now = trial.user_attrs.get(HEARTBEAT), time.monotonic()
+        heartbeat, now = heartbeat_of(trial), time.monotonic()
         last = self._seen.get(trial.number)
         if last is None or last[0] != heartbeat:
             self._seen[trial.number] = last = (heartbeat, now)

@@ -209,6 +209,6 @@ class Search:
                 write_text(self.directory / layout.SUMMARY, render(comparison.rows, list(comparison.rows[0]), "csv"))
                 write_page(comparison, self.directory / layout.PAGE)
         if self.error is None or not result.nothing_trained:
-            self.view.line("\n" + "\n".join(summary["words"]))
+            self.view.line("\n" + "\n".join(summary["summary_lines"]))
             self.view.line(f"Everything is in {self.directory}")
         return result.crashes()

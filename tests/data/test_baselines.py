@@ -43,7 +43,7 @@ def plain_bigram(train: list[int], v: int, w: int) -> float:
 @pytest.mark.parametrize("num_train", [2, 5, 20, 300])
 def test_against_a_plain_loop(num_train: int) -> None:
     train, scored = tokens(num_train), windows(tokens(40, seed=1, vocab_size=V), 8)
-    found = measure_baselines(train, scored, V)
+    baselines = measure_baselines(train, scored, V)
     targets = Counter(token for window in scored.tolist() for token in window[1:])
     num_targets = sum(targets.values())
     for row, window in enumerate(scored.tolist()):
@@ -51,11 +51,11 @@ def test_against_a_plain_loop(num_train: int) -> None:
         unigram = -sum(math.log(plain_unigram(train.tolist(), w)) for _, w in pairs) / 7
         oracle = -sum(math.log(targets[w] / num_targets) for _, w in pairs) / 7
         bigram = -sum(math.log(plain_bigram(train.tolist(), v, w)) for v, w in pairs) / 7
-        assert found.unigram_fitted[row].item() == pytest.approx(unigram, abs=1e-12)
-        assert found.unigram_oracle[row].item() == pytest.approx(oracle, abs=1e-12)
-        assert found.bigram[row].item() == pytest.approx(bigram, abs=1e-12)
-    assert all(losses.dtype == torch.float64 for losses in found.per_window().values())
-    assert list(found.per_window()) == ["unigram", "oracle", "bigram"]
+        assert baselines.unigram_fitted[row].item() == pytest.approx(unigram, abs=1e-12)
+        assert baselines.unigram_oracle[row].item() == pytest.approx(oracle, abs=1e-12)
+        assert baselines.bigram[row].item() == pytest.approx(bigram, abs=1e-12)
+    assert all(losses.dtype == torch.float64 for losses in baselines.per_window().values())
+    assert list(baselines.per_window()) == ["unigram", "oracle", "bigram"]
 
 
 @pytest.mark.parametrize("num_train", [2, 3, 10, 500])
@@ -86,14 +86,14 @@ def test_no_fixed_distribution_beats_the_oracle() -> None:
 
 def test_bigram_reaches_the_entropy_rate_of_a_markov_chain() -> None:
     corpus = load_corpus(MarkovConfig(vocab_size=64, num_tokens=400_000, branching=4))
-    found = measure_baselines(corpus.train_tokens, eval_windows(corpus.val_tokens, 128, 10_000), 64)
+    baselines = measure_baselines(corpus.train_tokens, eval_windows(corpus.val_tokens, 128, 10_000), 64)
     assert corpus.entropy_rate is not None
-    assert found.bigram.mean().item() == pytest.approx(corpus.entropy_rate, abs=0.02)
-    assert found.unigram_fitted.mean().item() > corpus.entropy_rate + 1
+    assert baselines.bigram.mean().item() == pytest.approx(corpus.entropy_rate, abs=0.02)
+    assert baselines.unigram_fitted.mean().item() > corpus.entropy_rate + 1
 
 
 def test_bigram_is_no_better_than_unigram_on_iid_tokens() -> None:
     corpus = load_corpus(IIDConfig(vocab_size=64, num_tokens=400_000, branching=4))
-    found = measure_baselines(corpus.train_tokens, eval_windows(corpus.val_tokens, 128, 10_000), 64)
-    assert found.unigram_fitted.mean().item() == pytest.approx(corpus.entropy_rate, abs=0.02)
-    assert found.bigram.mean().item() >= found.unigram_fitted.mean().item()
+    baselines = measure_baselines(corpus.train_tokens, eval_windows(corpus.val_tokens, 128, 10_000), 64)
+    assert baselines.unigram_fitted.mean().item() == pytest.approx(corpus.entropy_rate, abs=0.02)
+    assert baselines.bigram.mean().item() >= baselines.unigram_fitted.mean().item()

@@ -1,14 +1,18 @@
+import dataclasses
 import logging
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from data.conftest import Prose
 
 from marble_sweep.data import corpus as corpus_module
 from marble_sweep.data.corpus import load_corpus, require_enough
 from marble_sweep.groups import DataConfig, PydocsConfig, TextConfig
+
+Prose = Callable[..., str]
 
 
 @pytest.fixture
@@ -54,12 +58,16 @@ def test_everything_is_trained_on_at_zero(config: TextConfig) -> None:
     assert corpus.tokenizer.decode(corpus.train_tokens.tolist()) == Path(config.path).read_text()
 
 
-def test_warm_start_builds_nothing(config: TextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    cold = load_corpus(config)
-    monkeypatch.delattr(corpus_module, "train_tokenizer")
-    monkeypatch.delattr(corpus_module, "encode")
-    monkeypatch.delattr(corpus_module, "split_documents")
+def test_warm_start_builds_nothing(config: TextConfig, cache: Path) -> None:
+    """What is in the cache is taken, even where it is another corpus."""
+    load_corpus(config)
+    (entry,) = cache.iterdir()
+    cold = load_corpus(dataclasses.replace(config, val_fraction=0.2))
+    (other,) = (each for each in cache.iterdir() if each != entry)
+    shutil.rmtree(entry)
+    other.rename(entry)
     warm = load_corpus(config)
+    assert list(cache.iterdir()) == [entry]
     assert warm.sha256 == cold.sha256
     assert torch.equal(warm.train_tokens, cold.train_tokens)
     assert torch.equal(warm.val_tokens, cold.val_tokens)

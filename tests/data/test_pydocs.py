@@ -143,6 +143,6 @@ def test_the_default_corpus(caplog: pytest.LogCaptureFixture) -> None:
     assert len(warm.train_tokens) > 1_000_000
     assert len(warm.val_tokens) > 100_000
     assert warm.dead_mask.float().mean().item() == pytest.approx(0.37, abs=0.01)
-    found = measure_baselines(warm.train_tokens, eval_windows(warm.val_tokens, 128, 1024), 10_000).per_window()
-    means = {name: losses.mean().item() for name, losses in found.items()}
+    baselines = measure_baselines(warm.train_tokens, eval_windows(warm.val_tokens, 128, 1024), 10_000).per_window()
+    means = {name: losses.mean().item() for name, losses in baselines.items()}
     assert 4 < means["bigram"] < means["oracle"] < means["unigram"] < 7.5

@@ -1,8 +1,11 @@
+from collections.abc import Callable
+
 import pytest
-from data.conftest import Prose
 
 from marble_sweep.data import split as split_module
 from marble_sweep.data.split import drop_twins, split_documents
+
+Prose = Callable[..., str]
 
 
 def normal(text: str) -> str:

@@ -27,9 +27,9 @@ def test_stationary_distribution_is_the_eigenvector() -> None:
     successors, weights = make_chain(50, 4, np.random.default_rng(3))
     transitions = np.zeros((50, 50))
     np.put_along_axis(transitions, successors, weights[None], axis=1)
-    found = stationary_distribution(successors, weights)
-    assert found.sum() == pytest.approx(1, abs=1e-14)
-    assert found @ transitions == pytest.approx(found, abs=1e-13)
+    stationary = stationary_distribution(successors, weights)
+    assert stationary.sum() == pytest.approx(1, abs=1e-14)
+    assert stationary @ transitions == pytest.approx(stationary, abs=1e-13)
 
 
 def test_conditional_entropy_of_the_stream_is_the_entropy_rate() -> None:

@@ -90,7 +90,7 @@ def test_what_is_no_file_is_left_out_with_a_word(tmp_path: Path, caplog: pytest.
     (tmp_path / ".#a.txt").symlink_to("an editor's lock")
     assert read_documents(str(tmp_path)) == {"a.txt": "A", "folder.txt/b.txt": "B"}
     assert sorted(caplog.messages) == [
-        f"data.path: '{tmp_path}/{name}.txt' is left out, it is a broken link or no regular file"
+        f"data.path: '{tmp_path}/{name}.txt' is left out: it is a broken link or not a regular file"
         for name in ("broken", "pipe")
     ]
 

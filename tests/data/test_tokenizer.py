@@ -1,8 +1,8 @@
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from data.conftest import Prose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from marble_sweep.data import tokenizer as module
 from marble_sweep.data.tokenizer import (
     MAX_WORD,
+    PIECE,
     UNUSED_BLOCKS,
     byte_lengths,
     encode,
@@ -17,6 +18,8 @@ from marble_sweep.data.tokenizer import (
     pieces,
     train_tokenizer,
 )
+
+Prose = Callable[..., str]
 
 CHEROKEE = "".join(chr(code) for code in range(0x13C0, 0x1400))
 
@@ -66,11 +69,12 @@ def test_pieces_are_encoded_as_the_whole_is(spaced: Tokenizer, text: str) -> Non
         assert encode(spaced, text).tolist() == spaced.encode(text).ids
 
 
-def test_pieces_are_cut(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE", 1000)
-    lengths = [len(piece) for piece in pieces(corpus)]
-    assert len(lengths) > 50
-    assert max(lengths) < 1100
+def test_pieces_are_cut(corpus: str) -> None:
+    text = corpus * (10 * PIECE // len(corpus) + 1)
+    lengths = [len(piece) for piece in pieces(text)]
+    assert sum(lengths) == len(text)
+    assert len(lengths) >= 10
+    assert max(lengths) < 1.1 * PIECE
 
 
 @pytest.mark.parametrize("dead_fraction", [0.37, 0.6, 0.9])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from bounds import BFLOAT16, gamma
 
 from marble_sweep.model import linear, transformer
-from marble_sweep.model.linear import Linear
+from marble_sweep.model.linear import Linear, _WideLinear
 from marble_sweep.model.transformer import Transformer
 
 either_way = pytest.mark.parametrize("has_units", [True, False], ids=["own", "float32"], indirect=True)
@@ -50,6 +50,14 @@ def measured(layer: Linear, inputs: torch.Tensor, grad: torch.Tensor) -> list[to
     output = layer(inputs)
     grads = torch.autograd.grad(output, (inputs, layer.weight, layer.bias), grad.to(output.dtype))
     return [output.detach().flatten(0, 1), grads[0].flatten(0, 1), *grads[1:]]
+
+
+def test_gradients_of_widened_products_pass_gradcheck() -> None:
+    """The products are linear, so a wide step costs nothing; the weight's gradient is rounded to bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((4, 5), (3, 5), (3,))
+    operands = tuple(torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
+    assert torch.autograd.gradcheck(_WideLinear.apply, operands, eps=0.1, atol=1e-5, rtol=BFLOAT16)
 
 
 @pytest.mark.parametrize("has_units", [False], indirect=True)

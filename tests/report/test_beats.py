@@ -64,7 +64,8 @@ def test_every_place_gives_the_same_answer(margin: float, error: float, expected
     steps = pd.DataFrame([dict.fromkeys(["loss", "h_autocorr", "h_autocorr_lag", *MEASURED], 0.5)])
     verdict = judge(VerdictConfig(), steps, pd.DataFrame([row(margin, error)]), lag=100)
     assert (verdict.beats_unigram, verdict.beats_oracle, verdict.beats_bigram) == (expected,) * 3
-    gain = next(check for each in verdict.criteria for check in each.checks if check.name == "context_gain_in_se")
+    checks = [check for criterion in verdict.criteria for check in criterion.checks]
+    gain = next(check for check in checks if check.name == "context_gain_in_se")
     assert gain.passed is expected
 
     write_evals(tmp_path / "evals.csv", row(margin, error))
@@ -90,9 +91,7 @@ def test_a_run_that_may_stop_needs_at_every_place_what_an_evaluation_needs(
     for name, stop in (("whole", "false"), ("stopping", "true")):
         folder = make_run(tmp_path / name, f"certify.stop={stop}", "trainer.num_evals=9", steps=40, every=40)
         write_evals(folder / "evals.csv", row(0.33, 0.1))
-    shown = {
-        each["run"]: each["beats_unigram"] for each in compare_runs([Run.read(p) for p in tmp_path.iterdir()]).rows
-    }
+    shown = {row["run"]: row["beats_unigram"] for row in compare_runs([Run.read(p) for p in tmp_path.iterdir()]).rows}
     assert shown == {str(tmp_path / "whole"): True, str(tmp_path / "stopping"): False}
 
 

@@ -65,9 +65,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def test_json_rows_have_what_is_promised(sweep: Path, rows: Any) -> None:
-    found = rows(sweep, "--group-by", "none", "--sort", "run")
-    assert len(found) == 4
-    first = found[0]
+    compared = rows(sweep, "--group-by", "none", "--sort", "run")
+    assert len(compared) == 4
+    first = compared[0]
     assert set(first) >= PROMISED
     metadata = json.loads((sweep / "0" / "metadata.json").read_text())
     *_, last_eval = csv.DictReader((sweep / "0" / "evals.csv").read_text().splitlines())
@@ -79,7 +79,7 @@ def test_json_rows_have_what_is_promised(sweep: Path, rows: Any) -> None:
     assert first["final_loss"] == float(last_step["loss"])
     assert first["beats_unigram"] is True
     assert (first["dead_moving"], first["freeze_step"]) == (0, 150)
-    assert found[3]["freeze_step"] is None
+    assert compared[3]["freeze_step"] is None
 
 
 def test_seeds_are_repeats(sweep: Path, rows: Any) -> None:
@@ -154,12 +154,12 @@ def test_runs_are_compared_at_the_same_step(make_run: MakeRun, tmp_path: Path, c
     text = compare(tmp_path)
     assert "different lengths: all are compared at step 100" in text
     assert "short (running)" in text
-    found = {Path(row["run"]).name: row for row in rows(tmp_path)}
-    assert found["long"]["step"] == found["short"]["step"] == 100
-    assert found["long"]["val_loss"] == Run.read(tmp_path / "long").eval_at[100]["val_loss"]
-    assert found["long"]["final_loss"] == Run.read(tmp_path / "long").steps.row(100)["loss"]
-    assert (found["broken"]["val_loss"], found["broken"]["status"]) == (None, "diverged")
-    assert found["blind"]["val_loss"] is None
+    by_name = {Path(row["run"]).name: row for row in rows(tmp_path)}
+    assert by_name["long"]["step"] == by_name["short"]["step"] == 100
+    assert by_name["long"]["val_loss"] == Run.read(tmp_path / "long").eval_at[100]["val_loss"]
+    assert by_name["long"]["final_loss"] == Run.read(tmp_path / "long").steps.row(100)["loss"]
+    assert (by_name["broken"]["val_loss"], by_name["broken"]["status"]) == (None, "diverged")
+    assert by_name["blind"]["val_loss"] is None
     (kept,) = rows(tmp_path, "--filter", "status==finished and lr<0.01")
     assert kept["step"] == 200
 
@@ -197,15 +197,15 @@ def test_each_trial_of_a_search_is_shown_with_what_it_ended_with(
     make_run: MakeRun, tmp_path: Path, rows: Any, compare: Any
 ) -> None:
     folder = make_search(make_run, tmp_path / "search")
-    found = {Path(row["run"]).name: row for row in rows(folder)}
-    assert {name: (row["status"], row["step"], row["beats_unigram"]) for name, row in found.items()} == {
+    by_name = {Path(row["run"]).name: row for row in rows(folder)}
+    assert {name: (row["status"], row["step"], row["beats_unigram"]) for name, row in by_name.items()} == {
         "0": ("certified", 50, True),
         "1": ("certified", 75, True),
         "2": ("certified", 100, True),
         "3": ("finished", 400, False),
         "4": ("pruned", 25, False),
     }
-    for name, row in found.items():
+    for name, row in by_name.items():
         last = Run.read(folder / name).evals[-1]
         assert (row["val_loss"], row["val_margin"]) == (last["val_loss"], last["unigram_margin"])
         assert row["n"] == 1  # a mean over steps would say nothing
@@ -236,7 +236,7 @@ def test_the_page_of_a_search_ranks_no_losses_at_different_steps(make_run: MakeR
     beats = {"certified": "yes", "finished": "no", "pruned": "no"}
     assert len(cells) == 5
     for line in cells:
-        status = next(each for each in beats if f">{each}<" in line)
+        status = next(status for status in beats if f">{status}<" in line)
         assert f">{beats[status]}<" in line
     assert "compare the trials at the last step" not in head
     assert "The line joins what no smaller model beats" not in head
@@ -288,8 +288,8 @@ def test_beating_unigram_takes_three_standard_errors(make_run: MakeRun, tmp_path
         make_run(tmp_path / name, loss=loss)
         evals = (tmp_path / name / "evals.csv").read_text().splitlines()
         (tmp_path / name / "evals.csv").write_text("\n".join([evals[0], evals[-1]]) + "\n")
-    found = {Path(row["run"]).name: row["beats_unigram"] for row in rows(tmp_path, "--group-by", "none")}
-    assert found == {"clear": True, "close": False, "worse": False}
+    beats = {Path(row["run"]).name: row["beats_unigram"] for row in rows(tmp_path, "--group-by", "none")}
+    assert beats == {"clear": True, "close": False, "worse": False}
 
 
 def test_a_choice_of_group_is_named_after_the_group(make_run: MakeRun, tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ DAMAGES: list[tuple[str, Change, str]] = [  # file, what is done to it, what is 
     ("metrics.csv", line(17, b"16,1,2"), "line 17: must have 22 fields; it has 3"),
     ("metrics.csv", line(17, b""), "line 17: must have 22 fields; it has 1"),
     ("metrics.csv", edit(lambda text: text.replace(b"\n17,", b"\n1e1,", 1)), "line 18: must be step 17; it is 1e1"),
+    (
+        "metrics.csv",
+        edit(lambda text: text.replace(b"\n17,", b"\n0000000000000175,", 1)),
+        "line 18: must be step 17; it is 0000000000000175",
+    ),
     *(
         (
             "metrics.csv",
@@ -78,8 +83,19 @@ DAMAGES: list[tuple[str, Change, str]] = [  # file, what is done to it, what is 
     ("metrics.csv", Path.unlink, "has rows up to step 0; the run went to step 40"),
     ("metrics.csv", write(b"\x89PNG\r\n\x1a\n"), "line 1: must be the names of the columns"),
     ("metrics.csv", write(b"a,b\n1,2\n"), "line 1: must be the names of the columns, step first and loss among them"),
+    ("metrics.csv", write(b"step,top1\n1,2\n"), "line 1: must be the names of the columns, step first and loss among"),
+    (
+        "evals.csv",
+        write(b"step,loss\n10,2\n"),
+        "line 1: must be the names of the columns, step first and val_loss among",
+    ),
     ("evals.csv", line(2, b"10,one" + b",1" * 12), "line 2: must be numbers; it holds b'o'"),
     ("evals.csv", line(3, b"10" + b",1" * 13), "line 3: must be of a later step"),
+    (
+        "evals.csv",
+        line(3, b"10.5" + b",1" * 13),
+        "line 3: must be of a later step than the line before; its step is 10.5",
+    ),
     ("evals.csv", line(3, b"20,1.2.3" + b",1" * 12), "line 3: must be numbers"),
     ("evals.csv", write(b"\xff\xfe\0"), "line 1: must be the names of the columns"),
     ("evals.csv", edit(lambda text: text[: text.index(b"\n40,") + 1]), "the run was evaluated at step 40"),
@@ -94,6 +110,14 @@ DAMAGES: list[tuple[str, Change, str]] = [  # file, what is done to it, what is 
     ("metadata.json", write(DEEP), "must be JSON"),
     ("metadata.json", set_in_json(n_params="12"), "n_params = '12': must be a whole number or null"),
     ("metadata.json", set_in_json(n_params=10**30), "must be a whole number or null"),
+    ("metadata.json", set_in_json(n_params=-1), "n_params = -1: must be a whole number or null"),
+    ("metadata.json", set_in_json(n_params=True), "n_params = True: must be a whole number or null"),
+    (
+        "metadata.json",
+        set_in_json(steps_per_minute=1e200),
+        "steps_per_minute = 1e+200: must be a finite number or null",
+    ),
+    ("metadata.json", lambda path: os.truncate(path, (1 << 24) + 1), "must be at most 16 MiB"),
     ("metadata.json", set_in_json(steps_per_minute=float("inf")), "Infinity is no JSON number"),
     ("metadata.json", set_in_json(baselines={"bigram": float("nan")}), "NaN is no JSON number"),
     ("metadata.json", set_in_json(baselines={"bigram": [1]}), "baselines.bigram = [1]: must be a finite number"),
@@ -143,15 +167,18 @@ def test_a_damaged_run_is_shown_with_its_file_and_the_other_as_always(
     assert damaged["status"] == "damaged"
     assert damaged["damage"].startswith(f"{name}: ")
     assert reason in damaged["damage"]
-    told = f"damaged: {tmp_path / 'sweep' / '0.01'}: {name}: "
-    assert printed.err.startswith(told)
+    complaint = f"damaged: {tmp_path / 'sweep' / '0.01'}: {name}: "
+    assert printed.err.startswith(complaint)
+    assert printed.err.count(complaint) == 1 or name == "config.yaml", (
+        "several settings may be damaged, a file only once"
+    )
     assert other["damage"] is None
     expected = sound["0.02"] | {"run": other["run"]}
     assert {column: other[column] for column in expected} == expected
     assert main([str(tmp_path / "sweep")]) == 0
     table, _, below = capsys.readouterr().out.partition("\n\n")
     assert any(row.startswith("0.01 ") and row.endswith("  damaged") for row in table.splitlines())
-    assert any(row.startswith(told) for row in below.splitlines())
+    assert any(row.startswith(complaint) for row in below.splitlines())
 
 
 def test_the_page_names_what_is_damaged_and_calls_no_damaged_run_the_best(make_run: MakeRun, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_an_ascii_terminal_shows_the_table(make_run: MakeRun, tmp_path: Path) ->
     make_run(tmp_path / "ü" / "2", "seed=2", steps=20)
     command = [sys.executable, "-m", "marble_sweep.compare", str(tmp_path / "ü")]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    found = subprocess.run(command, capture_output=True, env=environment, check=False)
-    assert (found.returncode, found.stderr) == (0, b"")
-    assert b" +- 0.0150" in found.stdout
-    assert b"\n-----" in found.stdout
+    finished = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert b" +- 0.0150" in finished.stdout
+    assert b"\n-----" in finished.stdout

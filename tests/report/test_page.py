@@ -61,7 +61,7 @@ def test_the_headline_when_none_beats_unigram(make_run: MakeRun, tmp_path: Path)
     lost = [make_run(tmp_path / str(lr), f"optimizer.lr={lr}", loss=6.5) for lr in (1, 2)]
     assert sentences(compared(*lost))[1].startswith("None of 2 beats unigram; 4L128D, lr=")
     blind = make_run(tmp_path / "blind", every=0)
-    assert "not known" in " ".join(sentences(compared(blind)))
+    assert "is unknown whether a run beats unigram" in " ".join(sentences(compared(blind)))
 
 
 def test_without_a_common_step_nothing_is_called_best(make_run: MakeRun, tmp_path: Path) -> None:
@@ -191,12 +191,12 @@ def test_a_click_on_a_heading_sorts(browser: Chrome, page: Path) -> None:
     def column(name: str) -> list[str]:
         heads = [head.text.split()[0] for head in browser.find_elements(By.CSS_SELECTOR, "#runs th")]
         script = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.cells[arguments[0]].dataset.value)"
-        found: list[str] = browser.execute_script(script, heads.index(name))
-        return found
+        cells: list[str] = browser.execute_script(script, heads.index(name))
+        return cells
 
     def click(name: str) -> None:
         buttons = browser.find_elements(By.CSS_SELECTOR, "#runs th button")
-        button = next(each for each in buttons if each.text.split()[0] == name)
+        button = next(candidate for candidate in buttons if candidate.text.split()[0] == name)
         browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", button)
         button.click()
 

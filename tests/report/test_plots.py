@@ -41,13 +41,13 @@ def test_a_run_without_a_step_has_no_plots(make_run: MakeRun, tmp_path: Path) ->
 
 
 def loss_plot(run: Path) -> Figure:
-    found = Run.read(run)
-    return loss_figure(found, found.steps.table(), pd.DataFrame(found.evals))
+    loaded = Run.read(run)
+    return loss_figure(loaded, loaded.steps.table(), pd.DataFrame(loaded.evals))
 
 
 def test_the_loss_plot_names_every_line(make_run: MakeRun, tmp_path: Path) -> None:
     figure = loss_plot(make_run(tmp_path / "run", loss=4.0))
-    text = " ".join(each.get_text() for each in figure.axes[0].texts)
+    text = " ".join(label.get_text() for label in figure.axes[0].texts)
     for label in ("training loss", "held-out loss", "unigram, fitted 6.200", "unigram, oracle 6.000", "bigram 4.400"):
         assert label in text
     assert "entropy" not in text
@@ -56,7 +56,7 @@ def test_the_loss_plot_names_every_line(make_run: MakeRun, tmp_path: Path) -> No
 def test_a_diverging_loss_does_not_flatten_what_came_before(make_run: MakeRun, tmp_path: Path) -> None:
     axes = loss_plot(make_run(tmp_path / "run", status="diverged")).axes[0]
     assert axes.get_ylim()[1] < 15
-    assert any("left the scale" in each.get_text() for each in axes.texts)
+    assert any("left the scale" in label.get_text() for label in axes.texts)
 
 
 def test_labels_are_moved_apart() -> None:

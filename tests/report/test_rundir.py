@@ -79,9 +79,9 @@ def test_missing_and_torn_files_are_no_obstacle(make_run: MakeRun, tmp_path: Pat
     (run / "metadata.json").unlink()
     evals = (run / "evals.csv").read_text()
     (run / "evals.csv").write_text(evals[: evals.rindex(",")])
-    found = Run.read(run)
-    assert found.status == "started"
-    assert max(found.eval_at) == 180
+    loaded = Run.read(run)
+    assert loaded.status == "started"
+    assert max(loaded.eval_at) == 180
     (run / "evals.csv").unlink()
     (run / "config.yaml").unlink()
     assert Run.read(run).evals == []

@@ -1,6 +1,7 @@
-"""What is told of a sweep while its run directories change."""
+"""What is printed of a sweep while its run directories change."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opened import opened_files
 
 from marble_sweep.sweeps import watch
 from marble_sweep.sweeps.watch import SweepWatch
@@ -20,7 +22,7 @@ def set_status(run: Path, status: str) -> None:
     (run / "metadata.json").write_text(json.dumps(metadata | {"status": status}))
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+def printed_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
@@ -28,26 +30,27 @@ def test_a_run_that_ends_is_told_of_once(make_run: MakeRun, tmp_path: Path, caps
     make_run(tmp_path / "0", steps=20)
     sweep = SweepWatch(tmp_path, 40)
     sweep.look()
-    assert told(capsys) == []  # it was there before
+    assert printed_lines(capsys) == []  # it was there before
     run = make_run(tmp_path / "1", "seed=7", steps=20, status="running")
     sweep.look()
-    assert told(capsys) == []
+    assert printed_lines(capsys) == []
     set_status(run, "finished")
     sweep.look()
-    (line,) = told(capsys)
+    (line,) = printed_lines(capsys)
     assert line.startswith("   1  4L128D  seed=7  held-out loss ")
     sweep.look()
-    assert told(capsys) == []
+    assert printed_lines(capsys) == []
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 3
     set_status(run, "failed")  # it ran once more
     sweep.look()
-    assert "FAILED: " in told(capsys)[0]
+    assert "FAILED: " in printed_lines(capsys)[0]
 
 
 def test_the_bar_follows_the_steps_of_all_runs(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # elsewhere there is no bar
+    controller, terminal = (os.fdopen(each, mode) for each, mode in zip(os.openpty(), ("rb", "w"), strict=True))
+    monkeypatch.setattr(sys, "stderr", terminal)  # elsewhere there is no bar
     make_run(tmp_path / "0", steps=20)
     run = make_run(tmp_path / "1", steps=30, status="running")
     sweep = SweepWatch(tmp_path, 100)
@@ -58,7 +61,8 @@ def test_the_bar_follows_the_steps_of_all_runs(
     sweep.look()
     assert sweep.bar.n == 51
     sweep.bar.close()
-    capsys.readouterr()
+    terminal.close()
+    controller.close()
 
 
 def test_a_look_opens_only_what_has_changed(make_run: MakeRun, tmp_path: Path) -> None:
@@ -66,23 +70,13 @@ def test_a_look_opens_only_what_has_changed(make_run: MakeRun, tmp_path: Path) -
         make_run(tmp_path / str(number), f"seed={number}", steps=20, status="running" if number == 4 else "finished")
     sweep = SweepWatch(tmp_path, 100)
     sweep.look()
-    opened: list[str] = []
-    looking = False
-
-    def note(event: str, values: tuple[object, ...]) -> None:
-        if looking and event == "open" and not isinstance(values[0], int):  # an int is a file opened before
-            opened.append(str(values[0]))
-
-    sys.addaudithook(note)
-    looking = True
-    sweep.look()
+    with opened_files() as opened:
+        sweep.look()
     assert opened == []
-    looking = False
     with (tmp_path / "4" / "metrics.csv").open("a") as file:
         file.write("21,1")
-    looking = True
-    sweep.look()
-    looking = False
+    with opened_files() as opened:
+        sweep.look()
     assert opened == [str(tmp_path / "4" / "metrics.csv")]
 
 
@@ -101,7 +95,7 @@ def test_a_run_damaged_during_a_sweep_is_told_and_the_others_go_on(
     while sum(path in sweep.ended for path in runs) < 4:
         time.sleep(0.01)
     sweep.stop()
-    lines = sorted(told(capsys))
+    lines = sorted(printed_lines(capsys))
     assert [line[:15] for line in lines] == ["   0  4L128D  s", "   1  4L128D  s", "   2  4L128D  s", "   3  4L128D  s"]
     assert "DAMAGED: metadata.json: must be UTF-8" in lines[0]
     assert "DAMAGED: evals.csv: line 2: must be numbers" in lines[1]
@@ -121,7 +115,7 @@ def test_what_cannot_be_written_costs_one_line(
     make_run(tmp_path / "1", "seed=1", steps=20)
     sweep.start()
     sweep.stop()
-    lines = told(capsys)
+    lines = printed_lines(capsys)
     assert sum("held-out loss" in line for line in lines) == 2
     assert [line.split(":")[0] for line in lines if "held-out" not in line] == [
         "The sweep cannot be watched",

@@ -12,8 +12,10 @@ from marble_sweep.runs.status import RunStatus
 
 PACKAGE = Path(marble_sweep.__file__).parent
 BELOW = (
+    "marble_sweep.renamed_keys",
     "marble_sweep.runs",
     "marble_sweep.config",
+    "marble_sweep.renamed_keys",
     "marble_sweep.checks",
     "marble_sweep.terminal",
     "marble_sweep.safe_yaml",
@@ -81,6 +83,18 @@ def test_no_other_module_spells_a_status() -> None:
     own_words = {"runs/status.py", "report/frontier.py", "data/cache.py", "hydra_app/search.py"}
     modules = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).as_posix() not in own_words]
     assert not spelled({*RunStatus}, [path for path in modules if path.parent.name != "searches"])
+
+
+def test_no_other_module_reads_a_csv_file() -> None:
+    """Readers elsewhere would miss the old names of columns, and fail on damaged files."""
+    readers = {"read_csv", "read_table", "DictReader", "reader", "loadtxt", "genfromtxt"}
+    uses = {
+        f"{path.relative_to(PACKAGE)}: {node.attr}"
+        for path in PACKAGE.rglob("*.py")
+        for node in parsed(path)
+        if isinstance(node, ast.Attribute) and node.attr in readers
+    }
+    assert uses == {"runs/steps.py: read_csv"}
 
 
 def test_the_names_are_those_of_directories_on_disk() -> None:

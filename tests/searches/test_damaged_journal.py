@@ -215,16 +215,16 @@ def test_notes_that_quote_a_journal_are_not_one(journal: bytes, tmp_path: Path) 
     assert path.read_bytes() == before
 
 
-def test_no_regular_files(tmp_path: Path) -> None:
+def test_other_than_regular_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opening one waits for a writer
     (tmp_path / "nowhere.log").symlink_to(tmp_path / "missing.log")
     (tmp_path / "loop.log").symlink_to(tmp_path / "loop.log")
     (tmp_path / "file").write_text("text")
     reasons = {
-        str(tmp_path): "it is no regular file",
-        str(tmp_path / "pipe"): "it is no regular file",
-        "/dev/null": "it is no regular file",
-        "/dev/zero": "it is no regular file",
+        str(tmp_path): "it is not a regular file",
+        str(tmp_path / "pipe"): "it is not a regular file",
+        "/dev/null": "it is not a regular file",
+        "/dev/zero": "it is not a regular file",
         str(tmp_path / "nowhere.log"): "it is a link to nothing",
         str(tmp_path / "loop.log"): "it is a link to nothing",
         str(tmp_path / "file" / "study.log"): "exists",

@@ -14,6 +14,7 @@ from studies import made_up, small_space
 
 from marble_sweep.report.frontier import STYLES, draw_frontier, frontier_figure
 from marble_sweep.report.search import read_search
+from marble_sweep.runs.run import Run
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
 from marble_sweep.searches.study import as_record, open_study
@@ -109,7 +110,7 @@ def test_json(result: SearchResult) -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["ended"] == "settled"
     assert summary["threshold"] == "unigram"
-    assert summary["looks"] == list(STEPS)
+    assert summary["evaluation_steps"] == list(STEPS)
     assert summary["sizes_below"].keys() <= {"refuted", "implied"}
     assert sum(summary["sizes_below"].values()) == 2
     assert summary["trials"] == len(result.trials) == sum(summary["outcomes"].values())
@@ -122,7 +123,7 @@ def test_json(result: SearchResult) -> None:
 
 
 def test_words(result: SearchResult) -> None:
-    text = "\n".join(result.as_json("settled")["words"])
+    text = "\n".join(result.as_json("settled")["summary_lines"])
     size = SPACE.sizes[2]
     assert f"beats the fitted unigram loss within 100 steps of 8 x 16 tokens: {size}, {size.num_parameters:,}" in text
     assert "confirmed on 2 fresh seeds of 2" in text
@@ -131,7 +132,7 @@ def test_words(result: SearchResult) -> None:
 
 
 def test_an_error_is_no_interruption(result: SearchResult) -> None:
-    text = "\n".join(result.as_json("error")["words"])
+    text = "\n".join(result.as_json("error")["summary_lines"])
     assert "It ended in an error after" in text
     assert "interrupted" not in text
 
@@ -151,8 +152,8 @@ def test_words_where_nothing_certifies() -> None:
     result = searched(smallest=None)
     summary = result.as_json("settled")
     assert summary["answer"] is None
-    assert summary["words"][0].startswith("Nothing is certified: no size tried beats the fitted unigram loss")
-    assert not any("To train it" in line for line in summary["words"])
+    assert summary["summary_lines"][0].startswith("Nothing is certified: no size tried beats the fitted unigram loss")
+    assert not any("To train it" in line for line in summary["summary_lines"])
     assert result.bracket().startswith("none certified")
 
 
@@ -161,7 +162,7 @@ def test_an_answer_that_is_not_confirmed_says_so() -> None:
     answer = result.answer()
     assert answer is not None
     assert not answer["confirmed"]
-    assert "not confirmed" in result.as_json("n_trials")["words"][1]
+    assert "not confirmed" in result.as_json("n_trials")["summary_lines"][1]
 
 
 def crashing(crashes: set[int], smallest: int | None, *, max_trials: int = 100) -> SearchResult:
@@ -198,10 +199,10 @@ def test_a_crash_that_keeps_the_answer_from_being_proved_is_named() -> None:
     assert summary["answer"]["size"] == str(SPACE.sizes[3])
     assert summary["sizes_below"]["crashed"] == 1
     assert sum(summary["sizes_below"].values()) == 3
-    line = next(line for line in summary["words"] if "not settled" in line)
+    line = next(line for line in summary["summary_lines"] if "not settled" in line)
     assert line.startswith(f"The question is not settled: 1 size crashed: {name} (trials {numbers[0]}, ")
     assert line.endswith(": boom).")
-    text = "\n".join(summary["words"])
+    text = "\n".join(summary["summary_lines"])
     assert "The smallest model found that beats" in text
     assert "The question is settled" not in text
     assert {row["size"]: row["status"] for row in summary["frontier"]}[name] == "crashed"
@@ -236,7 +237,7 @@ def test_a_search_in_which_everything_crashes_ends_after_two_sizes() -> None:
     assert [trial.user_attrs["outcome"] for trial in result.trials] == ["failed"] * 4
     assert result.num_trials() == 2  # both were retried
     summary = result.as_json("crashed")
-    assert summary["words"][0] == "Nothing is certified: every trial crashed."
+    assert summary["summary_lines"][0] == "Nothing is certified: every trial crashed."
     assert [len(crash["trials"]) for crash in summary["crashes"]] == [2, 2]
 
 
@@ -265,20 +266,23 @@ def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
     )
     assert summary["sizes_below"] == {"too_slow": 2}
     assert {row["status"] for row in summary["frontier"]} == {"certified", "too_slow"} <= set(STYLES)
-    text = "\n".join(summary["words"])
+    text = "\n".join(summary["summary_lines"])
     assert "Of all smaller sizes in the space: 2 ruled out as too slow." in text
     assert "within 100 steps of 8 x 16 tokens at 1000 steps a minute or more: 0L4D" in text
 
 
 def test_an_answer_before_the_end_is_the_smallest_found() -> None:
-    assert "The smallest model found that beats" in searched(smallest=2, max_trials=3).as_json("n_trials")["words"][0]
+    assert (
+        "The smallest model found that beats"
+        in searched(smallest=2, max_trials=3).as_json("n_trials")["summary_lines"][0]
+    )
 
 
 def test_an_answer_that_nothing_had_to_confirm_is_not_called_confirmed() -> None:
     result = searched("search.confirm_seeds=0", smallest=2)
     summary = result.as_json("settled")
     assert summary["answer"]["confirmed"] is False
-    assert "; not confirmed: search.confirm_seeds = 0." in summary["words"][1]
+    assert "; not confirmed: search.confirm_seeds = 0." in summary["summary_lines"][1]
     assert result.bracket().startswith(f"{SPACE.sizes[2]} certified")
 
 
@@ -314,11 +318,17 @@ def test_the_plot_shows_every_size_once(result: SearchResult, tmp_path: Path) ->
 
 
 def test_search_json_is_read_beside_its_trials_only(tmp_path: Path) -> None:
-    from marble_sweep.runs.run import Run
-
     runs = [Run(tmp_path / "search" / name, {}, {}, []) for name in "01"]
     assert read_search(runs) == (None, [])
     (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "search.json").write_text('{"words": ["found"]}')
-    assert read_search(runs) == ({"words": ["found"]}, [])
+    (tmp_path / "search" / "search.json").write_text('{"summary_lines": ["0L3D"]}')
+    assert read_search(runs) == ({"summary_lines": ["0L3D"]}, [])
     assert read_search([*runs, Run(tmp_path / "other" / "0", {}, {}, [])]) == (None, [])
+
+
+def test_a_search_json_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / name, {}, {}, []) for name in "01"]
+    earlier = {"words": ["0L3D"], "looks": [28, 40], "standard_errors_each_look": 3.2}
+    (tmp_path / "search.json").write_text(json.dumps(earlier))
+    now = {"summary_lines": ["0L3D"], "evaluation_steps": [28, 40], "standard_errors_each_evaluation": 3.2}
+    assert read_search(runs) == (now, [])

@@ -6,6 +6,7 @@ import re
 import sqlite3
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,21 +285,36 @@ def test_a_database_that_optuna_alone_made_is_taken(tmp_path: Path) -> None:
         assert optuna.get_all_study_names(storage) == ["study"]
 
 
-@pytest.mark.slow
-def test_a_postgresql_database_of_another_program_is_left_as_it_is() -> None:
+@pytest.fixture
+def server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
-        try:
-            url = server.create("shop")
-            with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
-                connection.execute("CREATE TABLE orders (name TEXT)")
-                with pytest.raises(ValueError, match=r"its tables are another program's \(orders\)"):
-                    open_storage(url)
-                tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
-            assert tables == [("orders",)]
-            open_storage(server.create("empty")).close()
-        finally:
-            server.stop()
+        yield server
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_postgresql_database_of_another_program_is_left_as_it_is(server: Server) -> None:
+    url = server.create("shop")
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("CREATE TABLE orders (name TEXT)")
+        with pytest.raises(ValueError, match=r"its tables are another program's \(orders\)"):
+            open_storage(url)
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    assert tables == [("orders",)]
+    open_storage(server.create("empty")).close()
+
+
+@pytest.mark.slow
+def test_connections_that_a_restart_broke_are_replaced_without_an_error(server: Server) -> None:
+    """Before they are used: a worker without any patience does not notice the restart."""
+    with contextlib.closing(open_storage(server.create("study"), patience=0.0)) as storage:
+        study = optuna.create_study(storage=storage)
+        server.stop()
+        server.start()
+        study.tell(study.ask(), 1.0)
+        assert storage.back_at == 0.0
+        assert study.best_value == 1.0
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,15 @@
 """How Optuna sees the end of a trial: states, constraints and plots."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import optuna
 import optuna.visualization
 import plotly.graph_objects as go
 import pytest
 from helpers import tiny_config
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 from studies import join, made_up, small_space
 
@@ -72,19 +73,27 @@ def test_an_outcome_in_optunas_words(
     assert [record.outcome for record in records(shared.study)] == [outcome]
 
 
-def test_constraints_come_before_the_state(shared: SharedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+class Watching(InMemoryStorage):
+    """Keeps what the constraints of a trial were when its state was set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, float]] = []
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if state.is_finished():
+            self.seen.append(self.get_trial(trial_id).constraints)
+        return super().set_trial_state_values(trial_id, state, values)
+
+
+def test_constraints_come_before_the_state() -> None:
     """Optuna ranks a pruned trial by its last value, as if it were feasible, unless it has constraints by then."""
-    seen: list[dict[str, float]] = []
-    tell = optuna.Study.tell
-
-    def telling(study: optuna.Study, trial: optuna.Trial, *rest: Any, **named: Any) -> FrozenTrial:
-        seen.append(study.get_trials()[trial.number].constraints)
-        return tell(study, trial, *rest, **named)
-
-    monkeypatch.setattr(optuna.Study, "tell", telling)
+    storage = Watching()
+    shared = join(storage)
     for outcome in ("pruned", "diverged", "too_slow"):
         ended(shared, outcome)
-    assert all(max(constraints.values()) > 0 for constraints in seen)
+    assert len(storage.seen) == 3
+    assert all(max(constraints.values()) > 0 for constraints in storage.seen)
 
 
 def test_without_a_limit_speed_constrains_nothing(shared: SharedStudy) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
@@ -17,6 +17,7 @@ from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait
 from marble_sweep.searches.study import OUTCOME, PLAN, records
 
 TIMEOUT = 0.5
+HANGING = 20.0  # seconds after which a worker is counted as hanging
 ANSWER = 3  # the smallest size that certifies
 
 
@@ -28,7 +29,7 @@ class Worker(threading.Thread):
     """Works on a study until it is settled, or it dies."""
 
     def __init__(self, storage: BaseStorage, seed: int, dies: str | None, timeout: float) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # so that a hanging worker fails its test and does not keep the process alive
         self.shared = join(storage, self.decide, timeout=timeout)
         self.random = random.Random(f"{seed} {self.name}")
         self.dies = dies  # before its plan, with it, or never
@@ -71,8 +72,10 @@ def work_together(
     workers = [Worker(storage, seed, dies, timeout) for storage, dies in zip(storages, deaths, strict=True)]
     for worker in workers:
         worker.start()
+    deadline = time.monotonic() + HANGING
     for worker in workers:
-        worker.join()
+        worker.join(max(0.0, deadline - time.monotonic()))
+    assert not any(worker.is_alive() for worker in workers)
     assert [worker.error for worker in workers if worker.error is not None] == []
     check(storages[0])
 
@@ -96,7 +99,9 @@ def configuration(record: TrialRecord) -> tuple[int, tuple[float, ...], int]:
 DEATHS = st.lists(st.sampled_from([None, None, "before its plan", "with its plan"]), min_size=2, max_size=5)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+@settings(
+    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow], database=None
+)
 @given(deaths=DEATHS, seed=st.integers(0, 1000))
 def test_nothing_is_planned_twice(deaths: list[str | None], seed: int) -> None:
     storage = InMemoryStorage()
@@ -126,7 +131,7 @@ def test_a_worker_whose_trial_became_stale_plans_nothing() -> None:
 
     answers = []
     dozing, awake = join(storage, doze, timeout=TIMEOUT), join(storage, timeout=TIMEOUT)
-    thread = threading.Thread(target=lambda: answers.append(dozing.ask()))
+    thread = threading.Thread(target=lambda: answers.append(dozing.ask()), daemon=True)
     thread.start()
     asleep.wait()
     asked = awake.ask()

@@ -1,11 +1,13 @@
 """A TrialWatch reports to the study whatever happens to the storage and the run's files meanwhile."""
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import tiny_config
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from studies import Unreliable, join
 
 from marble_sweep.config import dump
@@ -30,14 +32,15 @@ def shared(within: Unreliable) -> SharedStudy:
     return join(PatientStorage(within, "there", 0.0))  # gives up at once
 
 
-def watch(shared: SharedStudy, run_dir: Path) -> TrialWatch:
+def watch(shared: SharedStudy, run_dir: Path, show: Callable[[int], None] = lambda step: None) -> TrialWatch:
+    """The watch of a new trial, whose run has finished at step 40 and has no evaluations yet."""
     asked = shared.ask()
     assert asked is not None
     config = tiny_config(*CONFIG)
     run_dir.mkdir()
     write_text(run_dir / "config.yaml", dump(config))
     write_json(run_dir / "metadata.json", {"status": "finished", "step": 40})
-    return TrialWatch(asked[0], config, run_dir, TIMEOUT, lambda step: None)
+    return TrialWatch(asked[0], config, run_dir, TIMEOUT, show)
 
 
 def after_heartbeat(shared: SharedStudy, *, more_than: float = 0.0) -> FrozenTrial:
@@ -81,3 +84,47 @@ def test_an_evaluation_that_was_not_reported_is_reported_at_the_end(
     result = watching.result(tmp_path / "run")
     assert (result.outcome, result.step, result.val_loss) == ("refuted", 40, 5.5)
     assert sorted(shared.study.get_trials()[0].intermediate_values) == [28, 40]
+
+
+def test_a_trial_that_another_worker_ended_is_watched_to_its_end(shared: SharedStudy, tmp_path: Path) -> None:
+    """Its worker was only slow: it shows its steps and gets its result, and the study stays as it is."""
+    steps: list[int] = []
+    watching = watch(shared, tmp_path / "run", steps.append)
+    write_text(tmp_path / "run" / "evals.csv", ROWS)
+    write_text(tmp_path / "run" / "metrics.csv", "step,loss\n1,6.5\n2,6.4\n")
+    shared.fail_stale_trials(alone=True)
+    with watching:
+        while len(steps) < 3:  # a heartbeat is due before each
+            time.sleep(0.02)
+    assert set(steps) == {2}
+    assert watching.result(tmp_path / "run").outcome == "refuted"
+    (trial,) = shared.study.get_trials()
+    assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {})
+    assert HEARTBEAT not in trial.user_attrs
+
+
+def test_a_watch_leaves_no_thread_behind(shared: SharedStudy, tmp_path: Path) -> None:
+    before = threading.enumerate()
+    with watch(shared, tmp_path / "run"):
+        after_heartbeat(shared)
+    assert threading.enumerate() == before
+
+
+def test_an_infinite_loss_is_not_reported(shared: SharedStudy, tmp_path: Path) -> None:
+    """It would become the trial's constraint, and Optuna's constraints are finite."""
+    watching = watch(shared, tmp_path / "run")
+    write_text(tmp_path / "run" / "evals.csv", "step,val_loss,val_loss_se\n28,6.0,0.1\n40,inf,\n")
+    watching.report_evaluations(tmp_path / "run")
+    (trial,) = shared.study.get_trials()
+    assert list(trial.intermediate_values) == [28]
+
+
+@pytest.mark.parametrize(("metadata", "stage"), [({"corpus": {}}, "training"), ({}, "setup")])
+def test_the_stage_of_a_crash(metadata: dict[str, object], stage: str, shared: SharedStudy, tmp_path: Path) -> None:
+    """A run writes its corpus to metadata.json once it is ready to train."""
+    watching = watch(shared, tmp_path / "run")
+    crash = {"status": "failed", "reason": "RuntimeError: boom"}
+    write_json(tmp_path / "run" / "metadata.json", {**crash, **metadata})
+    result = watching.result(tmp_path / "run")
+    assert (result.outcome, result.reason, result.stage) == ("failed", "RuntimeError: boom", stage)
+    assert watching.result("its process did not start").stage == "start"

@@ -1,5 +1,5 @@
 "use strict";
-// Base curves are one trace a colour; what is picked is drawn over them by the last trace of each chart.
+// A chart has one trace per colour, and a last one that draws what is picked over them.
 const data = JSON.parse(document.getElementById("data").textContent);
 const INK = "#222";
 const CATEGORIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8B6914"];
@@ -34,13 +34,13 @@ function layout(more) {
 
 // Horizontal lines at the baselines, named inside the chart.
 function baselines() {
-  const found = Object.entries(data.baselines).filter(([, level]) => level !== null);
+  const lines = Object.entries(data.baselines).filter(([, level]) => level !== null);
   return {
-    shapes: found.map(([name, y]) => ({
+    shapes: lines.map(([name, y]) => ({
       type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y,
       line: { color: INK, width: 1.2, dash: name === "unigram" ? "solid" : "dash" },
     })),
-    annotations: found.map(([name, y]) => ({
+    annotations: lines.map(([name, y]) => ({
       xref: "paper", x: 1, xanchor: "right", y, yanchor: "bottom", showarrow: false, bgcolor: "rgba(255,255,255,.75)",
       text: `${name} ${y.toFixed(3)}`, font: { size: 11 },
     })),
@@ -49,7 +49,7 @@ function baselines() {
 
 // ---------------------------------------------------------------- colours
 
-// How many nats lie between the means at a parameter's values, and those means by value.
+// The means at a parameter's values, and the range between them in nats.
 function effect(index) {
   const levels = new Map();
   for (const group of data.groups) {
@@ -65,23 +65,23 @@ function effect(index) {
 }
 const effects = data.parameters.map((_, index) => effect(index)).sort((a, b) => (b.range || 0) - (a.range || 0));
 
-// Bins of the groups: one a value of the parameter, or six of neighbouring values where there are many.
+// Bins of the groups: one per value of the parameter, or fewer with neighbouring values where there are many.
 function bins(index) {
   if (index === null) return data.groups.slice(0, 1).map(() => ({ label: "all runs", groups: data.groups.map((_, i) => i) }));
   const values = [...new Set(data.groups.map((group) => group.parameters[index]))];
   const numeric = values.every((value) => typeof value === "number");
   values.sort((a, b) => (numeric ? a - b : String(a).localeCompare(String(b))));
-  const most = numeric ? SCALE.length : CATEGORIES.length;
-  const size = Math.ceil(values.length / most);
-  const found = [];
+  const maxBins = numeric ? SCALE.length : CATEGORIES.length;
+  const size = Math.ceil(values.length / maxBins);
+  const parts = [];
   for (let start = 0; start < values.length; start += size) {
     const part = values.slice(start, start + size);
     const label = part.length === 1 ? short(part[0]) : numeric ? `${short(part[0])} to ${short(part.at(-1))}` : `${short(part[0])} and ${part.length - 1} more`;
     const groups = data.groups.flatMap((group, i) => (part.includes(group.parameters[index]) ? [i] : []));
-    found.push({ label, groups });
+    parts.push({ label, groups });
   }
-  const pickColour = (i) => (numeric ? SCALE[found.length === 1 ? 0 : Math.round((i * (SCALE.length - 1)) / (found.length - 1))] : CATEGORIES[i]);
-  return found.map((bin, i) => ({ ...bin, colour: pickColour(i) }));
+  const pickColour = (i) => (numeric ? SCALE[parts.length === 1 ? 0 : Math.round((i * (SCALE.length - 1)) / (parts.length - 1))] : CATEGORIES[i]);
+  return parts.map((bin, i) => ({ ...bin, colour: pickColour(i) }));
 }
 
 let colouring = [];
@@ -100,7 +100,7 @@ const colourOf = (group) => colouring.find((bin) => bin.groups.includes(group))?
 
 // ---------------------------------------------------------------- charts
 
-// All curves of some runs as one line with gaps.
+// The curves of several runs as one line with gaps.
 function joined(runs, name) {
   const x = [], y = [], text = [], customdata = [];
   for (const run of runs) {
@@ -134,7 +134,7 @@ function drawCurves(chart) {
     yaxis: share ? { tickformat: ".0%", range: [-0.02, 1.02] } : {} }), config);
 }
 
-// The configurations that no smaller one equals.
+// The configurations that no smaller one equals or beats.
 function frontier() {
   const sized = data.groups.filter((group) => group.value !== null && group.n_params !== null);
   sized.sort((a, b) => a.n_params - b.n_params || a.value - b.value);
@@ -191,7 +191,7 @@ function drawParallel(chart) {
   Plotly.react(chart.element, [{ type: "parcoords", dimensions, line }], layout({ margin: { l: 50, r: 50, t: 60, b: 35 } }), config);
 }
 
-// A chart is drawn once it comes near the window, and again only while it is there.
+// A chart is drawn when it first comes near the window, and redrawn only while it is near.
 class Chart {
   constructor(element, draw, effect) {
     this.element = element;
@@ -213,7 +213,7 @@ class Chart {
 const charts = [];
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
-    const chart = charts.find((each) => each.element === entry.target);
+    const chart = charts.find(({ element }) => element === entry.target);
     chart.near = entry.isIntersecting;
     if (chart.near && (!chart.drawn || chart.stale)) chart.draw();
   }
@@ -260,17 +260,17 @@ document.querySelector("#picked button").addEventListener("click", () => pick(pi
 
 charts.push(new Chart(document.getElementById("frontier"), drawFrontier));
 for (const element of document.querySelectorAll(".curve")) charts.push(new Chart(element, drawCurves));
-for (const each of document.getElementById("effects") ? effects : []) { // left out where runs end at steps of their own
+for (const effect of document.getElementById("effects") ? effects : []) { // left out where runs end at different steps
   const figure = document.createElement("figure"), caption = document.createElement("figcaption"), element = document.createElement("div");
-  caption.textContent = Number.isFinite(each.range) ? `${each.name}: ${each.range.toFixed(3)} between its means` : each.name;
+  caption.textContent = Number.isFinite(effect.range) ? `${effect.name}: ${effect.range.toFixed(3)} between its means` : effect.name;
   element.className = "chart";
   figure.append(caption, element);
   document.getElementById("effects").append(figure);
-  charts.push(new Chart(element, drawEffect, each));
+  charts.push(new Chart(element, drawEffect, effect));
 }
 if (document.getElementById("parallel")) charts.push(new Chart(document.getElementById("parallel"), drawParallel));
 const select = document.getElementById("colour");
-select.append(...effects.map((each) => new Option(each.name, each.index)));
+select.append(...effects.map((effect) => new Option(effect.name, effect.index)));
 select.addEventListener("change", () => recolour(Number(select.value)));
 document.querySelector("#bar label").hidden = !effects.length;
 recolour(effects.length ? effects[0].index : null);
