@@ -191,6 +191,7 @@ def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Tra
     from marble_sweep.training.precision import POLICIES
     from marble_sweep.training.progress import Progress
     from marble_sweep.training.trainer import Trainer
+    from marble_sweep.training.writer import RunWriter
 
     config = compose(setting, device, precision)
     policy = POLICIES[precision]
@@ -199,11 +200,9 @@ def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Tra
     batches = Batches(zipf_windows(setting).int().to(place), setting.batch_size, config.seed)
     dead_mask = torch.arange(VOCAB_SIZE, device=place) >= NUM_LIVE
     with tempfile.TemporaryDirectory() as folder:
-        progress = Progress(config.trainer.total_steps, show=False)
-        trainer = Trainer(config, model, batches, None, dead_mask, Path(folder), progress)
-        yield trainer
-        trainer.step_rows.close()
-        trainer.eval_rows.close()
+        writer = RunWriter(Path(folder), dead_mask)
+        yield Trainer(config, model, batches, dead_mask, writer, Progress(config.trainer.total_steps, show=False))
+        writer.close()
 
 
 def train_ours(setting: Setting, device: str, on_step: Callable[[], bool], precision: str, *, bare: bool) -> None:
@@ -228,9 +227,9 @@ def leave_metrics_out(trainer: "Trainer") -> None:
 
     from marble_sweep.metrics.step import MEASURED
 
-    nothing = torch.zeros(len(MEASURED), device=trainer.updater.weights.device)
-    for owner, method in ((trainer.updater, trainer.updater.updates_lost), (trainer.metrics, trainer.metrics.measure)):
-        setattr(owner, method.__name__, lambda *_: nothing)
+    nothing = torch.zeros(len(MEASURED), device=trainer.optimizer.weights.device)
+    for owner, name in ((trainer.optimizer, "updates_lost"), (trainer.metrics, "measure")):
+        setattr(owner, name, lambda *_: nothing)
 
 
 def time_parts(setting: Setting, device: str, seconds: float) -> dict[str, float]:
@@ -254,12 +253,12 @@ def time_parts(setting: Setting, device: str, seconds: float) -> dict[str, float
         setattr(owner, function.__name__, timed)
 
     with made_trainer(setting, device, "bf16") as trainer:
-        time_calls(type(trainer.batches), type(trainer.batches).next, "batch")
+        time_calls(type(trainer.batches), type(trainer.batches).__next__, "batch")
         time_calls(trainer.model, trainer.model.forward, "forward")
         time_calls(module, linear_cross_entropy, "head, both ways")
         time_calls(torch.Tensor, torch.Tensor.backward, "backward")
-        time_calls(trainer.updater, trainer.updater.step, "update")
-        time_calls(trainer.updater, trainer.updater.updates_lost, "metrics: updates_lost")
+        time_calls(trainer.optimizer, trainer.optimizer.step, "update")
+        time_calls(trainer.optimizer, trainer.optimizer.updates_lost, "metrics: updates_lost")
         time_calls(trainer.metrics, trainer.metrics.measure, "metrics: the others")
         time_calls(trainer, trainer.take_step, "step")
         clock = Clock(device, seconds)

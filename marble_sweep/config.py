@@ -208,6 +208,11 @@ class Config(Checked):
         require(scored >= 2 or not self.certify.stop, "trainer.eval_windows", scored, ">= 2 with certify.stop=true")
 
     @property
+    def autocorrelation_lag(self) -> int:
+        """Steps between the h_means that h_autocorr_lag compares: a quarter of the run where it is a short one."""
+        return max(1, min(self.verdict.direction_lag, self.trainer.total_steps // 4))
+
+    @property
     def num_parameters(self) -> int:
         """The number of weights, known before there is a model (the tied embedding counts once)."""
         width, mlp = self.model.hidden_dim, self.model.mlp_dim

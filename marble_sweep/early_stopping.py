@@ -1,27 +1,48 @@
-"""May a run end because its held-out margin is real, or has no hope to become so? Looked at a few times in a run.
+"""May a run end early, because its held-out margin is real, or because it has no hope of becoming so?
 
 A margin is threshold - loss, paired by window where the threshold is a baseline. It certifies once it beats the
-threshold (metrics/margin.py), by so many standard errors that all looks together err no more often than a single one.
+threshold (metrics/margin.py), by so many standard errors that all interim evaluations together err no more often than
+a single one.
 """
 
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from marble_sweep.config import CertifyConfig, Config
 from marble_sweep.metrics.margin import beats, errors_needed
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.training.schedule import evaluation_steps
 
-# A model whose held-out loss does not change by even this, in nats per token, when its contexts are exchanged, so few
-# looks before the end: none that did was seen to certify (docs/search_replay.md).
+# A model ignores its context when exchanging contexts changes its held-out loss by less than this, in nats per token.
+# Of the recorded runs that ignored it with so few evaluations left, none certified (docs/search_replay.md).
 NO_CONTEXT = 1e-6
-LOOKS_WITHOUT_CONTEXT = 3
-# How much held-out loss falls at most from one look to the next once the first descent is over, as a share of itself:
-# so fast does a model leave the unigram plateau. Of 270 recorded curves two fell faster for one look (by 0.044 and
-# 0.048); none that certified would have been given up (docs/search_replay.md).
+EVALS_LEFT_WITHOUT_CONTEXT = 3
+# How much held-out loss falls at most between two evaluations once the first descent is over, as a share of itself: so
+# fast does a model leave the unigram plateau. Of 270 recorded curves two fell faster, once each (by 0.044 and 0.048);
+# none that certified would have been given up (docs/search_replay.md).
 FASTEST_FALL = 0.04
+
+
+class EarlyStopping:
+    """Decides at the evaluations of a run, at `steps`, whether the run ends there."""
+
+    def __init__(self, config: Config) -> None:
+        trainer = config.trainer
+        self.config = config.certify
+        self.steps = evaluation_steps(trainer.total_steps, trainer.num_evals, trainer.eval_spacing)
+        self.errors_needed = errors_needed(config.verdict.min_standard_errors, len(self.steps))
+
+    def stop_reason(self, evals: Sequence[dict[str, float]], steps_per_minute: float) -> RunStatus | None:
+        """Why the run ends after the last of its `evals` (rows of evals.csv), or None where it goes on."""
+        slowest = self.config.min_steps_per_minute
+        if slowest is not None and steps_per_minute < slowest:
+            return RunStatus.TOO_SLOW
+        if beats(*margin(self.config, evals[-1]), self.errors_needed):
+            return RunStatus.CERTIFIED
+        if evals[-1]["step"] < self.steps[-1] and is_hopeless(self.config, evals, self.steps):
+            return RunStatus.PRUNED
+        return None
 
 
 def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
@@ -29,33 +50,6 @@ def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
     if config.loss is not None:
         return config.loss - row["val_loss"], row["val_loss_se"]
     return row[f"{config.threshold}_margin"], row[f"{config.threshold}_margin_se"]
-
-
-@dataclass
-class EarlyStopping:
-    """Rules at each look of one run. Its rows are saved with the run's state."""
-
-    config: Config
-    rows: list[dict[str, float]] = field(default_factory=list)  # of evals.csv, so far
-    ruling: RunStatus | None = None  # certified, pruned, too_slow; None while the run may go on
-
-    def __post_init__(self) -> None:
-        trainer = self.config.trainer
-        self.steps = evaluation_steps(trainer.total_steps, trainer.num_evals, trainer.eval_spacing)
-        self.errors = errors_needed(self.config.verdict.min_standard_errors, len(self.steps))
-
-    def look(self, row: dict[str, float], steps_per_minute: float) -> None:
-        """Take up a row of evals.csv and rule on the run, if the config asks for rulings."""
-        self.rows.append(row)
-        if not self.config.certify.stop:
-            return
-        slowest = self.config.certify.min_steps_per_minute
-        if slowest is not None and steps_per_minute < slowest:
-            self.ruling = RunStatus.TOO_SLOW
-        elif beats(*margin(self.config.certify, row), self.errors):
-            self.ruling = RunStatus.CERTIFIED
-        elif row["step"] < self.steps[-1] and is_hopeless(self.config.certify, self.rows, self.steps):
-            self.ruling = RunStatus.PRUNED
 
 
 def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> float:
@@ -68,19 +62,21 @@ def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> fl
     return lacking if beats(value, error, errors) else max(lacking, sys.float_info.epsilon)
 
 
-def is_hopeless(config: CertifyConfig, rows: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:
-    """Whether a run that is not certified can no longer be by the last look.
+def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:
+    """Whether a run that is not certified can no longer be by its last evaluation.
 
-    Either because its predictions do not depend on the context at all when only LOOKS_WITHOUT_CONTEXT looks are
-    left, where the threshold cannot be reached without; or because not even falling as fast as it ever could brings
-    its loss to the threshold: by as much at each look that is left as it fell up to this one, or by FASTEST_FALL
-    of itself, whichever is more.
+    Either its predictions do not depend on the context at all when only EVALS_LEFT_WITHOUT_CONTEXT evaluations are
+    left, and the threshold cannot be reached without. Or not even falling as fast as it ever could brings its loss to
+    the threshold: at each evaluation that is left by as much as it fell up to this one, or by FASTEST_FALL of itself,
+    whichever is more.
     """
-    looks_left = sum(step > rows[-1]["step"] for step in steps)
-    if looks_left <= LOOKS_WITHOUT_CONTEXT and config.loss is None and abs(rows[-1]["context_gain"]) < NO_CONTEXT:
+    last = evals[-1]
+    evals_left = sum(step > last["step"] for step in steps)
+    ignores_context = config.loss is None and abs(last["context_gain"]) < NO_CONTEXT
+    if ignores_context and evals_left <= EVALS_LEFT_WITHOUT_CONTEXT:
         return True
-    if len(rows) < 2:
+    if len(evals) < 2:
         return False
-    (before, _), (now, _) = margin(config, rows[-2]), margin(config, rows[-1])
-    fastest = max(now - before, FASTEST_FALL * rows[-1]["val_loss"])
-    return not now + looks_left * fastest > 0
+    (prev_margin, _), (last_margin, _) = margin(config, evals[-2]), margin(config, last)
+    fastest = max(last_margin - prev_margin, FASTEST_FALL * last["val_loss"])
+    return not last_margin + evals_left * fastest > 0

@@ -1,6 +1,7 @@
 """What a run says of itself: `metadata.json` and the header before the first step."""
 
 import importlib.metadata
+import math
 import platform
 from datetime import datetime
 from typing import Any
@@ -13,9 +14,10 @@ from marble_sweep.data.batches import Batches
 from marble_sweep.data.corpus import Corpus
 from marble_sweep.groups import AdamWConfig
 from marble_sweep.humanize import counted, duration
+from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs.provenance import code_sha256
-from marble_sweep.training.trainer import autocorrelation_lag
+from marble_sweep.training.trainer import Trainer
 
 PACKAGES = ("marble_sweep", "torch", "numpy", "tokenizers", "safetensors", "hydra-core", "omegaconf", "pandas")
 
@@ -29,22 +31,12 @@ def describe(
     device: torch.device,
 ) -> dict[str, Any]:
     """All that is known before the first step; the notebook's keys first, by its names."""
-    optimizer, trainer = config.optimizer, config.trainer
-    adam = optimizer if isinstance(optimizer, AdamWConfig) else None
     num_dead = int(corpus.dead_mask.sum())
-    held_out = len(corpus.val_tokens) > 0
     return {
         "experiment": config.experiment_name,
         "series": "marble_sweep",
         "date": f"{datetime.now():%Y-%m-%d}",
-        "total_steps": trainer.total_steps,
-        "batch_size": trainer.batch_size,
-        "seq_len": trainer.seq_len,
-        "learning_rate": optimizer.lr,
-        "weight_decay": optimizer.weight_decay,
-        "beta1": adam.betas[0] if adam else None,
-        "beta2": adam.betas[1] if adam else None,
-        "epsilon": adam.eps if adam else None,
+        **describe_training(config),
         "vocab_size": len(corpus.dead_mask),
         "hidden_dim": config.model.hidden_dim,
         "num_layers": config.model.num_layers,
@@ -55,27 +47,59 @@ def describe(
         "n_live_tokens": len(corpus.dead_mask) - num_dead,
         "epoch_length": batches.steps_per_epoch,
         "device": device.type,
-        "checkpoint_interval": trainer.checkpoint_interval,
+        "checkpoint_interval": config.trainer.checkpoint_interval,
         "notes": config.notes,
         "name": config.model.name,
-        "optimizer": optimizer.name,
+        "optimizer": config.optimizer.name,
         "schedule": config.schedule.name,
         "precision": config.precision.name,
-        "h_autocorr_lag": autocorrelation_lag(config),
-        "corpus": {
-            "description": corpus.description,
-            "sha256": corpus.sha256,
-            "num_train_tokens": len(corpus.train_tokens),
-            "num_val_tokens": len(corpus.val_tokens),
-            "entropy_rate": corpus.entropy_rate,
-        },
-        "baselines": {
-            "measured_on": "held-out windows" if held_out else "training windows",
-            "num_windows": len(baselines.unigram_fitted),
-            "unigram_fitted": baselines.unigram_fitted.mean().item(),
-            "unigram_oracle": baselines.unigram_oracle.mean().item(),
-            "bigram": baselines.bigram.mean().item(),
-        },
+        "h_autocorr_lag": config.autocorrelation_lag,
+        "corpus": describe_corpus(corpus),
+        "baselines": describe_baselines(baselines, held_out=len(corpus.val_tokens) > 0),
+        **describe_environment(device),
+    }
+
+
+def describe_training(config: Config) -> dict[str, Any]:
+    """The budget, and the settings of the optimizer; those of Adam are None for another."""
+    trainer, optimizer = config.trainer, config.optimizer
+    adam = optimizer if isinstance(optimizer, AdamWConfig) else None
+    return {
+        "total_steps": trainer.total_steps,
+        "batch_size": trainer.batch_size,
+        "seq_len": trainer.seq_len,
+        "learning_rate": optimizer.lr,
+        "weight_decay": optimizer.weight_decay,
+        "beta1": adam.betas[0] if adam else None,
+        "beta2": adam.betas[1] if adam else None,
+        "epsilon": adam.eps if adam else None,
+    }
+
+
+def describe_corpus(corpus: Corpus) -> dict[str, Any]:
+    return {
+        "description": corpus.description,
+        "sha256": corpus.sha256,
+        "num_train_tokens": len(corpus.train_tokens),
+        "num_val_tokens": len(corpus.val_tokens),
+        "entropy_rate": corpus.entropy_rate,
+    }
+
+
+def describe_baselines(baselines: Baselines, *, held_out: bool) -> dict[str, Any]:
+    """The mean losses, in nats per token, and what they were measured on."""
+    return {
+        "measured_on": "held-out windows" if held_out else "training windows",
+        "num_windows": len(baselines.unigram_fitted),
+        "unigram_fitted": baselines.unigram_fitted.mean().item(),
+        "unigram_oracle": baselines.unigram_oracle.mean().item(),
+        "bigram": baselines.bigram.mean().item(),
+    }
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """The software and the machine that the numbers come from."""
+    return {
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "code_sha256": code_sha256(),
@@ -84,6 +108,23 @@ def describe(
             "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "num_threads": torch.get_num_threads(),
         },
+    }
+
+
+def summarize(trainer: Trainer) -> dict[str, Any]:
+    """How far the run has come, with the numbers of its last evaluation, as metadata.json has it."""
+    holes = black_holes(trainer.model.embedding.weight.detach().bfloat16())
+    last = trainer.evals[-1] if trainer.evals else {}
+    return {
+        "step": trainer.step,
+        "n_black_holes": len(holes),
+        "n_black_hole_tokens": sum(map(len, holes)),
+        "final_loss": trainer.last_loss,
+        "total_epochs": trainer.batches.epoch,
+        "n_checkpoints": len(trainer.writer.snapshots.steps),
+        "train_seconds": trainer.train_seconds,
+        "steps_per_minute": trainer.steps_per_minute() if trainer.step else None,
+        "last_evaluation": {name: value if math.isfinite(value) else None for name, value in last.items()},
     }
 
 

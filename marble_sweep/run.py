@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.metadata import describe, header
+from marble_sweep.metadata import describe, header, summarize
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs import layout
@@ -36,12 +37,14 @@ from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads
+from marble_sweep.training.estimate import seconds_per_step
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.memory import require_memory
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.signals import stop_requests
-from marble_sweep.training.trainer import Trainer, autocorrelation_lag
+from marble_sweep.training.trainer import Trainer
+from marble_sweep.training.writer import RunWriter
 from marble_sweep.verdict import Verdict, judge
 
 log = logging.getLogger(__name__)
@@ -50,24 +53,23 @@ log = logging.getLogger(__name__)
 def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> RunStatus:
     """Train, judge and record one model in `directory`; returns how the run ended.
 
-    `finished` or `diverged`, or as certify.stop has it `certified`, `pruned` or `too_slow`, each with a
-    verdict, or `interrupted`, with the state saved. Raises ValueError
-    for a config that the data or the machine cannot serve and for a directory that holds another run,
-    OSError where it cannot be written. `show` asks for a progress bar.
+    That is `finished`, `diverged`, or with certify.stop `certified`, `pruned` or `too_slow`, all with a verdict; or
+    `interrupted`, with the state saved. `show` asks for a progress bar. Raises ValueError for a config that does not
+    fit the data or the machine and for a directory that holds another run, OSError where it cannot be written.
     """
     with claimed(directory, config, resume=resume), logging_to(directory / layout.LOG), cpu_threads(config.device):
         started = time.monotonic()
         trainer, metadata = prepare(config, directory, resume=resume, show=show)
         status, verdict = train(trainer, metadata, started, show=show)
-        tell(directory, status, trainer.step, verdict)
+        log_outcome(directory, status, trainer.step, verdict)
         return status
 
 
 def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tuple[Trainer, dict[str, Any]]:
-    """All that the run trains with, and its metadata. From here on its directory says that it is running."""
+    """The trainer and the metadata of the run. After this its directory says that it is running."""
     policy = POLICIES[config.precision.name]
     device = choose_device(config.device, policy)
-    require_memory(config, device, autocorrelation_lag(config))
+    require_memory(config, device, config.autocorrelation_lag)
     corpus = load_corpus(config.data)
     seq_len, batch_size = config.trainer.seq_len, config.trainer.batch_size
     require_enough(corpus, batch_size, seq_len)
@@ -83,9 +85,17 @@ def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tup
     resume = resume and has_begun(directory)
     if resume:
         refuse_other_data(directory, metadata)
-    progress = Progress(config.trainer.total_steps, show=show)
-    dead_mask = corpus.dead_mask.to(device)
-    trainer = Trainer(config, model, batches, evaluator, dead_mask, directory, progress, resume=resume)
+    trainer = Trainer(
+        config,
+        model,
+        batches,
+        corpus.dead_mask.to(device),
+        RunWriter(directory, corpus.dead_mask),
+        Progress(config.trainer.total_steps, show=show),
+        evaluator=evaluator,
+        early_stopping=EarlyStopping(config) if config.certify.stop else None,
+        resume=resume,
+    )
     write_text(directory / layout.TOKENIZER, corpus.tokenizer.to_str())
     write_tensors(directory / layout.UNIGRAM, {"log_probs": baselines.unigram_log_probs.float()})
     write_json(directory / layout.METADATA, metadata | {"status": RunStatus.RUNNING})
@@ -96,37 +106,38 @@ def train(
     trainer: Trainer, metadata: dict[str, Any], started: float, *, show: bool
 ) -> tuple[RunStatus, Verdict | None]:
     """Train and judge. However that ends, metadata.json says so, with the seconds since `started`."""
-    config, directory = trainer.config, trainer.directory
+    config, directory = trainer.config, trainer.writer.directory
     outcome: dict[str, Any] = {}
     verdict = None
     with stop_requests() as should_stop:
         try:
             steps_left = config.trainer.total_steps - trainer.step
-            log.info("%s\n", header(metadata, steps_left, trainer.seconds_per_step() if show else None))
+            log.info("%s\n", header(metadata, steps_left, seconds_per_step(trainer) if show else None))
             status = trainer.train(should_stop)
             outcome["seconds"] = time.monotonic() - started
             if status != RunStatus.INTERRUPTED:
                 verdict = conclude(config, directory, status)
-            outcome["status"] = status  # the last to be known: it vouches for the verdict and the plots
-        except KeyboardInterrupt:  # the user asked twice: what was saved last is what a resumed run goes on from
+            outcome["status"] = status  # last: it promises that verdict and plots are written
+        except KeyboardInterrupt:  # the user asked twice: `resume` continues from what was saved last
             outcome["status"] = status = RunStatus.INTERRUPTED
             verdict = None
         except BaseException as error:
             outcome |= {"status": RunStatus.FAILED, "reason": f"{type(error).__name__}: {error}"}
             raise
         finally:
-            outcome = trainer.summary() | {"seconds": time.monotonic() - started} | outcome
+            outcome = summarize(trainer) | {"seconds": time.monotonic() - started} | outcome
             write_json(directory / layout.METADATA, metadata | outcome)
     return status, verdict
 
 
-def tell(directory: Path, status: RunStatus, step: int, verdict: Verdict | None) -> None:
-    """Say how the run ended; one that was interrupted has no verdict."""
+def log_outcome(directory: Path, status: RunStatus, step: int, verdict: Verdict | None) -> None:
+    """Log how the run ended; one that was interrupted has no verdict."""
     if verdict is None:
         log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command(directory))
         return
     if status == RunStatus.DIVERGED:
-        log.info("Diverged: the loss of step %d is not a number.", step)
+        loss = pd.read_csv(directory / layout.METRICS)["loss"].iloc[-1]
+        log.info("Diverged: the loss became %s at step %d.", "NaN" if math.isnan(loss) else "infinite", step)
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 
 
@@ -168,7 +179,7 @@ def logging_to(path: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            # One line is enough on a terminal; whoever looks for the cause finds it here.
+            # A terminal gets one line; the traceback is here.
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (error,), sys.exc_info()))
             raise
         finally:
@@ -177,7 +188,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 class RunLog(logging.StreamHandler[TextIO]):
-    """A log that a full disk cuts short: what is trained counts, and what that cannot write is told of."""
+    """A log that a full disk cuts short without ending the run: that happens where the run's results do not fit."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exception(), OSError):
@@ -210,17 +221,17 @@ def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | Non
 
 
 def has_begun(directory: Path) -> bool:
-    """Whether there is a state to go on from. Raises ValueError where it is gone and rows are left, which stay."""
+    """Whether there is a state to continue from. Raises ValueError where it is missing and there are rows already."""
     if (directory / layout.STATE).exists():
         return True
     rows = directory / layout.METRICS
     if rows.exists() and rows.read_bytes().count(b"\n") > 1:
-        raise CheckError(f"{directory / layout.STATE}: must be there to go on: {rows} has rows of a run")
+        raise CheckError(f"{directory / layout.STATE}: must be there to continue: {rows} has rows of a run")
     return False
 
 
 def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
-    """A resumed run must go on with the tokens it began with."""
+    """Raise ValueError where the corpus is not the one that the run began with."""
     path = directory / layout.METADATA
     corpus = read_metadata(directory).get("corpus")
     began = corpus.get("sha256") if isinstance(corpus, dict) else None
@@ -231,16 +242,16 @@ def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
 
 
 def judged_by(config: Config) -> VerdictConfig:
-    """The run's criteria: one that may end at any evaluation needs as many standard errors as the one that ends it."""
+    """The criteria of the run. With certify.stop a margin needs as many standard errors as end a run."""
     if not config.certify.stop:
         return config.verdict
-    return replace(config.verdict, min_standard_errors=EarlyStopping(config).errors)
+    return replace(config.verdict, min_standard_errors=EarlyStopping(config).errors_needed)
 
 
 def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
-    """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
+    """Write the verdict and draw the plots, from the files that the run has written."""
     files = Run.read(directory)
-    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), autocorrelation_lag(config))
+    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), config.autocorrelation_lag)
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

@@ -1,4 +1,4 @@
-"""The success criteria of a run: each a few checks with value, threshold, pass or fail, and a reading."""
+"""The success criteria of a run. A criterion is a few checks: a value, a threshold, pass or fail, and a sentence."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -51,8 +51,12 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         criteria = [
-            {"name": each.name, "passed": each.passed, "checks": [asdict(check) for check in each.checks]}
-            for each in self.criteria
+            {
+                "name": criterion.name,
+                "passed": criterion.passed,
+                "checks": [asdict(check) for check in criterion.checks],
+            }
+            for criterion in self.criteria
         ]
         beats = {name: getattr(self, name) for name in ("beats_unigram", "beats_oracle", "beats_bigram")}
         return beats | {"criteria": criteria}
@@ -70,12 +74,12 @@ class Verdict:
 
     def as_text(self) -> str:
         """The block printed at the end of a run."""
-        words = {True: "pass", False: "FAIL", None: "n/a"}
+        labels = {True: "pass", False: "FAIL", None: "n/a"}
         lines = []
         for number, criterion in enumerate(self.criteria, start=1):
-            lines.append(f"{words[criterion.passed]:<4}  {number}. {criterion.name}")
+            lines.append(f"{labels[criterion.passed]:<4}  {number}. {criterion.name}")
             for check in criterion.checks:
-                mark = words[check.passed] if check.decides else {True: "yes", False: "no", None: "n/a"}[check.passed]
+                mark = labels[check.passed] if check.decides else {True: "yes", False: "no", None: "n/a"}[check.passed]
                 lines.append(f"        {mark:<4}  {check.reading}")
         return "\n".join(lines)
 
@@ -85,7 +89,7 @@ def judge(config: VerdictConfig, steps: pd.DataFrame, evals: pd.DataFrame, lag: 
 
     Where the run diverged, what came before is judged.
     """
-    # The step that diverged, and weights that are no numbers, have nothing to say.
+    # The step that diverged is left out, and steps whose weights are NaN.
     shares = ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]
     steps = steps[np.isfinite(steps["loss"]) & ~(steps[shares].sum(axis=1) == 0) | steps["dead_moving"].isna()]
     final = dict(zip(evals.columns, evals.iloc[-1], strict=True)) if len(evals) else None
@@ -113,21 +117,21 @@ def first_tenth(values: pd.Series) -> float:
 
 
 def in_standard_errors(value: float, error: float) -> float:
-    """A value as a multiple of its standard error. One without spread is certain, unless it is 0."""
+    """A value as a multiple of its standard error. One whose error is 0 is infinitely many, unless it is 0 too."""
     if error > 0:
         return value / error
     return math.copysign(math.inf, value) if value else 0.0
 
 
 def finite(value: float) -> float | None:
-    """The value, or None where JSON has no number for it."""
+    """The value, or None for NaN and infinities, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 _BASELINES = {
     "unigram": ("fitted unigram", "it learnt more than word frequencies", "no more than word frequencies is shown"),
     "oracle": ("oracle unigram", "context is proven to be used", "use of context is not proven by loss alone"),
-    "bigram": ("bigram", "it uses more than one token of context", "the next rung is not reached"),
+    "bigram": ("bigram", "it uses more than one token of context", "use of more than one token is not shown"),
 }
 
 
@@ -149,7 +153,7 @@ def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> C
 
 
 def _not_measured(final: dict[str, Any] | None) -> str:
-    """Why the last evaluation, if there is one, says nothing."""
+    """Why the last evaluation, if there is one, cannot be judged."""
     if final is not None and not math.isfinite(final["val_loss"]):
         return f"not measured (the held-out loss is {final['val_loss']})"
     return "not measured (no evaluation of two held-out windows or more)"
@@ -214,9 +218,9 @@ def _direction_check(config: VerdictConfig, steps: pd.DataFrame, lag: int) -> Ch
 
 def _dead_checks(config: VerdictConfig, steps: pd.DataFrame) -> list[Check]:
     moving = first_tenth(steps["dead_moving"])
-    # Not the mean displacement: a few weights near zero, where cells are tiny, would decide it.
-    jumping = steps["dead_early"] + steps["dead_midlife"]
-    early, late = first_tenth(jumping), last_tenth(jumping)
+    # The mean displacement would be decided by a few weights near zero, where cells are tiny.
+    far = steps["dead_early"] + steps["dead_midlife"]
+    early, late = first_tenth(far), last_tenth(far)
     if math.isnan(moving):
         nothing = "there are no dead tokens"
         return [

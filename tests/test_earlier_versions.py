@@ -7,6 +7,7 @@ trainer.checkpoint_interval=10 device.type=cpu`, once finished and once interrup
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ from marble_sweep.renamed_keys import RENAMED_KEYS, with_current_keys
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.run import run
 from marble_sweep.runs.run import Run
+from marble_sweep.runs.state import read_info
 
 EARLIER = Path(__file__).parent / "assets" / "version_0.1"
 RUNS = ("finished", "interrupted", "certified")
@@ -55,7 +57,7 @@ def test_runs_are_compared() -> None:
 def test_a_run_that_could_stop_needs_the_standard_errors_it_needed() -> None:
     early_stopping = EarlyStopping(load(EARLIER / "certified" / "config.yaml"))
     assert early_stopping.steps == [10, 14, 20, 28, 40]
-    assert early_stopping.errors == errors_needed(3.0, 5)
+    assert early_stopping.errors_needed == errors_needed(3.0, 5)
 
 
 def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
@@ -65,6 +67,15 @@ def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.csv").read_text().startswith(rows)
     assert list(pd.read_csv(tmp_path / "run" / "metrics.csv")["step"]) == list(range(1, 21))
     assert list(pd.read_csv(tmp_path / "run" / "evals.csv")["step"]) == [5, 10, 15, 20]
+
+
+def test_a_state_says_why_its_run_ended_and_what_it_was_configured_as() -> None:
+    config = load(EARLIER / "certified" / "config.yaml")
+    path = EARLIER / "certified" / "state.safetensors"
+    assert read_info(path, config)["stop_reason"] == "certified"
+    edited = replace(config, trainer=replace(config.trainer, num_evals=6))
+    with pytest.raises(ValueError, match=r"config\.yaml: trainer\.num_evals = 6: must be 5, as when"):
+        read_info(path, edited)
 
 
 @pytest.mark.parametrize(

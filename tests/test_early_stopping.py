@@ -1,4 +1,4 @@
-"""When a margin certifies, when a run may end, and how often it is looked at."""
+"""When a margin certifies, when a run may end, and how many standard errors that takes."""
 
 import math
 import re
@@ -27,7 +27,7 @@ def row(step: int, margin: float, error: float = 0.01, *, gain: float = 0.1, los
     return {"step": step, "val_loss": loss, "val_loss_se": 0.03, "context_gain": gain, **margins, **errors}
 
 
-def test_errors_needed_share_one_looks_error_rate() -> None:
+def test_errors_needed_share_the_error_rate_of_one_evaluation() -> None:
     assert errors_needed(3.0, 1) == pytest.approx(3.0)
     # 1 - Phi(3) = 0.00134990; a ninth of it is the tail above 3.615 (any table of the normal distribution).
     assert errors_needed(3.0, 9) == pytest.approx(3.615, abs=1e-3)
@@ -60,12 +60,12 @@ def test_a_run_without_held_out_text_cannot_stop_early() -> None:
         tiny_config(*STOPPING, "data.val_fraction=0")
 
 
-# Looks at 100, 141, 200, 283 and 400 are left when 71 is over.
+# After step 71 the evaluations at 100, 141, 200, 283 and 400 are left.
 STEPS = evaluation_steps(400, 9, "geometric")
 
 
 def test_far_below_and_hardly_rising_is_hopeless() -> None:
-    # 0.04 of the loss of 6.6 a look: 1.32 nats at most in the five looks that are left.
+    # 0.04 of the loss of 6.6 an evaluation: 1.32 nats at most in the five that are left.
     assert is_hopeless(CertifyConfig(), [row(50, -1.41), row(71, -1.40)], STEPS)
     assert not is_hopeless(CertifyConfig(), [row(50, -1.31), row(71, -1.30)], STEPS)
 
@@ -74,49 +74,42 @@ def test_what_still_falls_fast_has_hope() -> None:
     assert not is_hopeless(CertifyConfig(), [row(50, -2.0), row(71, -1.5)], STEPS)
 
 
-def test_a_single_look_says_nothing_of_how_fast_it_falls() -> None:
+def test_a_single_evaluation_says_nothing_of_how_fast_it_falls() -> None:
     assert not is_hopeless(CertifyConfig(), [row(25, -50.0)], STEPS)
 
 
 def test_a_model_that_ignores_its_context_near_the_end_is_hopeless() -> None:
     flat = [row(100, -0.05, gain=0.0), row(141, -0.05, gain=1e-8)]
     assert is_hopeless(CertifyConfig(), flat, STEPS)
-    assert not is_hopeless(CertifyConfig(), flat[:1], STEPS)  # four looks are left
+    assert not is_hopeless(CertifyConfig(), flat[:1], STEPS)  # four evaluations are left
     assert not is_hopeless(CertifyConfig(), [flat[0], row(141, -0.05, gain=1e-5)], STEPS)
     # A number may lie above what word frequencies reach, so a context is not needed.
     assert not is_hopeless(CertifyConfig(threshold="6.59"), flat, STEPS)
 
 
-def rulings(*rows: dict[str, float], overrides: tuple[str, ...] = STOPPING) -> list[RunStatus | None]:
+def stop_reasons(*evals: dict[str, float], overrides: tuple[str, ...] = STOPPING) -> list[RunStatus | None]:
+    """What is decided at each of the evaluations, whatever was decided before."""
     early_stopping = EarlyStopping(tiny_config(*overrides))
-    found = []
-    for each in rows:
-        early_stopping.look(each, steps_per_minute=500.0)
-        found.append(early_stopping.ruling)
-    return found
+    return [early_stopping.stop_reason(evals[:count], steps_per_minute=500.0) for count in range(1, len(evals) + 1)]
 
 
-def test_the_referee_certifies_at_the_first_look_that_does() -> None:
+def test_a_run_is_certified_at_the_first_evaluation_that_does() -> None:
     needed = errors_needed(3.0, 5)
-    assert rulings(row(10, 0.0), row(14, 0.01 * needed - 1e-6), row(20, 0.01 * needed + 1e-6)) == [
+    assert stop_reasons(row(10, 0.0), row(14, 0.01 * needed - 1e-6), row(20, 0.01 * needed + 1e-6)) == [
         None,
         None,
         "certified",
     ]
 
 
-def test_the_referee_gives_up_before_the_last_look_only() -> None:
-    assert rulings(row(10, -9.0), row(14, -9.0)) == [None, "pruned"]
-    assert rulings(row(28, -9.0), row(40, -9.0)) == [None, None]
-
-
-def test_the_referee_rules_only_where_asked() -> None:
-    assert rulings(row(10, 5.0), row(14, -9.0), overrides=GEOMETRIC) == [None, None]
+def test_a_run_is_given_up_before_the_last_evaluation_only() -> None:
+    assert stop_reasons(row(10, -9.0), row(14, -9.0)) == [None, "pruned"]
+    assert stop_reasons(row(28, -9.0), row(40, -9.0)) == [None, None]
 
 
 def test_too_slow() -> None:
-    assert rulings(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=501")) == ["too_slow"]
-    assert rulings(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=499")) == ["certified"]
+    assert stop_reasons(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=501")) == ["too_slow"]
+    assert stop_reasons(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=499")) == ["certified"]
 
 
 def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path: Path) -> None:
@@ -147,7 +140,7 @@ def test_what_a_run_computes_from_is_all_in_its_config() -> None:
 LONG = (*STOPPING, "trainer.total_steps=160")
 
 
-def test_a_run_ends_as_the_referee_rules(tmp_path: Path) -> None:
+def test_a_run_ends_as_early_stopping_decides(tmp_path: Path) -> None:
     assert run(tiny_config(*LONG), tmp_path / "learns", show=False) == "certified"
     metadata = read_metadata(tmp_path / "learns")
     assert metadata["status"] == "certified"

@@ -83,7 +83,7 @@ def test_metadata_that_is_none(content: bytes, copy: Path) -> None:
 
 EMBEDDING = "model/embedding.weight"
 TENSOR_DAMAGE = {
-    "missing": (lambda tensors: tensors.pop("updater/0.0.exp_avg"), "updater/0.0.exp_avg is missing"),
+    "missing": (lambda tensors: tensors.pop("optimizer/0.0.exp_avg"), "optimizer/0.0.exp_avg is missing"),
     "foreign": (lambda tensors: tensors.update(other=torch.ones(2)), "it has a tensor other that the run has not"),
     "another shape": (
         lambda tensors: tensors.update({EMBEDDING: tensors[EMBEDDING][1:].contiguous()}),
@@ -139,7 +139,7 @@ def wrong(key: str, *values: object) -> list[tuple[str, object]]:
         *wrong("step", 10**9, -1, 2.5, True, None, "7", 41),
         *wrong("train_seconds", -1.0, float("nan"), "x", None),
         *wrong("evals", None, 3, [3], [{"step": 50}], [{"step": 10, "val_loss": "x"}]),
-        *wrong("ruling", "maybe", 3, []),
+        *wrong("stop_reason", "maybe", 3, []),
         *wrong("last_loss", "x", []),
         *wrong("rows", 3, "x"),
         *wrong("config", 3),
@@ -167,7 +167,7 @@ def test_a_state_cut_short(copy: Path) -> None:
 
 def test_rows_whose_state_is_gone_are_not_overwritten(copy: Path) -> None:
     (copy / "state.safetensors").unlink()
-    assert "state.safetensors: must be there to go on" in refusal(copy)
+    assert "state.safetensors: must be there to continue" in refusal(copy)
 
 
 ROW_DAMAGE = {

@@ -17,7 +17,9 @@ from helpers import TINY, compose_config, tiny_config, train_only
 from opened import interrupted_as_it_writes
 from safetensors.torch import load_file
 
-from marble_sweep.run import run
+from marble_sweep.run import log_outcome, run
+from marble_sweep.runs.status import RunStatus
+from marble_sweep.verdict import Verdict
 
 NOTEBOOK_COLUMNS = ["step", "epoch", "loss", "top1", "top2", "top3", "h_autocorr", "dead_moving"]
 NOTEBOOK_METADATA = {
@@ -136,6 +138,17 @@ def test_divergence_is_an_outcome(tmp_path: Path) -> None:
     assert rows["loss"].iloc[:-1].notna().all()
     assert pd.isna(rows["loss"].iloc[-1])
     assert (tmp_path / "run" / "verdict.json").exists()
+    assert f"Diverged: the loss became NaN at step {metadata['step']}." in (tmp_path / "run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize(("loss", "what"), [("", "NaN"), ("inf", "infinite")])
+def test_the_ending_says_how_the_loss_diverged(
+    loss: str, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "metrics.csv").write_text(f"step,loss\n1,4.5\n2,{loss}\n")
+    log_outcome(tmp_path, RunStatus.DIVERGED, 2, Verdict([], None, None, None))
+    assert f"Diverged: the loss became {what} at step 2." in caplog.text
 
 
 @pytest.mark.parametrize(

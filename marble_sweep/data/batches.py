@@ -14,15 +14,15 @@ def windows(tokens: Tensor, seq_len: int) -> Tensor:
     return tokens[: num_windows * seq_len].view(num_windows, seq_len)
 
 
-def eval_windows(tokens: Tensor, seq_len: int, most: int) -> Tensor:
-    """At most `most` windows (num_windows, T), evenly spaced over the split.
+def eval_windows(tokens: Tensor, seq_len: int, max_windows: int) -> Tensor:
+    """At most `max_windows` windows (num_windows, T), evenly spaced over the split.
 
     Raises ValueError if the split is shorter than one window.
     """
     every = windows(tokens, seq_len)
     if len(every) == 0:
         raise wrong_value("trainer.seq_len", seq_len, f"<= {len(tokens)}, the tokens there are to evaluate on")
-    num_windows = min(most, len(every))
+    num_windows = min(max_windows, len(every))
     # Integer arithmetic: the same windows on every machine.
     return every[torch.arange(num_windows) * len(every) // num_windows]
 
@@ -47,11 +47,14 @@ class Batches:
         self._position = 0  # batches returned in this epoch
         self._draw_order()
 
+    def __iter__(self) -> "Batches":
+        return self
+
     def _draw_order(self) -> None:
         self._epoch_state = self._generator.get_state()
         self._order = torch.randperm(len(self._windows), generator=self._generator).to(self._windows.device)
 
-    def next(self) -> Tensor:
+    def __next__(self) -> Tensor:
         """The next batch: (B, T) int64 on the device of the windows."""
         if self._position == self.steps_per_epoch:
             self.epoch += 1

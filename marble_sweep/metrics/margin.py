@@ -1,4 +1,4 @@
-"""Whether a held-out margin is real: the one place that decides what "beats" means.
+"""Whether a held-out margin is real. What "beats" means is decided here alone.
 
 A margin is a threshold's loss minus the model's, in nats per token, with its standard error over held-out windows.
 """

@@ -1,4 +1,4 @@
-"""The metrics of one training step, worked out on the device as one vector and fetched in blocks."""
+"""The metrics of a training step, computed on the device as one vector and fetched for many steps at once."""
 
 import time
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ MEASURED = (
     "updates_lost",
 )
 
-NORM_CHUNK = 1 << 20  # entries that are widened at a time
+NORM_CHUNK = 1 << 20  # entries that are converted to float64 at a time
 
 
 def exact_norm(values: Tensor) -> Tensor:
@@ -61,30 +61,36 @@ class StepMetrics:
 
     @torch.no_grad()
     def measure(
-        self, loss: Tensor, hidden: Tensor, gradient: Tensor, before: Tensor, after: Tensor, updates_lost: Tensor
+        self,
+        loss: Tensor,
+        hidden: Tensor,
+        gradient: Tensor,
+        prev_embedding: Tensor,
+        embedding: Tensor,
+        updates_lost: Tensor,
     ) -> Tensor:
         """One step's values, in MEASURED's order: (len(MEASURED),) float32 on the device.
 
-        hidden (B, T, D) and loss are the forward pass's, gradient is all weights', flat; `before` and `after`
-        (V, D) are the embedding around the update. Weights held in float32 are seen through their nearest bfloat16.
+        hidden (B, T, D) and loss are those of the forward pass, gradient is that of all weights, flat; prev_embedding
+        and embedding (V, D) are from before and after the update. Weights in float32 are rounded to bfloat16 first.
         """
         summary = summarise(hidden)
         lag = len(self.history)
         compared = self.history[(self.step - 1) % lag], self.history[self.step % lag]
         autocorrelations = cosines(torch.stack(compared), summary.mean)
-        rows = [each.index_select(0, self.tokens).bfloat16() for each in (before, after)]
-        motion = token_motion(*(each[: self.num_dead] for each in rows))
+        prev_rows, rows = (weight.index_select(0, self.tokens).bfloat16() for weight in (prev_embedding, embedding))
+        motion = token_motion(prev_rows[: self.num_dead], rows[: self.num_dead])
         regime = regimes(motion, self.hidden_dim)
         # (6, number of dead tokens) float32; means over no tokens at all are NaN, as torch has them.
-        of_dead = torch.stack([motion.l1 > 0, motion.l1, regime.early, regime.midlife, regime.late, regime.frozen])
-        dead_means = of_dead.mean(dim=1)
+        dead_values = torch.stack([motion.l1 > 0, motion.l1, regime.early, regime.midlife, regime.late, regime.frozen])
+        dead_means = dead_values.mean(dim=1)
         dead_linf_max = motion.linf.amax() if self.num_dead else torch.full_like(loss, torch.nan)
-        live_moving = moving(*(each[self.num_dead :] for each in rows)).float().mean()
+        live_moving = moving(prev_rows[self.num_dead :], rows[self.num_dead :]).float().mean()
         grad_norm = exact_norm(gradient).float()
         values = torch.cat(
             [
                 loss.detach().view(1),
-                (after.bfloat16().float() @ summary.mean).topk(3).indices.float(),
+                (embedding.bfloat16().float() @ summary.mean).topk(3).indices.float(),
                 torch.stack([autocorrelations[0], dead_means[0], grad_norm, summary.norm, summary.spread]),
                 torch.stack([autocorrelations[1], live_moving, dead_means[1], dead_linf_max]),
                 dead_means[2:],

@@ -105,7 +105,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 
 @torch.no_grad()
-def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's loss in nats against each of its K targets, and its most probable token.
 
     hidden (N, D), weight (V, D), targets (N, K) int64 -> losses (N, K) float32, top (N,) int64.

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from marble_sweep.runs.tensors import write_tensors
 
 # Keys of a config that may change while a run is interrupted: what it computes stays the same, or is checked elsewhere.
 FREE = ("data.", "device.", "notes", "experiment_name", "trainer.state_interval")
-RULINGS = (None, RunStatus.CERTIFIED, RunStatus.PRUNED, RunStatus.TOO_SLOW, RunStatus.DIVERGED)
+STOP_REASONS = (None, RunStatus.CERTIFIED, RunStatus.PRUNED, RunStatus.TOO_SLOW, RunStatus.DIVERGED)
 
 
 class Stateful(Protocol):
@@ -100,6 +101,8 @@ def read_info(path: Path, config: Config) -> dict[str, Any]:
         info = None
     if not isinstance(info, dict):
         raise CheckError(f"{path}: must be the state of a run: its header has no readable info")
+    if "ruling" in info:  # its name in version 0.1.0
+        info["stop_reason"] = info.pop("ruling")
     _require_same_config(path, info.get("config", {}), config)
     last_step = config.trainer.total_steps
     seconds: Any = info.get("train_seconds")
@@ -108,7 +111,10 @@ def read_info(path: Path, config: Config) -> dict[str, Any]:
         "train_seconds": (_is_number(seconds) and 0 <= seconds < math.inf, "finite and >= 0"),
         "last_loss": ("last_loss" in info and (info["last_loss"] is None or _is_number(info["last_loss"])), "a number"),
         "evals": (_are_evaluations(info.get("evals"), info.get("step")), "the evaluations up to its step"),
-        "ruling": ("ruling" in info and info["ruling"] in RULINGS, f"one of {', '.join(map(str, RULINGS))}"),
+        "stop_reason": (
+            "stop_reason" in info and info["stop_reason"] in STOP_REASONS,
+            f"one of {', '.join(map(str, STOP_REASONS))}",
+        ),
         "rows": (isinstance(info.get("rows", {}), dict), "the hashes of the CSV files"),
     }
     for name, (is_fit, allowed) in fit.items():
@@ -147,7 +153,10 @@ def load_state(path: Path, parts: Mapping[str, Stateful], blank: Mapping[str, Ma
     with readable(path) as file:
         info = json.loads(file.metadata()["info"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    for complaint in _complaints(tensors, flat(blank), info):
+    is_as_saved = info["sha256"] == tensors_sha256(tensors) if "sha256" in info else None
+    # The optimizer's part had another name in version 0.1.0.
+    tensors = {re.sub("^updater/", "optimizer/", name): tensor for name, tensor in tensors.items()}
+    for complaint in _complaints(tensors, flat(blank), is_as_saved):
         raise CheckError(f"{path}: must be the state of this run: {complaint}")
     for part, stateful in parts.items():
         own = {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
@@ -157,7 +166,8 @@ def load_state(path: Path, parts: Mapping[str, Stateful], blank: Mapping[str, Ma
             raise CheckError(f"{path}: must be the state of this run: {part}: {error}") from None
 
 
-def _complaints(tensors: Mapping[str, Tensor], blank: Mapping[str, Tensor], info: Mapping[str, Any]) -> Iterator[str]:
+def _complaints(tensors: Mapping[str, Tensor], blank: Mapping[str, Tensor], is_as_saved: bool | None) -> Iterator[str]:
+    """What is wrong with a state's tensors; `is_as_saved` is None for a state saved before there were hashes."""
     for name in sorted(blank.keys() | tensors.keys()):
         if name not in tensors:
             yield f"{name} is missing"
@@ -167,13 +177,12 @@ def _complaints(tensors: Mapping[str, Tensor], blank: Mapping[str, Tensor], info
             saved, expected = _described(tensors[name]), _described(blank[name])
             if saved != expected:
                 yield f"{name} must be {expected}, not {saved}"
-    if "sha256" in info:
-        if info["sha256"] != tensors_sha256(tensors):
-            yield "its tensors are not those that were saved"
-        return
-    for name, tensor in tensors.items():  # a state saved before there were hashes
-        if name.startswith("model/") and not tensor.isfinite().all():
-            yield f"{name} must be finite"
+    if is_as_saved is False:
+        yield "its tensors are not those that were saved"
+    if is_as_saved is None:
+        for name, tensor in tensors.items():
+            if name.startswith("model/") and not tensor.isfinite().all():
+                yield f"{name} must be finite"
 
 
 def _described(tensor: Tensor) -> str:

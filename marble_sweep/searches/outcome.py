@@ -254,7 +254,7 @@ class SearchResult:
         summary = {
             "threshold": config.certify.threshold,
             "standard_errors": config.verdict.min_standard_errors,
-            "standard_errors_each_evaluation": early_stopping.errors,
+            "standard_errors_each_evaluation": early_stopping.errors_needed,
             "evaluation_steps": early_stopping.steps,
             "budget": {
                 "total_steps": config.trainer.total_steps,

@@ -34,7 +34,7 @@ class TrialWatch:
         self.directory = directory
         self.heartbeat_interval = timeout / HEARTBEATS_PER_TIMEOUT
         self.show = show
-        self.errors = EarlyStopping(config).errors
+        self.errors = EarlyStopping(config).errors_needed
         self.reported: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

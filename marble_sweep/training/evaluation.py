@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_sweep.data.baselines import Baselines
-from marble_sweep.model.loss import score
+from marble_sweep.model.loss import token_losses
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.training.precision import PrecisionPolicy
 
@@ -27,7 +27,7 @@ EVAL_COLUMNS = (
     "context_gain_se",
     "non_unigram_top1",
 )
-UNIGRAM_TOP = 3  # predictions outside the unigram's three most frequent tokens count as off-unigram
+UNIGRAM_TOP = 3  # predictions outside the unigram's three most frequent tokens count as non-unigram
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
@@ -38,7 +38,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 @dataclass
 class Evaluator:
-    """Scores a model on fixed windows (num_windows, T). It draws no random numbers at all."""
+    """Evaluates a model on fixed windows (num_windows, T). It draws no random numbers at all."""
 
     windows: Tensor  # on the device
     baselines: Baselines
@@ -48,7 +48,7 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         targets = self.windows[:, 1:]
-        # The window half the split away lends its context; a single window has no other.
+        # A window's other context is that of the window half the split away; a single window has none.
         self.shift = len(self.windows) // 2
         self.unigram_top = self.baselines.unigram_log_probs.topk(UNIGRAM_TOP).indices.to(targets.device)
 
@@ -56,22 +56,22 @@ class Evaluator:
     def evaluate(self, model: Transformer, step: int) -> dict[str, float]:
         """One row of evals.csv, in nats per token. Margins are baseline - model, paired by window."""
         inputs = self.windows
-        # Row i: the targets of window i, then those of the window that window i lends its context to.
+        # Row i: the targets of window i, then those of the window whose other context window i is.
         targets = torch.stack([inputs[:, 1:], inputs.roll(-self.shift, 0)[:, 1:]], dim=-1).long()
         losses, swapped, top = [], [], []
         weight = model.embedding.weight.to(self.policy.compute_dtype)
         for start in range(0, len(inputs), self.batch_size):
-            rows = slice(start, start + self.batch_size)
+            batch = slice(start, start + self.batch_size)
             with self.policy.autocast(inputs.device):
-                hidden = model(inputs[rows].long())[:, :-1].to(self.policy.compute_dtype)
+                hidden = model(inputs[batch].long())[:, :-1].to(self.policy.compute_dtype)
             num_windows, num_targets, hidden_dim = hidden.shape
-            row_losses, row_top = score(hidden.reshape(-1, hidden_dim), weight, targets[rows].flatten(0, 1))
+            row_losses, row_top = token_losses(hidden.reshape(-1, hidden_dim), weight, targets[batch].flatten(0, 1))
             per_window = row_losses.view(num_windows, num_targets, 2).cpu().double().mean(dim=1)
             losses.append(per_window[:, 0])
             swapped.append(per_window[:, 1])
             top.append(row_top.view(num_windows, num_targets))
         loss = torch.cat(losses)
-        behind_other_context = torch.cat(swapped).roll(self.shift, 0)
+        other_context_loss = torch.cat(swapped).roll(self.shift, 0)
         predicted = torch.cat(top)
         row: dict[str, float] = {"step": step}
         row["val_loss"], row["val_loss_se"] = mean_and_error(loss)
@@ -84,7 +84,7 @@ class Evaluator:
         row["accuracy"] = (predicted == targets[..., 0]).float().mean().item()
         nats = loss.sum().item() * targets.shape[1]
         row["bits_per_byte"] = nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
-        gain = mean_and_error(behind_other_context - loss) if self.shift else (math.nan, math.nan)
+        gain = mean_and_error(other_context_loss - loss) if self.shift else (math.nan, math.nan)
         row["context_gain"], row["context_gain_se"] = gain
         row["non_unigram_top1"] = (~torch.isin(predicted, self.unigram_top)).float().mean().item()
         return row

@@ -1,6 +1,6 @@
-"""What a run needs of memory at the very least, and what there is: a run that cannot fit is refused at once.
+"""The memory that a run needs at least, and what is available: a run that cannot fit is refused before it starts.
 
-Every figure is a lower bound, made of tensors that are all there at the same moment. What fits is never refused.
+Every figure is a lower bound: a sum over tensors that exist at the same moment. A run that fits is never refused.
 """
 
 import os
@@ -18,23 +18,23 @@ from marble_sweep.training.precision import POLICIES
 GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-# The setting that a complaint names where a part is the largest.
-KNOBS = {
+# The setting that an error names where a part is the largest.
+SETTING_OF_PART = {
     "weights and optimizer": "model.hidden_dim",
     "activations": "trainer.batch_size",
     "means of h": "verdict.direction_lag",
     "corpus": "data.num_tokens",
 }
-TURNED = ("model.num_layers", "model.hidden_dim", "data.vocab_size", "trainer.batch_size", "trainer.seq_len")
+MEMORY_SETTINGS = ("model.num_layers", "model.hidden_dim", "data.vocab_size", "trainer.batch_size", "trainer.seq_len")
 
 
 def training_bytes(config: Config, device: torch.device, lag: int) -> dict[str, int]:
     """The bytes of each part of what training holds at the end of a backward pass, on its device."""
     policy, model, trainer = POLICIES[config.precision.name], config.model, config.trainer
-    stored, states = policy.param_dtype.itemsize, policy.optimizer_dtype.itemsize
+    param_bytes, state_bytes = policy.param_dtype.itemsize, policy.optimizer_dtype.itemsize
     # The weights, the ones before the step, and backward's gradients; the gradients as the optimizer sees them.
-    of_weight = 3 * stored + states + (states if policy.rounds else 0)
-    of_weight += num_moments(config.optimizer) * states
+    per_weight = 3 * param_bytes + state_bytes + (state_bytes if policy.rounds else 0)
+    per_weight += num_moments(config.optimizer) * state_bytes
     tokens, width = trainer.batch_size * trainer.seq_len, model.hidden_dim
     # Backward needs the operands of each layer's products: four of the width, and the MLP's before and after GELU.
     kept = model.num_layers * (4 * width + 2 * model.mlp_dim) + width
@@ -44,7 +44,7 @@ def training_bytes(config: Config, device: torch.device, lag: int) -> dict[str, 
         # Attention there writes its scores out.
         activations += model.num_layers * model.heads * tokens * trainer.seq_len * policy.compute_dtype.itemsize
     return {
-        "weights and optimizer": config.num_parameters * of_weight,
+        "weights and optimizer": config.num_parameters * per_weight,
         "activations": activations,
         "means of h": lag * width * 4,
     }
@@ -58,7 +58,7 @@ def num_moments(optimizer: OptimizerConfig) -> int:
 
 
 def corpus_bytes(config: Config) -> int:
-    """The bytes that a corpus takes while it is made; 0 where only its text can tell."""
+    """The bytes that making the corpus takes; 0 where that depends on its text."""
     data = config.data
     if not isinstance(data, MarkovConfig):
         return 0
@@ -67,23 +67,23 @@ def corpus_bytes(config: Config) -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What can still be taken on a device; None where that cannot be told."""
+    """The free memory of a device in bytes; None where it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return available_here()
 
 
 def available_here() -> int | None:
-    """What this process can still take of the machine's memory, within its container; None where it cannot be told."""
+    """The bytes that this process can still allocate on the machine, within its container; None where it is unknown."""
     try:
         lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        of_machine = sum(int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
+        machine_bytes = sum(int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
     except (OSError, ValueError, KeyError):
         if "SC_PHYS_PAGES" not in os.sysconf_names:
             return None
-        of_machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    of_container = container_bytes()
-    return of_machine if of_container is None else min(of_machine, of_container)
+        machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    in_container = container_bytes()
+    return machine_bytes if in_container is None else min(machine_bytes, in_container)
 
 
 def container_bytes() -> int | None:
@@ -116,11 +116,11 @@ def require_room(config: Config, parts: dict[str, int], available: int | None, w
     if available is None or total <= available:
         return
     largest = max(parts, key=lambda name: parts[name])
-    group, _, name = KNOBS[largest].partition(".")
+    group, _, name = SETTING_OF_PART[largest].partition(".")
     shares = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in parts.items())
-    others = ", ".join(knob for knob in TURNED if knob != KNOBS[largest])
+    others = ", ".join(setting for setting in MEMORY_SETTINGS if setting != SETTING_OF_PART[largest])
     allowed = (
         f"smaller for the run to fit in memory ({where}): it takes at least {total / GIB:,.1f} GiB ({shares}) "
         f"and {available / GIB:,.1f} are free; {others} count too"
     )
-    require(False, KNOBS[largest], getattr(getattr(config, group), name), allowed)
+    require(False, SETTING_OF_PART[largest], getattr(getattr(config, group), name), allowed)

@@ -16,7 +16,7 @@ def build_optimizers(
     """torch's own optimizers: one for all weights as a flat tensor, or, for Muon, two for its named parts.
 
     `reference` asks for torch's plain loop over parameters, whose arithmetic is the parameters' own
-    dtype throughout (the fused kernels widen bfloat16 inside).
+    dtype throughout (the fused kernels compute in float32 inside).
     """
     kernel: dict[str, Any] = {"foreach": False, "fused": False} if reference else {"fused": True}
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
@@ -50,7 +50,7 @@ class FlatOptimizer:
         for name, part in self._parts(self.weights).items():
             self.parameters[name].data = part
         self.prev_params = self.weights.clone()  # before the last step
-        self.before = self._parts(self.prev_params)
+        self.prev_params_by_name = self._parts(self.prev_params)
         self.master_params = self.weights.float() if policy.rounds else self.weights
         self.gradient = torch.zeros_like(self.master_params)  # of the last step
         self.master_params.grad = self.gradient
@@ -59,9 +59,9 @@ class FlatOptimizer:
             part.grad = gradients[name]
         reference = policy.optimizer_dtype == torch.bfloat16
         self.optimizers = build_optimizers(config, self.master_params, parts, reference=reference)
-        optimized = {id(each) for optimizer in self.optimizers for each in optimizer.param_groups[0]["params"]}
-        self.optimized = [each for each in (self.master_params, *parts.values()) if id(each) in optimized]
-        self.rounding = torch.Generator(self.weights.device).manual_seed(seed)
+        optimized = {id(tensor) for optimizer in self.optimizers for tensor in optimizer.param_groups[0]["params"]}
+        self.optimized = [tensor for tensor in (self.master_params, *parts.values()) if id(tensor) in optimized]
+        self.rounding_generator = torch.Generator(self.weights.device).manual_seed(seed)
         self.decays = config.weight_decay > 0
         self.lr = 0.0
 
@@ -89,28 +89,30 @@ class FlatOptimizer:
             optimizer.step()
         if self.policy.rounds:
             rounded = (
-                round_stochastic(self.master_params, self.rounding) if self.policy.stochastic else self.master_params
+                round_stochastic(self.master_params, self.rounding_generator)
+                if self.policy.stochastic
+                else self.master_params
             )
             self.weights.copy_(rounded)  # rounds to nearest, ties to even
             self.master_params.copy_(self.weights)
 
     @torch.no_grad()
     def updates_lost(self) -> Tensor:
-        """Of all weights that the last step meant to change, the fraction it left as they were.
+        """Of all weights that the last step was to change, the fraction it left as they were.
 
-        A change is meant where the optimizer's direction is not zero: its momentum (the gradient,
-        where it keeps none), or the decay of a non-zero weight. Scalar float32; NaN if none was meant.
+        A weight is to change where the optimizer's direction is not zero (its momentum, or the gradient where it
+        keeps none), or where decay applies to a non-zero weight. Scalar float32; NaN if no weight is.
         """
         if self.lr == 0:
             return torch.full((), torch.nan, device=self.weights.device)
         # On the CPU a conversion to bool takes a third of the time of a comparison with zero.
-        directions = [self._direction(each).flatten().bool() for each in self.optimized]
-        meant = torch.cat(directions) if len(directions) > 1 else directions[0]
+        directions = [self._direction(tensor).flatten().bool() for tensor in self.optimized]
+        intended = torch.cat(directions) if len(directions) > 1 else directions[0]
         if self.decays:
-            meant |= self.prev_params.bool()
-        num_meant = torch.count_nonzero(meant)
-        num_made = torch.count_nonzero(meant.logical_and_((self.weights - self.prev_params).bool()))
-        return (num_meant - num_made).float() / num_meant.float()
+            intended |= self.prev_params.bool()
+        num_intended = torch.count_nonzero(intended)
+        num_changed = torch.count_nonzero(intended.logical_and_((self.weights - self.prev_params).bool()))
+        return (num_intended - num_changed).float() / num_intended.float()
 
     def _direction(self, tensor: Tensor) -> Tensor:
         """Where the last step pushed a tensor that an optimizer was given; the same shape."""
@@ -124,7 +126,7 @@ class FlatOptimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimizers' states and the rounding generator's, as flat named tensors."""
-        tensors = {"rounding": self.rounding.get_state()}
+        tensors = {"rounding": self.rounding_generator.get_state()}
         for number, optimizer in enumerate(self.optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 for name, value in state.items():
@@ -134,7 +136,7 @@ class FlatOptimizer:
 
     def blank_state_dict(self, step: int) -> dict[str, Tensor]:
         """The names, shapes and dtypes of what `state_dict` gives after `step` steps."""
-        tensors = {"rounding": self.rounding.get_state()}
+        tensors = {"rounding": self.rounding_generator.get_state()}
         for number, optimizer in enumerate(self.optimizers if step > 0 else ()):
             names = ["momentum_buffer"] if optimizer.defaults.get("momentum") else []
             if "betas" in optimizer.defaults:
@@ -147,8 +149,8 @@ class FlatOptimizer:
         return tensors
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Take up what `state_dict` saved; the weights must be loaded before."""
-        self.rounding.set_state(state_dict["rounding"].cpu())
+        """Continue from what `state_dict` saved; the weights must be loaded before."""
+        self.rounding_generator.set_state(state_dict["rounding"].cpu())
         for number, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in state_dict.items():

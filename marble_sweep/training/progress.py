@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run trains: a progress bar on a terminal, plain lines elsewhere."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ class Progress:
         self.bar = tqdm(disable=True)
 
     def start(self, step: int) -> None:
-        """Begin to show, and to time, what comes after `step`."""
+        """Start the clock and the bar at `step`."""
         self.first_step = step
         self.started = self.last_line = time.monotonic()
         self.bar = tqdm(total=self.total_steps, initial=step, unit="step", disable=self.hidden)
@@ -50,7 +50,7 @@ class Progress:
             )
 
     def evaluated(self, row: dict[str, float]) -> None:
-        """Take up the margin of a row of evals.csv."""
+        """Show the margin of a row of evals.csv from now on."""
         self.margin = f"{row['unigram_margin']:+.3f}"
 
     def close(self) -> None:

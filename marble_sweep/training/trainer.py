@@ -1,14 +1,12 @@
-"""The training loop: one step after the other, in a fixed order, with everything else hung on it.
+"""The training loop: one step after the other, in a fixed order. Whatever else a run does is handed to it.
 
-Three generators, three purposes: the weights' at the start, the batches' order, stochastic rounding.
-Evaluation draws from none, so turning it on or off leaves the training losses bit-identical.
+Three generators, three purposes: the initial weights, the order of the batches, stochastic rounding. Evaluation draws
+from none, so turning it on or off leaves the training losses bit-identical.
 """
 
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,163 +15,138 @@ from marble_sweep.checks import CheckError
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.metrics.lattice import black_holes
-from marble_sweep.metrics.step import MEASURED, Pending, StepMetrics
+from marble_sweep.metrics.step import Pending, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs import layout
-from marble_sweep.runs.checkpoints import EmbeddingSnapshots
-from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
-from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator
+from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.progress import Progress
-from marble_sweep.training.schedule import lr_scale
+from marble_sweep.training.schedule import evaluation_steps, lr_scale
+from marble_sweep.training.writer import RunWriter
 
-# The notebook's eight first, then what it could not see.
-STEP_COLUMNS = (
-    *("step", "epoch", "loss", "top1", "top2", "top3", "h_autocorr", "dead_moving", "lr"),
-    *MEASURED[MEASURED.index("grad_norm") :],
-    "tokens_per_second",
-)
-ESTIMATE_TOKENS = 4096  # that a CPU tries before the first step, to say how long the run will take
-FLUSH_SECONDS = 1.0  # how long a measured row may wait on the device before it is written
-
-
-def autocorrelation_lag(config: Config) -> int:
-    """Steps between the h_means that h_autocorr_lag compares; a quarter of a run too short for the wish."""
-    return max(1, min(config.verdict.direction_lag, config.trainer.total_steps // 4))
+FLUSH_SECONDS = 1.0  # how long a measured row may stay on the device before it is written
 
 
 class Trainer:
-    """Trains `model` on `batches` inside `directory`; `train` returns how it ended."""
+    """Trains `model` on `batches`; `train` returns how the run ended."""
 
     def __init__(
         self,
         config: Config,
         model: Transformer,
         batches: Batches,
-        evaluator: Evaluator | None,
         dead_mask: Tensor,
-        directory: Path,
+        writer: RunWriter,
         progress: Progress,
         *,
+        evaluator: Evaluator | None = None,  # None: nothing is held out
+        early_stopping: EarlyStopping | None = None,  # None: the run goes on to its last step
         resume: bool = False,
     ) -> None:
+        """`resume` continues from the saved state. Raises ValueError where that is not of this run."""
         self.config = config
         self.model = model
         self.batches = batches
-        self.evaluator = evaluator
+        self.writer = writer
         self.progress = progress
-        self.directory = directory
+        self.evaluator = evaluator
+        self.early_stopping = early_stopping
         self.policy = POLICIES[config.precision.name]
-        self.updater = FlatOptimizer(model, config.optimizer, self.policy, config.seed)
-        self.metrics = StepMetrics(dead_mask, config.model.hidden_dim, autocorrelation_lag(config))
-        self.checkpoints = EmbeddingSnapshots(directory / layout.SNAPSHOTS, dead_mask)
+        self.optimizer = FlatOptimizer(model, config.optimizer, self.policy, config.seed)
+        self.metrics = StepMetrics(dead_mask, config.model.hidden_dim, config.autocorrelation_lag)
+        self.pending = Pending()
+        self.parts: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, "batches": batches}
+        self.parts["metrics"] = self.metrics
         self.step = 0
         self.train_seconds = 0.0
         self.last_loss: float | None = None
-        self.early_stopping = EarlyStopping(config)
-        self.evaluation_steps = frozenset(self.early_stopping.steps if evaluator else ())
-        self.pending = Pending()
-        self.parts: dict[str, Stateful] = {"model": model, "updater": self.updater, "batches": batches}
-        self.parts["metrics"] = self.metrics
+        self.evals: list[dict[str, float]] = []  # the rows of evals.csv so far
+        self.stop_reason: RunStatus | None = None  # why the run ends before its last step
         hashes = self.load_state() if resume else {}
-        self.step_rows = CsvLog(
-            directory / layout.METRICS,
-            STEP_COLUMNS,
-            self.step,
-            steps=range(1, self.step + 1),
-            sha256=hashes.get(layout.METRICS),
-        )
-        self.eval_rows = CsvLog(
-            directory / layout.EVALS,
-            EVAL_COLUMNS,
-            self.step,
-            steps=[int(row["step"]) for row in self.early_stopping.rows],
-            sha256=hashes.get(layout.EVALS),
-        )
-
-    @property
-    def state_path(self) -> Path:
-        return self.directory / layout.STATE
+        writer.open(self.step, [int(row["step"]) for row in self.evals], hashes)
 
     def train(self, should_stop: Callable[[], bool]) -> RunStatus:
-        """Run to the last step: `finished`, or `interrupted` by should_stop, or `diverged`.
+        """Train to the last step: `finished`, or `interrupted` by should_stop, or `diverged`.
 
-        Or to the first look at which early stopping ends the run: `certified`, `pruned` or `too_slow`.
+        Or to the first evaluation at which early stopping ends the run: `certified`, `pruned` or `too_slow`.
         """
         try:
             return self._train(should_stop)
         finally:
             self.progress.close()
             try:
-                self.step_rows.write(self.fetch())
+                self.writer.step_rows.write(self.fetch())
             finally:
-                self.step_rows.close()
-                self.eval_rows.close()
+                self.writer.close()
 
     def _train(self, should_stop: Callable[[], bool]) -> RunStatus:
-        settings = self.config.trainer
-        if self.step == 0:
-            self.checkpoints.take(0, self.model.embedding.weight, torch.zeros(self.config.model.hidden_dim))
-        if self.early_stopping.ruling != RunStatus.DIVERGED:
-            self.save_state()
-        self.progress.start(self.step)
+        trainer = self.config.trainer
+        eval_steps = {*evaluation_steps(trainer.total_steps, trainer.num_evals, trainer.eval_spacing)}
+        self.start()
         last_flush = last_save = time.monotonic()
-        if self.early_stopping.ruling == RunStatus.TOO_SLOW:
-            self.early_stopping.ruling = None  # of an earlier start, perhaps on a busier machine
-        while self.step < settings.total_steps and self.early_stopping.ruling is None:
+        while self.step < trainer.total_steps and self.stop_reason is None:
             started = time.perf_counter()
             self.take_step()
             elapsed = time.perf_counter() - started
             self.train_seconds += elapsed
             self.pending.seconds.append(elapsed)
 
-            is_last = self.step == settings.total_steps
-            evaluates = self.step in self.evaluation_steps
-            checkpoints = self.step % settings.checkpoint_interval == 0
-            now = time.monotonic()
-            saves = checkpoints or is_last or now - last_save >= settings.state_interval or should_stop()
+            is_last = self.step == trainer.total_steps
+            evaluates = self.evaluator is not None and self.step in eval_steps
+            snapshots = self.step % trainer.checkpoint_interval == 0
             epoch_ends = self.step % self.batches.steps_per_epoch == 0
+            now = time.monotonic()
+            saves = snapshots or is_last or now - last_save >= trainer.state_interval or should_stop()
             if evaluates or saves or epoch_ends or now - last_flush >= FLUSH_SECONDS:
                 last_flush = now
                 if not self.flush():
-                    # The state then says that nothing is left to train. The model stays as it was last saved.
-                    self.early_stopping.ruling = RunStatus.DIVERGED
-                    self.save_state(model=False)
+                    self.stop_reason = RunStatus.DIVERGED
+                    self.save_state(model=False)  # the model stays as it was last saved
                     break
-            if evaluates and self.evaluator is not None:
-                row = self.evaluator.evaluate(self.model, self.step)
-                self.eval_rows.write([row])
-                self.progress.evaluated(row)
-                self.early_stopping.look(row, self.steps_per_minute())
-            if checkpoints:
-                self.checkpoints.take(self.step, self.model.embedding.weight, self.metrics.latest_mean)
-            if saves or self.early_stopping.ruling:
+            if evaluates:
+                self.evaluate()
+            if snapshots:
+                self.take_snapshot(self.metrics.latest_mean)
+            if saves or self.stop_reason:
                 last_save = now
                 self.save_state()
-                if should_stop() and not is_last and not self.early_stopping.ruling:
+                if should_stop() and not is_last and not self.stop_reason:
                     return RunStatus.INTERRUPTED
-        return self.early_stopping.ruling or RunStatus.FINISHED
+        return self.stop_reason or RunStatus.FINISHED
+
+    def start(self) -> None:
+        """Leave a state from which the run can be continued, whatever happens next."""
+        if self.step == 0:
+            self.take_snapshot(torch.zeros(self.config.model.hidden_dim))
+        if self.stop_reason != RunStatus.DIVERGED:
+            self.save_state()
+        if self.stop_reason == RunStatus.TOO_SLOW:
+            self.stop_reason = None  # of an earlier start, perhaps on a busier machine
+        self.progress.start(self.step)
 
     def take_step(self) -> None:
         """One step, in the notebook's order: forward, backward, update, measure. Never waits for the device."""
         self.step += 1
-        tokens = self.batches.next()  # (B, T)
+        tokens = next(self.batches)  # (B, T)
         loss, hidden = self.loss(tokens)
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         lr = self.config.optimizer.lr * lr_scale(self.config.schedule, self.step, self.config.trainer.total_steps)
-        self.updater.step(lr)
-        before, after = self.updater.before["embedding.weight"], self.model.embedding.weight.detach()
-        updates_lost = self.updater.updates_lost()
-        self.pending.device.append(
-            self.metrics.measure(loss, hidden, self.updater.gradient, before, after, updates_lost)
+        self.optimizer.step(lr)
+        values = self.metrics.measure(
+            loss,
+            hidden,
+            self.optimizer.gradient,
+            self.optimizer.prev_params_by_name["embedding.weight"],
+            self.model.embedding.weight.detach(),
+            self.optimizer.updates_lost(),
         )
+        self.pending.device.append(values)
         self.pending.host.append({"step": self.step, "epoch": self.batches.epoch, "lr": lr})
 
     def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,93 +164,68 @@ class Trainer:
         return rows
 
     def flush(self) -> bool:
-        """Write the pending rows; False where a loss is no number, whose row is the last one written."""
+        """Write the pending rows; False where a loss is NaN or infinite, whose row is the last one written."""
         rows = self.fetch()
         for index, row in enumerate(rows):
             if not math.isfinite(row["loss"]):
                 self.step, self.last_loss = int(row["step"]), None
-                self.step_rows.write(rows[: index + 1])
+                self.writer.step_rows.write(rows[: index + 1])
                 return False
-        self.step_rows.write(rows)
+        self.writer.step_rows.write(rows)
         if rows:
             self.last_loss = rows[-1]["loss"]
             self.progress.stepped(rows[-1])
         return True
 
+    def evaluate(self) -> None:
+        """Measure the model on the held-out windows, and ask early stopping whether the run ends here."""
+        assert self.evaluator is not None
+        row = self.evaluator.evaluate(self.model, self.step)
+        self.evals.append(row)
+        self.writer.eval_rows.write([row])
+        self.progress.evaluated(row)
+        if self.early_stopping is not None:
+            self.stop_reason = self.early_stopping.stop_reason(self.evals, self.steps_per_minute())
+
+    def take_snapshot(self, h_mean: Tensor) -> None:
+        self.writer.snapshots.take(self.step, self.model.embedding.weight, h_mean)
+
     def load_state(self) -> dict[str, str]:
-        """Take up the saved state; returns the hashes of the rows it counts on, by file name.
+        """Continue from the saved state; returns the hashes of the rows it counts on, by file name.
 
         Raises ValueError where anything in the directory is not what this run would have left there.
         """
-        info = read_info(self.state_path, self.config)
+        path = self.writer.directory / layout.STATE
+        info = read_info(path, self.config)
         blank = {name: part.state_dict() for name, part in self.parts.items()}
-        load_state(self.state_path, self.parts, blank | {"updater": self.updater.blank_state_dict(info["step"])})
+        load_state(path, self.parts, blank | {"optimizer": self.optimizer.blank_state_dict(info["step"])})
         self.step, self.train_seconds = info["step"], info["train_seconds"]
-        self.last_loss, self.early_stopping.rows = info["last_loss"], info["evals"]
-        self.early_stopping.ruling = None if info["ruling"] is None else RunStatus(info["ruling"])
-        diverged = self.early_stopping.ruling == RunStatus.DIVERGED  # the model then went on for a few steps
-        taken = (self.batches.epoch - 1) * self.batches.steps_per_epoch + self.batches.state_dict()["position"]
-        if not diverged and not taken == self.metrics.step == self.step:
-            counts = f"batches {taken}, metrics {self.metrics.step}"
-            raise CheckError(f"{self.state_path}: must be of one step: it says step {self.step}, {counts}")
-        taken_steps = range(0, self.step + (not diverged), self.config.trainer.checkpoint_interval)
-        self.checkpoints.resume(taken_steps, self.config.model.hidden_dim)
+        self.last_loss, self.evals = info["last_loss"], info["evals"]
+        self.stop_reason = None if info["stop_reason"] is None else RunStatus(info["stop_reason"])
+        diverged = self.stop_reason == RunStatus.DIVERGED  # the model then went on for a few steps
+        num_batches = (self.batches.epoch - 1) * self.batches.steps_per_epoch + self.batches.state_dict()["position"]
+        if not diverged and not num_batches == self.metrics.step == self.step:
+            counts = f"batches {num_batches}, metrics {self.metrics.step}"
+            raise CheckError(f"{path}: must be of one step: it says step {self.step}, {counts}")
+        snapshot_steps = range(0, self.step + (not diverged), self.config.trainer.checkpoint_interval)
+        self.writer.snapshots.resume(snapshot_steps, self.config.model.hidden_dim)
         return info.get("rows", {})
 
     def save_state(self, *, model: bool = True) -> None:
-        """What `resume` needs. All that it counts on is on the disk before it: the rows up to this step, the model."""
-        self.step_rows.sync()
-        self.eval_rows.sync()
+        """Save what `resume` needs, once the rows and the model that it counts on are on the disk."""
         info = {
             "step": self.step,
             "train_seconds": self.train_seconds,
             "last_loss": self.last_loss,
-            "evals": self.early_stopping.rows,
-            "ruling": self.early_stopping.ruling,
+            "evals": self.evals,
+            "stop_reason": self.stop_reason,
             "config": identity(self.config),
-            "rows": {layout.METRICS: self.step_rows.hash.hexdigest(), layout.EVALS: self.eval_rows.hash.hexdigest()},
+            "rows": self.writer.sync(),
         }
         if model:
-            write_tensors(self.directory / layout.MODEL, dict(self.model.state_dict()))
-        save_state(self.state_path, self.parts, info)
-
-    def summary(self) -> dict[str, Any]:
-        """How far the run has come, as metadata.json has it; the last evaluation's numbers with it."""
-        holes = black_holes(self.model.embedding.weight.detach().bfloat16())
-        return {
-            "step": self.step,
-            "n_black_holes": len(holes),
-            "n_black_hole_tokens": sum(map(len, holes)),
-            "final_loss": self.last_loss,
-            "total_epochs": self.batches.epoch,
-            "n_checkpoints": len(self.checkpoints.steps),
-            "train_seconds": self.train_seconds,
-            "steps_per_minute": self.steps_per_minute() if self.step else None,
-            "last_evaluation": {
-                name: value if math.isfinite(value) else None for name, value in self.early_stopping.rows[-1].items()
-            }
-            if self.early_stopping.rows
-            else {},
-        }
+            write_tensors(self.writer.directory / layout.MODEL, dict(self.model.state_dict()))
+        save_state(self.writer.directory / layout.STATE, self.parts, info)
 
     def steps_per_minute(self) -> float:
         """The speed so far, inside training steps alone."""
         return 60 * self.step / self.train_seconds
-
-    def seconds_per_step(self) -> float:
-        """The time of one forward and backward pass, the second of two that touch no state; seconds.
-
-        On a CPU, whose time is that of the arithmetic, of a part of the batch.
-        """
-        windows, seq_len = self.config.trainer.batch_size, self.config.trainer.seq_len
-        device = self.updater.weights.device
-        timed = min(windows, max(1, ESTIMATE_TOKENS // seq_len)) if device.type == "cpu" else windows
-        tokens = torch.zeros((timed, seq_len), dtype=torch.int64, device=device)
-        for _ in range(2):  # the first warms up
-            started = time.perf_counter()
-            loss, _ = self.loss(tokens)
-            loss.backward()
-            loss.item()
-        elapsed = time.perf_counter() - started
-        self.model.zero_grad(set_to_none=True)
-        return elapsed * windows / timed

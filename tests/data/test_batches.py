@@ -16,7 +16,7 @@ def numbered(num_windows: int, seq_len: int = 3) -> Tensor:
 
 
 def take(batches: Batches, num: int) -> list[tuple[int, list[int]]]:
-    return [(batch := batches.next()[:, 0].tolist(), (batches.epoch, batch))[1] for _ in range(num)]
+    return [(batch := next(batches)[:, 0].tolist(), (batches.epoch, batch))[1] for _ in range(num)]
 
 
 def stored(state: dict[str, Any]) -> dict[str, Any]:
@@ -32,10 +32,10 @@ def test_windows_are_the_notebooks() -> None:
     assert windows(tokens[:3], 4).shape == (0, 4)
 
 
-@pytest.mark.parametrize("most", [1, 3, 7, 10, 1000])
-def test_eval_windows_are_evenly_spaced_distinct_and_at_most_so_many(most: int) -> None:
-    chosen = (eval_windows(torch.arange(43), 4, most)[:, 0] // 4).tolist()
-    assert len(chosen) == min(most, 10)
+@pytest.mark.parametrize("max_windows", [1, 3, 7, 10, 1000])
+def test_eval_windows_are_evenly_spaced_distinct_and_at_most_so_many(max_windows: int) -> None:
+    chosen = (eval_windows(torch.arange(43), 4, max_windows)[:, 0] // 4).tolist()
+    assert len(chosen) == min(max_windows, 10)
     gaps = [after - before for before, after in zip(chosen, chosen[1:], strict=False)]
     assert all(gap > 0 for gap in gaps)
     gaps.append(10 - chosen[-1])  # from the last to the end
@@ -71,7 +71,7 @@ def test_last_partial_batch_is_dropped() -> None:
 
 
 def test_batches_are_int64() -> None:
-    batch = Batches(numbered(5), 2, seed=0).next()
+    batch = next(Batches(numbered(5), 2, seed=0))
     assert batch.dtype == torch.int64
     assert batch.shape == (2, 3)
 

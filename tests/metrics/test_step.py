@@ -55,8 +55,8 @@ def random_step(seed: int, weights_dtype: torch.dtype = torch.bfloat16) -> Step:
         "loss": torch.rand((), generator=generator) * 9,
         "hidden": torch.randn(B, T, D, generator=generator).to(weights_dtype) + 0.5,
         "gradient": torch.randn(V * D + D, generator=generator).to(weights_dtype),
-        "before": before.to(weights_dtype),
-        "after": after.to(weights_dtype),
+        "prev_embedding": before.to(weights_dtype),
+        "embedding": after.to(weights_dtype),
         "updates_lost": torch.rand((), generator=generator),
     }
 
@@ -67,7 +67,7 @@ def to_bf16(weights: torch.Tensor) -> np.ndarray:
 
 def recompute(step: Step, means: list[np.ndarray], lag: int) -> dict[str, float]:
     """Every column in float64, from the arguments of `measure` and the h_means of the steps before."""
-    before, after = to_bf16(step["before"]), to_bf16(step["after"])
+    before, after = to_bf16(step["prev_embedding"]), to_bf16(step["embedding"])
     vectors = step["hidden"].float().numpy().astype(np.float64).reshape(B * T, D)
     mean = vectors.mean(axis=0)
     norms = np.linalg.norm(vectors, axis=1)
@@ -128,9 +128,9 @@ def test_every_column_equals_a_plain_recomputation(weights_dtype: torch.dtype, l
 
 def test_midlife_is_counted() -> None:
     step = random_step(0)
-    step["before"] = torch.ones(V, D).bfloat16()
-    step["after"] = step["before"].clone()
-    step["after"][3, 0] = 1 + 2 * 2.0**-7  # token 3 is dead; L2 = 2 < sqrt(12)
+    step["prev_embedding"] = torch.ones(V, D).bfloat16()
+    step["embedding"] = step["prev_embedding"].clone()
+    step["embedding"][3, 0] = 1 + 2 * 2.0**-7  # token 3 is dead; L2 = 2 < sqrt(12)
     values = measured(metrics(), step)
     assert values["dead_midlife"] == pytest.approx(1 / DEAD.sum())
     assert values["dead_frozen"] == pytest.approx(1 - 1 / DEAD.sum())
@@ -140,8 +140,8 @@ def test_midlife_is_counted() -> None:
 
 def test_the_dead_are_told_from_the_living() -> None:
     step = random_step(0)
-    step["after"] = step["before"].clone()
-    step["after"][~DEAD] += 1
+    step["embedding"] = step["prev_embedding"].clone()
+    step["embedding"][~DEAD] += 1
     values = measured(metrics(), step)
     assert (values["dead_moving"], values["live_moving"]) == (0, 1)
     assert (values["dead_frozen"], values["dead_l1_mean"], values["dead_linf_max"]) == (1, 0, 0)
@@ -176,7 +176,7 @@ def test_what_no_token_has_is_nan(dead: np.ndarray, undefined: list[str]) -> Non
 def test_fractions_are_one_exactly_where_every_token_does_it(num_dead: int) -> None:
     before = torch.ones(10_000, 2).bfloat16()
     dead = torch.arange(10_000) < num_dead
-    step = random_step(0) | {"hidden": torch.ones(1, 2, 2), "before": before, "after": before + 1}
+    step = random_step(0) | {"hidden": torch.ones(1, 2, 2), "prev_embedding": before, "embedding": before + 1}
     values = dict(zip(MEASURED, StepMetrics(dead, 2, 1).measure(**step).tolist(), strict=True))
     assert values["dead_moving"] == values["dead_early"] == 1
     assert values["live_moving"] == 1 or num_dead == 10_000
@@ -185,7 +185,7 @@ def test_fractions_are_one_exactly_where_every_token_does_it(num_dead: int) -> N
 def test_a_live_token_that_runs_off_leaves_the_dead_ones_numbers_alone() -> None:
     step = random_step(0)
     expected = measured(metrics(), step)
-    step["before"][1, 0], step["after"][1, 0] = 0.0, 1.0  # token 1 is live: 2^133 cells overflow a float32
+    step["prev_embedding"][1, 0], step["embedding"][1, 0] = 0.0, 1.0  # token 1 is live: 2^133 cells overflow a float32
     values = measured(metrics(), step)
     dead = [name for name in MEASURED if name.startswith("dead_")]
     assert {name: values[name] for name in dead} == {name: expected[name] for name in dead}

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from bounds import FLOAT32, gamma
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from marble_sweep.model.loss import ARGMAX_BLOCK, CPU_CHUNK_ROWS, SAFE_LOGIT, linear_cross_entropy, needs_shift, score
+from marble_sweep.model.loss import (
+    ARGMAX_BLOCK,
+    CPU_CHUNK_ROWS,
+    SAFE_LOGIT,
+    linear_cross_entropy,
+    needs_shift,
+    token_losses,
+)
 
 V, D = 61, 16
 # Below a chunk, one row, a chunk exactly, one row more, several and a bit.
@@ -134,7 +141,7 @@ def test_large_logits_neither_overflow_nor_underflow(dtype: torch.dtype) -> None
         assert_within(measured, expected, bounds(*rows))
     for ours, truth in zip(measured, expected, strict=True):
         assert relative_error(ours, truth) < 2.0**-7
-    losses, _ = score(rows[0], rows[1], rows[2][:, None])
+    losses, _ = token_losses(rows[0], rows[1], rows[2][:, None])
     assert abs(losses.mean().item() - expected[0].item()) <= bounds(*rows)[0]
 
 
@@ -159,7 +166,7 @@ def test_what_is_no_number_makes_the_loss_none(dtype: torch.dtype, value: float,
     rows = example(CPU_CHUNK_ROWS + 3, dtype)
     rows[where][-1, -1] = value
     assert not gradients(*rows)[0].isfinite()
-    assert not score(rows[0], rows[1], rows[2][:, None])[0].mean().isfinite()
+    assert not token_losses(rows[0], rows[1], rows[2][:, None])[0].mean().isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -257,7 +264,7 @@ def test_the_logits_never_exist_as_a_whole(dtype: torch.dtype) -> None:
         gradients(hidden, weight, targets)
     assert ours.numel <= CPU_CHUNK_ROWS * vocab_size
     with LargestTensor() as scoring:
-        score(hidden, weight, targets[:, None])
+        token_losses(hidden, weight, targets[:, None])
     assert scoring.numel < CPU_CHUNK_ROWS * (vocab_size + ARGMAX_BLOCK)
 
 
@@ -266,7 +273,7 @@ def test_the_logits_never_exist_as_a_whole(dtype: torch.dtype) -> None:
 def test_score_equals_the_full_softmax(num_rows: int, dtype: torch.dtype) -> None:
     hidden, weight, targets = example(num_rows, dtype)
     targets = torch.stack([targets, targets.flip(0), (targets + 1) % V], dim=1)
-    losses, top = score(hidden.requires_grad_(), weight.requires_grad_(), targets)
+    losses, top = token_losses(hidden.requires_grad_(), weight.requires_grad_(), targets)
     log_probs = (hidden.double() @ weight.double().T).log_softmax(1)
     expected = -log_probs.gather(1, targets)
     assert (losses.shape, losses.dtype, top.shape, top.dtype) == (
@@ -286,7 +293,7 @@ def test_score_equals_the_full_softmax(num_rows: int, dtype: torch.dtype) -> Non
 def test_the_most_probable_token_is_found_in_every_block(vocab_size: int) -> None:
     weight = torch.arange(1.0, vocab_size + 1).diag()  # row i's logits are all zero but the i-th
     hidden = torch.eye(vocab_size)
-    _, top = score(hidden, weight, torch.zeros(vocab_size, 1, dtype=torch.int64))
+    _, top = token_losses(hidden, weight, torch.zeros(vocab_size, 1, dtype=torch.int64))
     assert top.tolist() == list(range(vocab_size))
-    _, top = score(-torch.ones(1, vocab_size), weight, torch.zeros(1, 1, dtype=torch.int64))
+    _, top = token_losses(-torch.ones(1, vocab_size), weight, torch.zeros(1, 1, dtype=torch.int64))
     assert top.tolist() == [0], "all logits negative: what pads the last block is not taken"

@@ -276,7 +276,7 @@ def test_20_steps_give_the_losses_of_the_notebooks_loop(size: Size) -> None:
         optimizer.step()
         expected.append(loss.item())
 
-    updater = FlatOptimizer(model, AdamWConfig(lr=lr, weight_decay=weight_decay), POLICIES["fp32"], seed=0)
+    flat_optimizer = FlatOptimizer(model, AdamWConfig(lr=lr, weight_decay=weight_decay), POLICIES["fp32"], seed=0)
     losses = []
     for tokens in batches:
         with POLICIES["fp32"].autocast(tokens.device):
@@ -284,7 +284,7 @@ def test_20_steps_give_the_losses_of_the_notebooks_loop(size: Size) -> None:
         loss = linear_cross_entropy(hidden[:, :-1].flatten(0, 1), model.embedding.weight, tokens[:, 1:].flatten())
         model.zero_grad()
         loss.backward()
-        updater.step(lr)
+        flat_optimizer.step(lr)
         losses.append(loss.item())
 
     # A gradient may be off by its share, and Adam's step with it, which moves every loss by that share of the descent.

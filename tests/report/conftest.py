@@ -15,7 +15,7 @@ from marble_sweep.config import EXPERIMENT_NAME, Config
 from marble_sweep.groups import MODEL_NAME
 from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.training.evaluation import EVAL_COLUMNS
-from marble_sweep.training.trainer import STEP_COLUMNS
+from marble_sweep.training.writer import STEP_COLUMNS
 
 UNIGRAM, ORACLE, BIGRAM = 6.2, 6.0, 4.4
 START = math.log(10_000)

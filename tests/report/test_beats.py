@@ -73,9 +73,9 @@ def test_every_place_gives_the_same_answer(margin: float, error: float, expected
     assert (shown["beats_unigram"], shown["beats_oracle"], shown["beats_bigram"]) == (expected,) * 3
 
     early_stopping = EarlyStopping(tiny_config("trainer.num_evals=1", "certify.stop=true"))
-    assert early_stopping.errors == 3.0
-    early_stopping.look(row(margin, error), steps_per_minute=500.0)
-    assert (early_stopping.ruling == "certified") is (expected is True)
+    assert early_stopping.errors_needed == 3.0
+    stop_reason = early_stopping.stop_reason([row(margin, error)], steps_per_minute=500.0)
+    assert (stop_reason == "certified") is (expected is True)
     assert (shortfall(CertifyConfig(), row(margin, error), 3.0) <= 0) is (expected is True)
 
 
@@ -87,7 +87,7 @@ def test_a_run_that_may_stop_needs_at_every_place_what_an_evaluation_needs(
     whole, stopping = tiny_config(*nine), tiny_config(*nine, "certify.stop=true")
     for config, expected in ((whole, True), (stopping, False)):
         assert beats(0.33, 0.1, judged_by(config).min_standard_errors) is expected
-    assert judged_by(stopping).min_standard_errors == EarlyStopping(stopping).errors
+    assert judged_by(stopping).min_standard_errors == EarlyStopping(stopping).errors_needed
     for name, stop in (("whole", "false"), ("stopping", "true")):
         folder = make_run(tmp_path / name, f"certify.stop={stop}", "trainer.num_evals=9", steps=40, every=40)
         write_evals(folder / "evals.csv", row(0.33, 0.1))

@@ -18,7 +18,7 @@ from marble_sweep.run import run
 from marble_sweep.runs.renamed import RENAMED
 from marble_sweep.runs.run import Run
 from marble_sweep.training.evaluation import EVAL_COLUMNS
-from marble_sweep.training.trainer import STEP_COLUMNS
+from marble_sweep.training.writer import STEP_COLUMNS
 
 OLD_RUNS = Path(__file__).parents[1] / "assets" / "old_runs"
 INTERRUPTED = ("interrupted", "interrupted_with_hashes")

@@ -13,7 +13,6 @@ from helpers import tiny_config
 from marble_sweep.run import run
 from marble_sweep.training import memory
 from marble_sweep.training.memory import container_bytes, corpus_bytes, require_memory, training_bytes
-from marble_sweep.training.trainer import autocorrelation_lag
 
 CPU = torch.device("cpu")
 LAG = "verdict.direction_lag"
@@ -46,7 +45,7 @@ def test_a_run_takes_what_was_estimated_and_not_much_more(sizes: tuple[str, ...]
     precision, optimizer = kind.split()
     words = [f"precision={precision}", f"optimizer={optimizer}", *sizes]
     config = tiny_config("data.num_tokens=40000", *words)
-    estimate = max(sum(training_bytes(config, CPU, autocorrelation_lag(config)).values()), corpus_bytes(config))
+    estimate = max(sum(training_bytes(config, CPU, config.autocorrelation_lag).values()), corpus_bytes(config))
     command = [sys.executable, "-c", MEASURE, str(tmp_path), *words]
     path = {"PYTHONPATH": ":".join(sys.path)}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | path)
@@ -73,7 +72,7 @@ def test_what_cannot_fit_is_refused_before_it_is_made(
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
     config = tiny_config(*overrides)
     with pytest.raises(ValueError, match="must be smaller for the run to fit in memory") as caught:
-        require_memory(config, CPU, autocorrelation_lag(config))
+        require_memory(config, CPU, config.autocorrelation_lag)
     line = str(caught.value)
     assert line.startswith(f"{field} = ")
     assert "GiB" in line

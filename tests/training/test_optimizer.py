@@ -69,13 +69,13 @@ def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
 @every_optimizer
 def test_bf16_is_a_float32_step_from_the_lattice_rounded_to_nearest(config: OptimizerConfig) -> None:
     model = Tiny(torch.bfloat16)
-    updater = FlatOptimizer(model, config, POLICIES["bf16"], seed=0)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES["bf16"], seed=0)
     wide = copy.deepcopy(model).float()
     optimizers = plain_optimizers(config, wide, fused=True)
     for step in range(8):
         grads, lr = gradients(model, step), config.lr * (1 - step / 10)
         give(model, grads)
-        updater.step(lr)
+        flat_optimizer.step(lr)
         give(wide, [grad.float() for grad in grads])
         set_lr(optimizers, lr)
         for optimizer in optimizers:
@@ -84,7 +84,7 @@ def test_bf16_is_a_float32_step_from_the_lattice_rounded_to_nearest(config: Opti
             for weight in wide.parameters():
                 weight.copy_(weight.to(torch.bfloat16).float())
         assert_same(weights(model), [weight.bfloat16() for weight in weights(wide)])
-    states = [value for each in updater.optimizers for state in each.state.values() for value in state.values()]
+    states = [value for each in flat_optimizer.optimizers for state in each.state.values() for value in state.values()]
     assert {value.dtype for value in states if value is not None} <= {torch.float32}
 
 
@@ -92,14 +92,14 @@ def test_bf16_adamw_equals_the_formula_in_float64() -> None:
     """AdamW written out, so that nothing rests on torch's kernels; rounding may differ at a tie alone."""
     config = OPTIMIZERS["adamw"]
     model = Tiny(torch.bfloat16)
-    updater = FlatOptimizer(model, config, POLICIES["bf16"], seed=0)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES["bf16"], seed=0)
     first = [torch.zeros(each.shape, dtype=torch.float64) for each in model.parameters()]
     second = [each.clone() for each in first]
     differing = total = 0
     for step in range(1, 9):
         start, grads = weights(model), gradients(model, step)
         give(model, grads)
-        updater.step(config.lr)
+        flat_optimizer.step(config.lr)
         for index, (weight, grad) in enumerate(zip(start, grads, strict=True)):
             first[index] = 0.9 * first[index] + 0.1 * grad.double()
             second[index] = 0.999 * second[index] + 0.001 * grad.double() ** 2
@@ -116,17 +116,17 @@ def test_bf16_pure_is_torchs_optimizer_on_a_bfloat16_model(config: OptimizerConf
     # torch's SGD rounds once more where a kernel's vectors end: it must see the weights in the same flat tensor.
     as_one = config.name == "sgd"
     twin = nn.ParameterList([flat(weights(model))]) if as_one else copy.deepcopy(model)
-    updater = FlatOptimizer(model, config, POLICIES["bf16_pure"], seed=0)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES["bf16_pure"], seed=0)
     optimizers = plain_optimizers(config, twin)
     for step in range(8):
         grads = gradients(model, step)
         give(model, grads)
         give(twin, [flat(grads)] if as_one else grads)
-        updater.step(config.lr)
+        flat_optimizer.step(config.lr)
         for optimizer in optimizers:
             optimizer.step()
         assert_same([flat(weights(model))], [flat(weights(twin))])
-    for optimizer in updater.optimizers:
+    for optimizer in flat_optimizer.optimizers:
         for state in optimizer.state.values():
             kept = {name: value.dtype for name, value in state.items() if name != "step" and value is not None}
             assert set(kept.values()) <= {torch.bfloat16}
@@ -138,12 +138,12 @@ def test_bf16_pure_is_torchs_optimizer_on_a_bfloat16_model(config: OptimizerConf
 def test_float32_weights_take_torchs_plain_step(config: OptimizerConfig, precision: str) -> None:
     model = Tiny()
     twin = copy.deepcopy(model)
-    updater = FlatOptimizer(model, config, POLICIES[precision], seed=0)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES[precision], seed=0)
     optimizers = plain_optimizers(config, twin)
     for step in range(8):
         give(model, gradients(model, step))
         give(twin, gradients(twin, step))
-        updater.step(config.lr)
+        flat_optimizer.step(config.lr)
         for optimizer in optimizers:
             optimizer.step()
     # A fused kernel and a plain loop round some ten times a step, of weights and of steps. Where Muon's matrices differ
@@ -158,7 +158,7 @@ def test_float32_weights_take_torchs_plain_step(config: OptimizerConfig, precisi
 @every_optimizer
 def test_bf16_stochastic_rounds_the_float32_step_at_random(config: OptimizerConfig) -> None:
     model = Tiny(torch.bfloat16)
-    updater = FlatOptimizer(model, config, POLICIES["bf16_stochastic"], seed=5)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES["bf16_stochastic"], seed=5)
     wide = copy.deepcopy(model).float()
     optimizers = plain_optimizers(config, wide, fused=True)
     rounding = torch.Generator().manual_seed(5)
@@ -166,7 +166,7 @@ def test_bf16_stochastic_rounds_the_float32_step_at_random(config: OptimizerConf
     for step in range(8):
         grads = gradients(model, step)
         give(model, grads)
-        updater.step(config.lr)
+        flat_optimizer.step(config.lr)
         give(wide, [grad.float() for grad in grads])
         for optimizer in optimizers:
             optimizer.step()
@@ -183,44 +183,44 @@ def test_bf16_stochastic_rounds_the_float32_step_at_random(config: OptimizerConf
 @pytest.mark.parametrize("precision", ["bf16", "bf16_stochastic"])
 def test_nothing_finer_than_the_lattice_survives_a_step(config: OptimizerConfig, precision: str) -> None:
     model = Tiny(torch.bfloat16)
-    updater = FlatOptimizer(model, config, POLICIES[precision], seed=0)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES[precision], seed=0)
     for step in range(3):
         give(model, gradients(model, step))
-        updater.step(config.lr)
-        assert_same([updater.master_params], [flat(weights(model)).float()])
+        flat_optimizer.step(config.lr)
+        assert_same([flat_optimizer.master_params], [flat(weights(model)).float()])
 
 
 @every_policy
 def test_before_holds_the_weights_from_before_the_step(precision: str) -> None:
     policy = POLICIES[precision]
     model = Tiny(policy.param_dtype)
-    updater = FlatOptimizer(model, OPTIMIZERS["adamw"], policy, seed=0)
+    flat_optimizer = FlatOptimizer(model, OPTIMIZERS["adamw"], policy, seed=0)
     for step in range(2):
         start = weights(model)
         give(model, gradients(model, step))
-        updater.step(1e-2)
-        assert_same(list(updater.before.values()), start)
-        assert not torch.equal(updater.before["embedding.weight"], model.embedding.weight)
+        flat_optimizer.step(1e-2)
+        assert_same(list(flat_optimizer.prev_params_by_name.values()), start)
+        assert not torch.equal(flat_optimizer.prev_params_by_name["embedding.weight"], model.embedding.weight)
 
 
 @every_policy
 def test_the_parameters_are_views_of_one_flat_tensor(precision: str) -> None:
     model = Tiny(POLICIES[precision].param_dtype)
     start = weights(model)
-    updater = FlatOptimizer(model, OPTIMIZERS["adamw"], POLICIES[precision], seed=0)
+    flat_optimizer = FlatOptimizer(model, OPTIMIZERS["adamw"], POLICIES[precision], seed=0)
     assert_same(weights(model), start)
-    updater.weights.fill_(3)
+    flat_optimizer.weights.fill_(3)
     assert all((weight == 3).all() for weight in weights(model))
     assert load(save(dict(model.state_dict()))).keys() == model.state_dict().keys()
 
 
 def test_a_parameter_without_a_gradient_is_a_mistake() -> None:
     model = Tiny()
-    updater = FlatOptimizer(model, OPTIMIZERS["adamw"], POLICIES["fp32"], seed=0)
+    flat_optimizer = FlatOptimizer(model, OPTIMIZERS["adamw"], POLICIES["fp32"], seed=0)
     give(model, gradients(model, 0))
     model.embedding.weight.grad = None
     with pytest.raises(AssertionError):
-        updater.step(1e-3)
+        flat_optimizer.step(1e-3)
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
@@ -246,11 +246,11 @@ def test_muon_without_blocks_is_adamw() -> None:
 def train(
     model: Tiny, config: OptimizerConfig, precision: str, steps: int = 3, scale: float = 1e-2, seed: int = 0
 ) -> FlatOptimizer:
-    updater = FlatOptimizer(model, config, POLICIES[precision], seed)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES[precision], seed)
     for step in range(steps):
         give(model, gradients(model, step, scale))
-        updater.step(config.lr)
-    return updater
+        flat_optimizer.step(config.lr)
+    return flat_optimizer
 
 
 @every_optimizer
@@ -262,14 +262,14 @@ def test_updates_lost_equals_a_plain_recount(config: OptimizerConfig, precision:
     model = Tiny(policy.param_dtype)
     with torch.no_grad():
         model.embedding.weight[0] = 0  # nothing there for decay to move
-    updater = FlatOptimizer(model, config, policy, seed=0)
+    flat_optimizer = FlatOptimizer(model, config, policy, seed=0)
     pushed = [torch.zeros(each.shape, dtype=torch.bool) for each in model.parameters()]
     for step in range(4):
         start, grads = weights(model), gradients(model, step, 1e-3)
         for grad in grads:
             grad[..., step:] = 0  # a direction that was pushed once and not again keeps its momentum
         give(model, grads)
-        updater.step(config.lr)
+        flat_optimizer.step(config.lr)
         meant = lost = 0
         for index, (old, new) in enumerate(zip(start, weights(model), strict=True)):
             remembers = not isinstance(config, SGDConfig) or config.momentum > 0
@@ -280,7 +280,7 @@ def test_updates_lost_equals_a_plain_recount(config: OptimizerConfig, precision:
                 if push or (decays and before != 0):
                     meant += 1
                     lost += bool(before == after)
-        measured = updater.updates_lost()
+        measured = flat_optimizer.updates_lost()
         assert measured.dtype == torch.float32
         assert measured.item() == pytest.approx(
             lost / meant if meant else math.nan, rel=2.0**-23, nan_ok=True
@@ -319,15 +319,15 @@ def test_where_nothing_was_meant_nothing_counts(name: str) -> None:
     config = copy.copy(OPTIMIZERS[name])
     config.weight_decay = 0.0
     model = Tiny(torch.bfloat16)
-    updater = FlatOptimizer(model, config, POLICIES["bf16"], seed=0)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES["bf16"], seed=0)
     give(model, [torch.zeros_like(each) for each in model.parameters()])
-    updater.step(config.lr)
-    assert math.isnan(updater.updates_lost().item())
+    flat_optimizer.step(config.lr)
+    assert math.isnan(flat_optimizer.updates_lost().item())
     one = [torch.zeros_like(each) for each in model.parameters()]
     one[0][3, 2] = 1.0  # a single intended change, in the embedding, large enough
     give(model, one)
-    updater.step(0.5)
-    assert updater.updates_lost().item() == 0
+    flat_optimizer.step(0.5)
+    assert flat_optimizer.updates_lost().item() == 0
 
 
 def test_decay_moves_only_what_is_not_zero() -> None:
@@ -336,25 +336,25 @@ def test_decay_moves_only_what_is_not_zero() -> None:
         for parameter in model.parameters():
             parameter.zero_()
         model.embedding.weight[0] = 1.0
-    updater = FlatOptimizer(model, AdamWConfig(lr=1e-6, weight_decay=0.1), POLICIES["bf16"], seed=0)
+    flat_optimizer = FlatOptimizer(model, AdamWConfig(lr=1e-6, weight_decay=0.1), POLICIES["bf16"], seed=0)
     give(model, [torch.zeros_like(each) for each in model.parameters()])
-    updater.step(1e-6)
-    assert updater.updates_lost().item() == 1  # the six of them, all too little
-    updater.step(1.0)
-    assert updater.updates_lost().item() == 0
+    flat_optimizer.step(1e-6)
+    assert flat_optimizer.updates_lost().item() == 1  # the six of them, all too little
+    flat_optimizer.step(1.0)
+    assert flat_optimizer.updates_lost().item() == 0
 
 
 @every_optimizer
 @every_policy
 def test_counting_what_was_lost_changes_nothing(config: OptimizerConfig, precision: str) -> None:
     model = Tiny(POLICIES[precision].param_dtype)
-    updater = FlatOptimizer(model, config, POLICIES[precision], seed=0)
+    flat_optimizer = FlatOptimizer(model, config, POLICIES[precision], seed=0)
     start, grads = weights(model), gradients(model, 0)
     give(model, grads)
-    updater.step(config.lr)
-    after, first = weights(model), updater.updates_lost()
-    assert torch.equal(updater.updates_lost(), first)
-    assert_same(list(updater.before.values()), start)
+    flat_optimizer.step(config.lr)
+    after, first = weights(model), flat_optimizer.updates_lost()
+    assert torch.equal(flat_optimizer.updates_lost(), first)
+    assert_same(list(flat_optimizer.prev_params_by_name.values()), start)
     assert_same(weights(model), after)
     assert_same([parameter.grad for parameter in model.parameters() if parameter.grad is not None], grads)
 
@@ -362,11 +362,11 @@ def test_counting_what_was_lost_changes_nothing(config: OptimizerConfig, precisi
 def test_a_learning_rate_of_zero_means_no_change() -> None:
     """The last step of wsd, by default: what was not meant is not lost."""
     model = Tiny(torch.bfloat16)
-    updater = FlatOptimizer(model, OPTIMIZERS["adamw"], POLICIES["bf16"], seed=0)
+    flat_optimizer = FlatOptimizer(model, OPTIMIZERS["adamw"], POLICIES["bf16"], seed=0)
     give(model, gradients(model, 0))
-    updater.step(0.0)
-    assert_same(weights(model), list(updater.before.values()))
-    assert math.isnan(updater.updates_lost().item())
+    flat_optimizer.step(0.0)
+    assert_same(weights(model), list(flat_optimizer.prev_params_by_name.values()))
+    assert math.isnan(flat_optimizer.updates_lost().item())
 
 
 # -------------------------------------------------------------------------------- state
@@ -374,14 +374,14 @@ def test_a_learning_rate_of_zero_means_no_change() -> None:
 
 @every_optimizer
 @every_policy
-def test_a_resumed_updater_goes_on_bit_for_bit(config: OptimizerConfig, precision: str) -> None:
+def test_a_resumed_optimizer_goes_on_bit_for_bit(config: OptimizerConfig, precision: str) -> None:
     policy = POLICIES[precision]
     model = Tiny(policy.param_dtype)
-    updater = FlatOptimizer(model, config, policy, seed=3)
+    flat_optimizer = FlatOptimizer(model, config, policy, seed=3)
     for step in range(3):
         give(model, gradients(model, step))
-        updater.step(config.lr * (step + 1))
-    saved = save({name: tensor.contiguous() for name, tensor in updater.state_dict().items()})
+        flat_optimizer.step(config.lr * (step + 1))
+    saved = save({name: tensor.contiguous() for name, tensor in flat_optimizer.state_dict().items()})
     start = weights(model)
 
     fresh = Tiny(policy.param_dtype)
@@ -392,44 +392,44 @@ def test_a_resumed_updater_goes_on_bit_for_bit(config: OptimizerConfig, precisio
     resumed.load_state_dict(load(saved))
     assert save({name: tensor.contiguous() for name, tensor in resumed.state_dict().items()}) == saved
     for step in range(3, 7):
-        for each, its_updater in ((model, updater), (fresh, resumed)):
+        for each, its_optimizer in ((model, flat_optimizer), (fresh, resumed)):
             give(each, gradients(each, step))
-            its_updater.step(config.lr)
+            its_optimizer.step(config.lr)
         assert_same(weights(fresh), weights(model))
-        assert resumed.updates_lost().item() == updater.updates_lost().item()
+        assert resumed.updates_lost().item() == flat_optimizer.updates_lost().item()
     assert not torch.equal(start[0], weights(model)[0])
 
 
 @every_policy
-def test_weights_loaded_after_the_updater_was_made_are_the_ones_it_moves(precision: str) -> None:
-    """A resume builds the updater around fresh weights and then loads the old ones into them."""
+def test_weights_loaded_after_the_optimizer_was_made_are_the_ones_it_moves(precision: str) -> None:
+    """A resume builds the optimizer around fresh weights and then loads the old ones into them."""
     policy = POLICIES[precision]
     model = Tiny(policy.param_dtype)
-    updater = FlatOptimizer(model, OPTIMIZERS["adamw"], policy, seed=0)
+    flat_optimizer = FlatOptimizer(model, OPTIMIZERS["adamw"], policy, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(2.0)
-    updater.load_state_dict(updater.state_dict())
+    flat_optimizer.load_state_dict(flat_optimizer.state_dict())
     give(model, [torch.ones_like(each) for each in model.parameters()])
-    updater.step(0.25)
+    flat_optimizer.step(0.25)
     assert all(((weight - 1.75 + 0.05).abs() < 0.02).all() for weight in weights(model))
 
 
 def test_a_state_of_nothing_yet_can_be_taken_up() -> None:
     model = Tiny(torch.bfloat16)
-    updater = FlatOptimizer(model, OPTIMIZERS["muon"], POLICIES["bf16"], seed=0)
+    flat_optimizer = FlatOptimizer(model, OPTIMIZERS["muon"], POLICIES["bf16"], seed=0)
     resumed = FlatOptimizer(copy.deepcopy(model), OPTIMIZERS["muon"], POLICIES["bf16"], seed=1)
-    resumed.load_state_dict(load(save(updater.state_dict())))
-    for each in (updater, resumed):
+    resumed.load_state_dict(load(save(flat_optimizer.state_dict())))
+    for each in (flat_optimizer, resumed):
         for weight in each.parameters.values():
             weight.grad = torch.ones_like(weight)
         each.step(1e-3)
-    assert_same([resumed.weights], [updater.weights])
+    assert_same([resumed.weights], [flat_optimizer.weights])
 
 
 def test_states_are_plain_named_tensors() -> None:
-    updater = train(Tiny(torch.bfloat16), OPTIMIZERS["muon"], "bf16")
-    state = updater.state_dict()
+    flat_optimizer = train(Tiny(torch.bfloat16), OPTIMIZERS["muon"], "bf16")
+    state = flat_optimizer.state_dict()
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     assert {"rounding", "0.0.momentum_buffer", "0.1.momentum_buffer", "1.0.exp_avg", "1.0.step"} <= set(state)
 
