@@ -136,7 +136,7 @@ def log_outcome(directory: Path, status: RunStatus, step: int, verdict: Verdict 
         log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command(directory))
         return
     if status == RunStatus.DIVERGED:
-        loss = pd.read_csv(directory / layout.METRICS)["loss"].iloc[-1]
+        loss = Run.read(directory).steps.table()["loss"].iloc[-1]
         log.info("Diverged: the loss became %s at step %d.", "NaN" if math.isnan(loss) else "infinite", step)
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 

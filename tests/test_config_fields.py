@@ -1,8 +1,8 @@
-"""Every complaint of config.py, every file of conf/, and the way back from a dumped config."""
+"""Every complaint of config.py, and every file of conf/."""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,8 +12,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_sweep.checks import CheckError
-from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, register_schemas, resolve
+from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, register_schemas, resolve
 from marble_sweep.groups import (
     PRECISIONS,
     AdamConfig,
@@ -36,7 +35,6 @@ from marble_sweep.groups import (
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import composing_from
 from marble_sweep.runs.damage import flat
-from marble_sweep.sample import read_config
 
 MANDATORY = {
     "tokens": ["data.path=ids.safetensors"],
@@ -391,86 +389,3 @@ def test_an_unknown_option_fails(override: str) -> None:
 def test_a_value_of_the_wrong_type_fails(override: str) -> None:
     with pytest.raises((ConfigCompositionException, OmegaConfBaseException)):
         composed(override)
-
-
-# -------------------------------------------------------------------------- dump and load
-
-
-def dumped(config: Config, directory: Path) -> Path:
-    """As a run leaves it in its directory."""
-    path = directory / "config.yaml"
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    return path
-
-
-KINDS = [(group, option) for group, option in OPTIONS if group in SCHEMAS]
-
-
-@pytest.mark.parametrize(("group", "option"), KINDS, ids="=".join)
-def test_a_dumped_config_loads_as_it_was(tmp_path: Path, group: str, option: str) -> None:
-    config = composed(
-        f"{group}={option}", *MANDATORY.get(option, []), "seed=7", "notes='a: b # c'", "model.num_heads=8"
-    )
-    again = load(dumped(config, tmp_path))
-    assert again == config
-    assert type(getattr(again, group)) is type(getattr(config, group))
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_dumped_experiment_loads_as_it_was(tmp_path: Path, experiment: str) -> None:
-    config = composed(f"experiment={experiment}", "trainer.batch_size=3", "data.val_fraction=0.25")
-    assert load(dumped(config, tmp_path)) == config
-
-
-def test_lists_and_what_differs_from_every_default_survive(tmp_path: Path) -> None:
-    config = composed(
-        *("data.packages=[numpy]", "optimizer.betas=[0.8,0.95]", "optimizer.eps=1e-6", "device.num_threads=2"),
-        *(
-            "model.mlp_ratio=2.5",
-            "verdict.direction_lag=7",
-            "experiment_name=mine",
-            "precision=mixed",
-            "model.name=odd",
-        ),
-    )
-    again = load(dumped(config, tmp_path))
-    assert again == config
-    assert isinstance(again.data, PydocsConfig)
-    assert isinstance(again.optimizer, AdamWConfig)
-    assert (again.data.packages, list(again.optimizer.betas), again.model.name) == (["numpy"], [0.8, 0.95], "odd")
-
-
-@pytest.mark.parametrize("content", ["- a", "a: [", "model: {}", "optimizer: nope"])
-def test_a_damaged_config_is_named_once(tmp_path: Path, content: str) -> None:
-    (tmp_path / "config.yaml").write_text(content)
-    for read in (lambda: load(tmp_path / "config.yaml"), lambda: read_config(tmp_path)):
-        with pytest.raises(CheckError) as raised:
-            read()
-        assert str(raised.value).startswith(f"{tmp_path / 'config.yaml'}: ")
-        assert str(raised.value).count("config.yaml") == 1
-
-
-def test_a_dumped_config_that_was_tampered_with_is_checked_again(tmp_path: Path) -> None:
-    path = dumped(composed(), tmp_path)
-    path.write_text(path.read_text().replace("lr: 0.0003", "lr: -1.0"))
-    with pytest.raises(ValueError, match=r"optimizer.lr = -1.0: must be"):
-        load(path)
-    path.write_text(path.read_text().replace("lr: -1.0", "lr: 0.1\n  rate: 3"))
-    with pytest.raises(CheckError, match=r"config.yaml: optimizer.rate: Key 'rate' not in 'AdamWConfig'$"):
-        load(path)
-
-
-Names = dict[str, "Names"]  # of fields, and of theirs
-
-
-def test_a_dump_has_every_field() -> None:
-    config = composed()
-    dump = OmegaConf.to_container(OmegaConf.structured(config))
-
-    def names(value: object) -> Names:
-        return {each.name: names(getattr(value, each.name)) for each in fields(value)} if is_dataclass(value) else {}
-
-    def keys(value: object) -> Names:
-        return {key: keys(each) for key, each in value.items()} if isinstance(value, dict) else {}
-
-    assert keys(dump) == names(config)

@@ -233,7 +233,7 @@ def test_other_than_regular_files_are_refused(tmp_path: Path) -> None:
         str(tmp_path / ("long" * 100)): "name too long",
     }
     for address, why in reasons.items():
-        line = f"^search.storage = {address}: must be a journal file or .*{why}"
+        line = f"^search.storage = {address[:300]}.*: must be a journal file or .*{why}"
         with pytest.raises(ValueError, match=line) as raised:
             open_storage(address)
         assert "\n" not in str(raised.value)
