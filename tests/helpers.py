@@ -22,6 +22,13 @@ TINY = (
     "trainer.checkpoint_interval=20",
 )
 
+# What the options of data need beside their names.
+MANDATORY = {
+    "tokens": ["data.path=ids.safetensors"],
+    "text": ["data.path=corpus.txt"],
+    "notebook": ["data.corpus_path=c.txt", "data.tokenizer_path=t.json", "data.dead_mask_path=m.safetensors"],
+}
+
 
 def compose_config(*overrides: str) -> Config:
     """The checked config of one run, from the files in conf/."""

@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
-from helpers import compose_config
+from helpers import MANDATORY, compose_config
 from omegaconf import OmegaConf
 
 from marble_sweep.checks import CheckError
@@ -13,11 +13,6 @@ from marble_sweep.groups import AdamWConfig, PydocsConfig
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.sample import read_config
 
-MANDATORY = {
-    "tokens": ["data.path=ids.safetensors"],
-    "text": ["data.path=corpus.txt"],
-    "notebook": ["data.corpus_path=c.txt", "data.tokenizer_path=t.json", "data.dead_mask_path=m.safetensors"],
-}
 KINDS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name in SCHEMAS)
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
