@@ -20,7 +20,7 @@ PART_BYTES = 1 << 17  # fits a core's cache
 TAIL_BYTES = 1 << 13  # holds several rows
 MAX_DIGITS = 15  # of a step
 NAMES = b"abcdefghijklmnopqrstuvwxyz0123456789_,"
-COMMA, NEWLINE, ZERO, NINE = b",\n09"
+COMMA, NEWLINE, ZERO = b",\n0"
 SIGNS = b",\n.-+einf"  # what stands between digits in rows of numbers
 KINDS = np.zeros(256, dtype=np.uint8)  # of characters; 0: stands in no number
 KINDS[list(SIGNS)] = [1, 1, 2, 3, 3, 4, 5, 6, 7]  # 1: comma or newline, 2: point, 3: plus or minus, then e, i, n, f
@@ -35,10 +35,12 @@ FOLLOWS: dict[int, dict[int, tuple[int, ...]]] = {  # by kind: the kinds that ma
     6: {7: DIRECTLY},
     7: {1: DIRECTLY},
 }
-ALLOWED = np.zeros(128, dtype=bool)  # by 16 * kind + 2 * following kind + whether there are digits between
-for kind, followers in FOLLOWS.items():
-    for follower, gaps in followers.items():
-        ALLOWED[[16 * kind + 2 * follower + gap for gap in gaps]] = True
+ALLOWED = bytes(  # pairs: 16 * kind + 2 * following kind + whether there are digits between
+    16 * kind + 2 * follower + gap
+    for kind, followers in FOLLOWS.items()
+    for follower, gaps in followers.items()
+    for gap in gaps
+)
 AFTER_EXPONENT = (b"\4\3\2", b"\4\3\4")  # as in e-1.5 and e-1e: allowed as pairs, but not in a row of three
 
 
@@ -213,20 +215,20 @@ def find_separators(text: bytes, first_line: int) -> NDArray[np.int64]:
     Raises DamageError, naming the line, where a field is neither empty nor a number.
     """
     bytes_ = np.frombuffer(text, np.uint8)
-    positions = np.flatnonzero((bytes_ < ZERO) | (bytes_ > NINE))
-    kinds = KINDS[bytes_[positions]]
+    positions = np.flatnonzero(bytes_ - np.uint8(ZERO) > 9)  # what is below 0 wraps around
+    kinds = KINDS.take(bytes_.take(positions))
     pairs = kinds * np.uint8(2)
     pairs[1:] += kinds[:-1] * np.uint8(16)
     pairs[1:] += positions[1:] - positions[:-1] > 1
     pairs[:1] += np.uint8(16 * SEPARATOR) + (positions[:1] > 0)  # a text begins as after a separator
     sequence = kinds.tobytes()
-    if not ALLOWED[pairs].all() or any(three in sequence for three in AFTER_EXPONENT):
+    if pairs.tobytes().translate(None, ALLOWED) or any(three in sequence for three in AFTER_EXPONENT):
         check_characters(text, first_line)
         for line, row in enumerate(text.split(b"\n"), start=first_line):
             for field in row.split(b","):
                 if not _is_number(field):
                     raise DamageError(f"line {line}: must be numbers; it holds {field!r}")
-    return positions[kinds == SEPARATOR]
+    return positions.compress(kinds == SEPARATOR)
 
 
 def _is_number(field: bytes) -> bool:
