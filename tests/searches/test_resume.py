@@ -194,7 +194,7 @@ def test_a_trial_that_crashes_twice_fails_the_search(tmp_path: Path) -> None:
     assert outcome["ended"] == "crashed"
     assert [(crash["size"], crash["trials"]) for crash in outcome["crashes"]] == [(size, [1, 2])]
     assert outcome["sizes_below"] == {"refuted": 1, "crashed": 1}
-    assert f"The question is not settled: 1 size crashed: {size} (trials 1 and 2: ValueError: " in result.stderr
+    assert f"The question is not settled: 1 size crashed: {size} (trials 1 and 2: CheckError: " in result.stderr
     assert "The question is settled" not in result.stderr
     (sweep_dir / "1" / "checkpoints.safetensors").rmdir()
     result = search(sweep_dir, *TWO_TRIALS)
