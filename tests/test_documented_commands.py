@@ -40,7 +40,12 @@ NOT_HERE = {
     "python -m marble_sweep --multirun hydra/sweeper=optuna": "needs another sweeper, and trails off in …",
 }
 TO_THE_END = ("python -m marble_sweep experiment=quick", "python -m marble_sweep --multirun hydra/sweeper=smallest")
-READS = ("python -m marble_sweep --help", "python -m marble_sweep.compare", "python -m marble_sweep.sample")
+READS = (
+    "python -m marble_sweep --help",
+    "python -m marble_sweep --cfg",
+    "python -m marble_sweep.compare",
+    "python -m marble_sweep.sample",
+)
 
 
 def blocks(text: str) -> Iterator[list[str]]:
