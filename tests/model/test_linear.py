@@ -5,16 +5,18 @@ import torch
 import torch.nn.functional as F
 from bounds import BFLOAT16, gamma
 
-from marble_sweep.model import linear, transformer
+from marble_sweep.model import linear, products, transformer
 from marble_sweep.model.linear import Linear
+from marble_sweep.model.products import Products
 from marble_sweep.model.transformer import Transformer
 
 either_way = pytest.mark.parametrize("has_units", [True, False], ids=["own", "float32"], indirect=True)
 
 
 @pytest.fixture
-def has_units(request, monkeypatch):
-    monkeypatch.setattr(linear, "CPU_MULTIPLIES_BF16", request.param)
+def has_units(request):
+    with products.using(Products(matmul="bfloat16" if request.param else "float32", head="float32")):
+        yield
 
 
 def layer_and_inputs(dtype: torch.dtype, num_in: int = 48, num_out: int = 40):
