@@ -15,6 +15,7 @@ import sys
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from marble_sweep.data.cache import cache_dir, cached, content_key
 
@@ -37,13 +38,19 @@ def load_library(source: str, **definitions: int) -> ctypes.CDLL:
     Raises CompilerError where no compiler is found, or where it or the loader fails.
     """
     text = (resources.files(__package__) / source).read_bytes()
-    command = [*native_compiler(), *(f"-D{name}={value}" for name, value in definitions.items())]
-    key = content_key(text.decode(), command, predefined_macros(tuple(command)))
+    compiler = native_compiler()
+    command = [*compiler.command, *(f"-D{name}={value}" for name, value in definitions.items())]
+    key = content_key(text.decode(), command, compiler.macros)
     return _load(cached("library", key, lambda: {LIBRARY: _compile(command, text)})[LIBRARY])
 
 
-def native_compiler() -> list[str]:
-    """The command of the compiler: what the environment's CC names, or the first that is found.
+class Compiler(NamedTuple):
+    command: tuple[str, ...]  # with the flags that every library is made with
+    macros: str  # what it predefines
+
+
+def native_compiler() -> Compiler:
+    """What the environment's CC names, or the first compiler that is found.
 
     Raises CompilerError where there is none that compiles for this CPU.
     """
@@ -54,8 +61,9 @@ def native_compiler() -> list[str]:
         raise CompilerError(f"no C compiler is found ({', '.join(command[0] for command in commands)})")
     for command in installed:
         for flag in NATIVE_FLAGS:
-            if predefined_macros((*command, *FLAGS, flag)):
-                return [*command, *FLAGS, flag]
+            native = (*command, *FLAGS, flag)
+            if macros := predefined_macros(native):
+                return Compiler(native, macros)
     raise CompilerError(f"{' '.join(installed[0])} does not compile for this CPU")
 
 

@@ -37,7 +37,7 @@ def entries(folder: Path) -> list[Path]:
 @needs_compiler
 def test_a_library_is_compiled_once_and_then_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = tmp_path / "calls"
-    real = " ".join(native_compiler()[:1])
+    real = native_compiler().command[0]
     wrapper = fake_compiler(tmp_path, f'echo "$@" >> {calls}\nexec {real} "$@"')
     monkeypatch.setenv("CC", str(wrapper))
     for _ in range(2):
@@ -50,7 +50,7 @@ def test_a_library_is_compiled_once_and_then_read(tmp_path: Path, monkeypatch: p
 
 @needs_compiler
 def test_another_width_flag_or_compiler_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = native_compiler()[0]
+    real = native_compiler().command[0]
     load_library("head.c", WIDTH=2)
     load_library("head.c", WIDTH=3)
     for given in (f"{real} -DUNUSED", f"{real} -fno-builtin"):
