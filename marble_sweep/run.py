@@ -21,6 +21,7 @@ from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.metadata import describe, header
 from marble_sweep.metrics.margin import errors_needed_by_run
+from marble_sweep.model.products import using
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs import layout
@@ -38,6 +39,7 @@ from marble_sweep.training.device import choose_device, cpu_threads
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.memory import require_memory
 from marble_sweep.training.precision import POLICIES
+from marble_sweep.training.products import as_metadata, choose_products, recorded_products
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.signals import stop_requests
 from marble_sweep.training.trainer import Trainer, autocorrelation_lag
@@ -54,16 +56,24 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
     for a config that the data or the machine cannot serve and for a directory that holds another run,
     OSError where it cannot be written. `show` asks for a progress bar.
     """
-    with claimed(directory, config, resume=resume), logging_to(directory / layout.LOG), cpu_threads(config.device):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(directory, config, resume=resume))
+        stack.enter_context(logging_to(directory / layout.LOG))
+        stack.enter_context(cpu_threads(config.device))
         started = time.monotonic()
-        trainer, metadata = prepare(config, directory, resume=resume, show=show)
+        trainer, metadata = prepare(config, directory, stack, resume=resume, show=show)
         status, verdict = train(trainer, metadata, started, show=show)
         tell(directory, status, trainer.step, verdict)
         return status
 
 
-def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tuple[Trainer, dict[str, Any]]:
-    """All that the run trains with, and its metadata. From here on its directory says that it is running."""
+def prepare(
+    config: Config, directory: Path, stack: contextlib.ExitStack, *, resume: bool, show: bool
+) -> tuple[Trainer, dict[str, Any]]:
+    """All that the run trains with, and its metadata. From here on its directory says that it is running.
+
+    The run's products are in use until `stack` ends.
+    """
     policy = POLICIES[config.precision.name]
     device = choose_device(config.device, policy)
     require_memory(config, device, autocorrelation_lag(config))
@@ -78,8 +88,14 @@ def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tup
         target_bytes = eval_windows(corpus.val_bytes, seq_len, config.trainer.eval_windows)[:, 1:]
         evaluator = Evaluator(held_out.to(device), baselines, int(target_bytes.sum()), policy, batch_size)
 
-    metadata = describe(config, corpus, baselines, model, batches, device)
     resume = resume and has_begun(directory)
+    if resume:
+        products = recorded_products(read_metadata(directory), config, device)
+    else:
+        products = choose_products(config, device, len(corpus.dead_mask))
+    stack.enter_context(using(products))
+    metadata = describe(config, corpus, baselines, model, batches, device)
+    metadata["products"] = as_metadata(products, device)
     if resume:
         refuse_other_data(directory, metadata)
     progress = Progress(config.trainer.total_steps, show=show)
