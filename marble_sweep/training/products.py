@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 # What is timed.
 LAYER_TOKENS = 512
-MIN_ROWS, MAX_ROWS, HEAD_NUMBERS = 128, 512, 8192  # rows of the head, and about as many numbers in them
+MIN_ROWS, MAX_ROWS, MULTIPLICATIONS = 32, 512, 80_000_000  # rows of the head, for about so much work
 PROBE = 8  # at first so small a part: what is hopeless there is not timed in full
 HOPELESS = 8.0  # times the time of the quickest
 REPEATS = 5  # in full
@@ -209,7 +209,7 @@ def layers_trial(config: Config, policy: PrecisionPolicy, _vocab_size: int) -> T
 def head_trial(config: Config, policy: PrecisionPolicy, vocab_size: int) -> Trial:
     """Loss and gradients of some rows of the run's width against its vocabulary."""
     width, generator = config.model.hidden_dim, torch.Generator().manual_seed(0)
-    num_rows = max(MIN_ROWS, min(MAX_ROWS, HEAD_NUMBERS // width))
+    num_rows = max(MIN_ROWS, min(MAX_ROWS, MULTIPLICATIONS // (vocab_size * width)))
     hidden = torch.randn(num_rows, width, generator=generator).to(policy.compute_dtype)
     weight = (0.02 * torch.randn(vocab_size, width, generator=generator)).to(policy.compute_dtype).requires_grad_()
     targets = torch.randint(vocab_size, (num_rows,), generator=generator)
