@@ -5,10 +5,12 @@ logits at once, torch's AdamW, and its metrics at every step. So are its variabl
 step is part of what a step costs there (a third, docs/LOG.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.01
 
@@ -36,6 +38,10 @@ class TinyLM(nn.Module):
         self.ln_f = nn.LayerNorm(hidden_dim)
         nn.init.normal_(self.embedding.weight, mean=0.0, std=0.02)
         nn.init.normal_(self.pos_embedding.weight, mean=0.0, std=0.02)
+
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        return self.transformer.layers if self.transformer is not None else ()
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids (B, T) -> logits (B, T, V), and h (B, T, D)."""
@@ -67,7 +73,8 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY
     )
-    loader = torch.utils.data.DataLoader(list(windows), batch_size=batch_size, shuffle=True, drop_last=True)
+    rows = cast("Dataset[Tensor]", list(windows))  # a list is all that a DataLoader needs
+    loader = DataLoader(rows, batch_size=batch_size, shuffle=True, drop_last=True)
     loss_fn = nn.CrossEntropyLoss()
     vocab_size = model.embedding.num_embeddings
     h_mean_before, W_before = None, None  # noqa: N806 (the notebook's name)

@@ -22,7 +22,10 @@ from marble_sweep.runs.files import atomic_write
 
 KEYS = ("num_layers", "hidden_dim", "lr", "seed")
 VALUES = ("step", "val_loss", "unigram_margin", "unigram_margin_se", "context_gain", "seconds")
-BUDGET = ("trainer.total_steps=400", "trainer.batch_size=16", "trainer.eval_windows=256", "certify.looks=9")
+BUDGET = (
+    *("trainer.total_steps=400", "trainer.batch_size=16", "trainer.eval_windows=256"),
+    *("trainer.num_evals=9", "trainer.eval_spacing=geometric"),
+)
 LAYERS, SOME_LAYERS = (0, 1, 2, 3, 4), (0, 2, 4)
 NARROW, WIDE = (2, 3, 4), (6, 16, 64)  # the boundary is among the narrow ones
 RATES, FAR_RATES = (0.01, 0.0316, 0.1, 0.316), (0.001, 1.0)

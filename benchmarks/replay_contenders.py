@@ -16,9 +16,10 @@ from optuna.trial import TrialState
 
 from marble_sweep.config import CertifyConfig
 from marble_sweep.early_stopping import is_hopeless, shortfall
-from marble_sweep.metrics.margin import errors_needed, look_steps
+from marble_sweep.metrics.margin import errors_needed
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
+from marble_sweep.training.schedule import evaluation_steps
 
 OVERRIDES = (
     "model.num_layers=range(0,5)",
@@ -28,7 +29,7 @@ OVERRIDES = (
 LAYERS, WIDTH, RATE = "model.num_layers", "model.hidden_dim", "optimizer.lr"
 VOCAB_SIZE, SEQ_LEN, BATCH_SIZE = 10_000, 128, 16
 TOTAL_STEPS, NUM_LOOKS, CONFIRM_SEEDS = 400, 9, 3
-STEPS = tuple(look_steps(NUM_LOOKS, TOTAL_STEPS))
+STEPS = tuple(evaluation_steps(TOTAL_STEPS, NUM_LOOKS, "geometric"))
 ERRORS = errors_needed(3.0, NUM_LOOKS)
 TOKENS_PER_STEP = BATCH_SIZE * SEQ_LEN
 RATES = (0.0316, 0.1, 0.01, 0.316, 0.00316)  # the middle of the interval first: what a scan tries for each size
@@ -448,9 +449,12 @@ def binary(replay: Replay, num_rates: int, *, early: bool = False) -> None:
             low = middle + 1
 
 
+Tried = tuple[int, float, Key]  # parameters, margin above what certifies, shape
+
+
 def top_k(replay: Replay, draws: int, short: int, keep: int, rank: str) -> None:
     """Train many for a short while, keep the best, train those on to the end, the smallest first."""
-    tried = []
+    tried = list[Tried]()
     for _ in range(draws):
         shape = draw(replay)
         curve = replay.curve(*shape)
@@ -464,7 +468,7 @@ def top_k(replay: Replay, draws: int, short: int, keep: int, rank: str) -> None:
     else:  # by fronts: those first that no smaller one beats, then those that only these beat, …
         left, kept = sorted(tried, key=lambda each: (each[0], -each[1])), []
         while left and len(kept) < keep:
-            best, front, rest = -math.inf, [], []
+            best, front, rest = -math.inf, list[Tried](), list[Tried]()
             for each in left:
                 (front if each[1] > best else rest).append(each)
                 best = max(best, each[1])

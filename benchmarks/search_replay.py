@@ -245,7 +245,8 @@ RULES: dict[str, Rule] = {
 def climb(recording: Recording, space: spaces.Space, size: spaces.Size, seed: int, start: int, rule: Rule) -> bool:
     """Whether the climb over recipes, begun at a position, certifies a size on a seed."""
     alone = spaces.Space(space.dimensions, (size,))
-    recipe, records = (float(start),), list[Trial]()
+    recipe: tuple[float, ...] = (float(start),)
+    records = list[Trial]()
     while True:
         params = alone.params(0, recipe)
         curve = recording.cell(*layers_and_width(size), float(params[RATE]))[seed]

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
+    from marble_sweep.config import Config
     from marble_sweep.training.trainer import Trainer
 
 VOCAB_SIZE, NUM_LIVE = 10_000, 6_300  # the rest are dead tokens, as in the notebook's corpus
@@ -135,9 +136,17 @@ def train_gpt2(setting: Setting, device: str, on_step: Callable[[], bool], *, bf
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_training_stop = not on_step()
 
-    shape = {"n_positions": setting.seq_len, "n_embd": setting.hidden_dim, "n_layer": setting.num_layers}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB_SIZE, n_head=setting.heads(), **shape, **no_dropout))
+    config = GPT2Config(
+        vocab_size=VOCAB_SIZE,
+        n_positions=setting.seq_len,
+        n_embd=setting.hidden_dim,
+        n_layer=setting.num_layers,
+        n_head=setting.heads(),
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    model = GPT2LMHeadModel(config)
     rows = [{"input_ids": row, "labels": row} for row in zipf_windows(setting)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -155,7 +164,7 @@ def train_gpt2(setting: Setting, device: str, on_step: Callable[[], bool], *, bf
         Trainer(model, arguments, train_dataset=rows, callbacks=[Stop()]).train()
 
 
-def compose(setting: Setting, device: str, precision: str = "bf16") -> Any:
+def compose(setting: Setting, device: str, precision: str = "bf16") -> "Config":
     """The config of a run of ours."""
     from marble_sweep.hydra_app.compose import compose_config
 
@@ -220,44 +229,43 @@ def leave_metrics_out(trainer: "Trainer") -> None:
     from marble_sweep.metrics.step import MEASURED
 
     nothing = torch.zeros(len(MEASURED), device=trainer.updater.weights.device)
-    replaced: Any = trainer
-    replaced.updater.updates_lost = lambda: nothing
-    replaced.metrics.measure = lambda *_: nothing
+    for owner, method in ((trainer.updater, trainer.updater.updates_lost), (trainer.metrics, trainer.metrics.measure)):
+        setattr(owner, method.__name__, lambda *_: nothing)
 
 
 def time_parts(setting: Setting, device: str, seconds: float) -> dict[str, float]:
     """Seconds of each part of a bf16 step, medians over its steps; on a GPU each part is waited for."""
     import torch
 
+    from marble_sweep.model.loss import linear_cross_entropy
     from marble_sweep.training import trainer as module
 
     spent: dict[str, list[float]] = defaultdict(list)
 
-    def timed(name: str, function: Any) -> Any:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def time_calls(owner: object, function: Callable[..., Any], part: str) -> None:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             synchronize(device)
             started = time.perf_counter()
             result = function(*args, **kwargs)
             synchronize(device)
-            spent[name].append(time.perf_counter() - started)
+            spent[part].append(time.perf_counter() - started)
             return result
 
-        return wrapper
+        setattr(owner, function.__name__, timed)
 
-    with made_trainer(setting, device, "bf16") as made:
-        trainer: Any = made
-        trainer.batches.next = timed("batch", trainer.batches.next)
-        trainer.model.forward = timed("forward", trainer.model.forward)
-        module.linear_cross_entropy = timed("head, both ways", module.linear_cross_entropy)
-        torch.Tensor.backward = timed("backward", torch.Tensor.backward)
-        trainer.updater.step = timed("update", trainer.updater.step)
-        trainer.updater.updates_lost = timed("metrics: updates_lost", trainer.updater.updates_lost)
-        trainer.metrics.measure = timed("metrics: the others", trainer.metrics.measure)
-        take_step = timed("step", trainer.take_step)
+    with made_trainer(setting, device, "bf16") as trainer:
+        time_calls(type(trainer.batches), type(trainer.batches).next, "batch")
+        time_calls(trainer.model, trainer.model.forward, "forward")
+        time_calls(module, linear_cross_entropy, "head, both ways")
+        time_calls(torch.Tensor, torch.Tensor.backward, "backward")
+        time_calls(trainer.updater, trainer.updater.step, "update")
+        time_calls(trainer.updater, trainer.updater.updates_lost, "metrics: updates_lost")
+        time_calls(trainer.metrics, trainer.metrics.measure, "metrics: the others")
+        time_calls(trainer, trainer.take_step, "step")
         clock = Clock(device, seconds)
         going = True
         while going:
-            take_step()
+            trainer.take_step()
             going = clock()
     medians = {name: statistics.median(each[WARM_UP_STEPS:]) for name, each in spent.items()}
     whole = medians.pop("step")
@@ -408,10 +416,11 @@ def main() -> None:
     launch_bound = ["4L128D@8x128"] if arguments.device == "cuda" else []
     settings = arguments.settings or ["4L128D@128x128", "2L64D@16x128", "1L4D@16x128", *launch_bound]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    results = {"machine": machine(arguments.device), "settings": {}}
+    measured: dict[str, Any] = {}
+    results = {"machine": machine(arguments.device), "settings": measured}
     print(f"{results['machine']}; {arguments.rounds} rounds\n")
     for setting in settings:
-        results["settings"][setting] = found = measure(setting, arguments)
+        measured[setting] = found = measure(setting, arguments)
         print(f"{table(setting, found)}\n", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1))

@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 from marble_sweep.checks import FINITE, MISSING, POSITIVE, UNIT, Checked, Interval, bounded, require
 from marble_sweep.groups import (
     COUNT,
-    COUNT_OR_NONE,
     MAX_COUNT,
     MODEL_NAME,
     SEED,
@@ -44,19 +43,20 @@ from marble_sweep.groups import (
     WSDConfig,
 )
 from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
+from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.safe_yaml import parse_yaml
 
 EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
-MAX_LOOKS = 20  # more would look at the same step twice in any run of a thousand steps
-
+SPACINGS = ("linear", "geometric")
 
 # Bounds that no run comes near, as in groups.py.
 MAX_SEQ_LEN = 2**20
 MAX_TRIALS = 10**6
 MAX_SEEDS = 1000
 MAX_TOKENS = 10**18
+MAX_EVALS = 100_000  # of a run
 MAX_SECONDS = 10**7  # some four months, and what a lock can be waited for
 MAX_JOBS = 100_000  # of a grid, and sizes of a search
 
@@ -72,9 +72,16 @@ class TrainerConfig(Checked):
     batch_size: int = bounded(128, COUNT)  # B, windows a step
     seq_len: int = bounded(128, Interval(2, MAX_SEQ_LEN))  # T, tokens a window: a context and a target at least
     checkpoint_interval: int = bounded(500, COUNT)  # steps between checkpoints of the embedding
-    eval_interval: int = bounded(250, COUNT_OR_NONE)  # steps between held-out evaluations; 0: only the last step's
+    # held-out evaluations of a run, the last after its last step; never more than it has steps
+    num_evals: int = bounded(20, Interval(1, MAX_EVALS))
+    eval_spacing: str = "linear"  # linear: equally far apart; geometric: at steps √2 times the one before
     eval_windows: int = bounded(1_024, COUNT)  # at most this many held-out windows, evenly spaced over the split
     state_interval: float = bounded(60.0, POSITIVE)  # seconds between saves of the state that `resume` needs
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = f"one of {', '.join(SPACINGS)}"
+        require(self.eval_spacing in SPACINGS, "trainer.eval_spacing", self.eval_spacing, allowed)
 
 
 @dataclass
@@ -85,7 +92,7 @@ class VerdictConfig(Checked):
 
     target_loss: float = bounded(5.0, FINITE)  # nats per token; the notebook's first criterion
     min_standard_errors: float = bounded(3.0, POSITIVE)  # a margin counts once it is this many standard errors
-    min_off_unigram: float = bounded(0.1, UNIT)  # share of top predictions outside the unigram's top three
+    min_non_unigram_top1: float = bounded(0.1, UNIT)  # share of top predictions outside the unigram's top three
     direction_lag: int = bounded(200, Interval(2, MAX_COUNT))  # steps over which h_mean must turn
     # 1 - cosine over that lag, beyond the change of one step
     min_direction_change: float = bounded(0.01, Interval(0, 2))
@@ -101,17 +108,14 @@ class CertifyConfig(Checked):
     GROUP: ClassVar[str] = "certify"
 
     threshold: str = "unigram"  # unigram (fitted), oracle, bigram, or a loss in nats per token
-    # evaluate at so many geometrically spaced steps; 0: at every trainer.eval_interval
-    looks: int = bounded(0, Interval(0, MAX_LOOKS))
-    stop: bool = False  # end the run at the first look that certifies it or leaves it no hope
-    # with stop: a run that is slower at a look ends there, as too_slow
+    stop: bool = False  # end the run at the first evaluation that certifies it or leaves it no hope
+    # with stop: a run that is slower at an evaluation ends there, as too_slow
     min_steps_per_minute: float | None = bounded(None, POSITIVE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"{', '.join(BASELINES)}, or a loss > 0 in nats per token"
         require(self.threshold in BASELINES or self.loss is not None, "certify.threshold", self.threshold, allowed)
-        require(not self.stop or self.looks > 0, "certify.looks", self.looks, "> 0 with certify.stop=true")
 
     @property
     def loss(self) -> float | None:
@@ -304,6 +308,7 @@ def load(path: Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     require(isinstance(stored, dict), str(path), type(stored).__name__, "a run's config: groups and their settings")
+    stored = in_current_keys(stored)
     typed = OmegaConf.structured(Config)
     for group, options in SCHEMAS.items():
         settings = stored.get(group)
@@ -313,6 +318,17 @@ def load(path: Path) -> Config:
         typed[group] = options[name]
     typed.merge_with(escaped(stored))
     return resolve(typed)
+
+
+def in_current_keys(stored: dict[str, Any]) -> dict[str, Any]:
+    """The groups of a config.yaml that any version wrote, under the keys of this one."""
+    names = [name for name in ("trainer", "certify", "verdict") if isinstance(stored.get(name), dict)]
+    settings = {f"{name}.{key}": value for name in names for key, value in stored[name].items()}
+    current: dict[str, Any] = {name: {} for name in names}
+    for path, value in with_current_keys(settings).items():
+        name, _, key = path.partition(".")
+        current.setdefault(name, {})[key] = value
+    return stored | current
 
 
 def escaped(value: Any) -> Any:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from marble_sweep.config import CertifyConfig, Config
-from marble_sweep.metrics.margin import beats, errors_needed, look_steps
+from marble_sweep.metrics.margin import beats, errors_needed
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.training.schedule import evaluation_steps
 
 # A model whose held-out loss does not change by even this, in nats per token, when its contexts are exchanged, so few
 # looks before the end: none that did was seen to certify (docs/search_replay.md).
@@ -21,16 +22,6 @@ LOOKS_WITHOUT_CONTEXT = 3
 # so fast does a model leave the unigram plateau. Of 270 recorded curves two fell faster for one look (by 0.044 and
 # 0.048); none that certified would have been given up (docs/search_replay.md).
 FASTEST_FALL = 0.04
-
-
-def evaluation_steps(config: Config) -> frozenset[int]:
-    """The steps after which a run is evaluated: the looks, or every trainer.eval_interval; the last one always."""
-    trainer, looks = config.trainer, config.certify.looks
-    if looks:
-        return frozenset(look_steps(looks, trainer.total_steps))
-    every = trainer.eval_interval
-    steps = range(every, trainer.total_steps, every) if every else ()
-    return frozenset([*steps, trainer.total_steps])
 
 
 def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
@@ -49,7 +40,8 @@ class EarlyStopping:
     ruling: RunStatus | None = None  # certified, pruned, too_slow; None while the run may go on
 
     def __post_init__(self) -> None:
-        self.steps = look_steps(self.config.certify.looks, self.config.trainer.total_steps)
+        trainer = self.config.trainer
+        self.steps = evaluation_steps(trainer.total_steps, trainer.num_evals, trainer.eval_spacing)
         self.errors = errors_needed(self.config.verdict.min_standard_errors, len(self.steps))
 
     def look(self, row: dict[str, float], steps_per_minute: float) -> None:
@@ -62,7 +54,7 @@ class EarlyStopping:
             self.ruling = RunStatus.TOO_SLOW
         elif beats(*margin(self.config.certify, row), self.errors):
             self.ruling = RunStatus.CERTIFIED
-        elif self.steps and row["step"] < self.steps[-1] and is_hopeless(self.config.certify, self.rows, self.steps):
+        elif row["step"] < self.steps[-1] and is_hopeless(self.config.certify, self.rows, self.steps):
             self.ruling = RunStatus.PRUNED
 
 

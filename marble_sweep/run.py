@@ -19,8 +19,8 @@ from marble_sweep.config import Config, VerdictConfig, dump
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
+from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header
-from marble_sweep.metrics.margin import errors_needed_by_run
 from marble_sweep.model.products import using
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
@@ -33,6 +33,7 @@ from marble_sweep.runs.files import (
     write_json,
     write_text,
 )
+from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads
@@ -246,18 +247,16 @@ def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
 
 
 def judged_by(config: Config) -> VerdictConfig:
-    """The run's criteria: what may end at any of its looks needs as many standard errors as a look that ends it."""
-    certify, single_look = config.certify, config.verdict.min_standard_errors
-    errors = errors_needed_by_run(
-        single_look, stop=certify.stop, looks=certify.looks, total_steps=config.trainer.total_steps
-    )
-    return replace(config.verdict, min_standard_errors=errors)
+    """The run's criteria: one that may end at any evaluation needs as many standard errors as the one that ends it."""
+    if not config.certify.stop:
+        return config.verdict
+    return replace(config.verdict, min_standard_errors=EarlyStopping(config).errors)
 
 
 def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     """Verdict and plots, from the files the run has written; a run of a search leaves the plots out."""
-    steps, evals = pd.read_csv(directory / layout.METRICS), pd.read_csv(directory / layout.EVALS)
-    verdict = judge(judged_by(config), steps, evals, autocorrelation_lag(config))
+    files = Run.read(directory)
+    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), autocorrelation_lag(config))
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from marble_sweep.config import VerdictConfig
 from marble_sweep.metrics.margin import beats
+from marble_sweep.runs.renamed import current_name
 
 MIN_LAG = 100  # steps: over fewer, h_mean looks frozen in every model
 
@@ -60,7 +61,10 @@ class Verdict:
     def from_json(cls, stored: dict[str, Any]) -> "Verdict":
         """The verdict that `as_json` made these values of."""
         criteria = [
-            Criterion(each["name"], [Check(**check) for check in each["checks"]]) for each in stored["criteria"]
+            Criterion(
+                each["name"], [Check(**check | {"name": current_name(check["name"])}) for check in each["checks"]]
+            )
+            for each in stored["criteria"]
         ]
         return cls(criteria, stored["beats_unigram"], stored["beats_oracle"], stored["beats_bigram"])
 
@@ -168,11 +172,13 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list
         nothing = _not_measured(final)
         return [
             Check("context_gain_in_se", None, errors_needed, None, f"gain from the true context: {nothing}"),
-            Check("off_unigram", None, config.min_off_unigram, None, f"predictions off the unigram: {nothing}"),
+            Check(
+                "non_unigram_top1", None, config.min_non_unigram_top1, None, f"predictions off the unigram: {nothing}"
+            ),
         ]
     gain, error = final["context_gain"], final["context_gain_se"]
     errors = in_standard_errors(gain, error)
-    off = final["off_unigram"]
+    off = final["non_unigram_top1"]
     return [
         Check(
             "context_gain_in_se",
@@ -183,11 +189,12 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list
             f"({errors:+.1f} standard errors, {errors_needed:.3g} needed)",
         ),
         Check(
-            "off_unigram",
+            "non_unigram_top1",
             off,
-            config.min_off_unigram,
-            off >= config.min_off_unigram,
-            f"{off:.1%} of top predictions are none of the unigram's top three ({config.min_off_unigram:.0%} needed)",
+            config.min_non_unigram_top1,
+            off >= config.min_non_unigram_top1,
+            f"{off:.1%} of top predictions are none of the unigram's top three "
+            f"({config.min_non_unigram_top1:.0%} needed)",
         ),
     ]
 

@@ -13,7 +13,7 @@ TINY = (
     "trainer.total_steps=40",
     "trainer.batch_size=8",
     "trainer.seq_len=16",
-    "trainer.eval_interval=10",
+    "trainer.num_evals=4",
     "trainer.checkpoint_interval=20",
 )
 

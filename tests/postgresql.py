@@ -44,16 +44,16 @@ class Server:
             self.port = free.getsockname()[1]
         method = "trust" if password is None else "scram-sha-256"
         options = ["-U", "postgres", f"--auth={method}", f"--pwfile={given}", "--no-sync"]
-        initdb = [self.programs / "initdb", "-D", folder / "data", *options]
+        initdb = [str(self.programs / "initdb"), "-D", str(folder / "data"), *options]
         subprocess.run(initdb, check=True, user=self.user, cwd=folder, stdout=subprocess.DEVNULL)
         self.start()
 
     def start(self) -> None:
         options = [f"-p{self.port}", "-clisten_addresses=127.0.0.1", f"-cunix_socket_directories={self.folder}"]
-        command = [self.programs / "postgres", "-D", self.folder / "data", *options]
+        command = [str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options]
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(command, user=self.user, cwd=self.folder, stderr=log)
-        ready = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [str(self.programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while self.process.poll() is None and subprocess.run(ready, check=False).returncode:
             time.sleep(0.1)
         assert self.process.poll() is None, (self.folder / "log").read_text()

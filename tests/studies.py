@@ -1,4 +1,4 @@
-"""Studies without training: a small space, results made up, and a storage that fails."""
+"""Studies without training: a small space, made-up results, and a storage that fails."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def join(storage: BaseStorage, decide: Decide = decide_freely, *, timeout: float
 
 
 def made_up(outcome: str, *, step: int = 40, margin: float | None = 0.1, steps_per_minute: float = 600.0) -> Result:
-    """A result as a run of so many steps would give it."""
+    """The result of a run with so many steps."""
     return Result(
         outcome=outcome,
         directory="somewhere",
@@ -50,7 +50,7 @@ def made_up(outcome: str, *, step: int = 40, margin: float | None = 0.1, steps_p
 
 
 class Unreliable(InMemoryStorage):
-    """Fails as it is told to, before a call is carried out or, where its answer is lost, after it."""
+    """Raises the given failures: before a call is carried out, or after it where `answer_is_lost`."""
 
     def __init__(self) -> None:
         super().__init__()

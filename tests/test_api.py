@@ -173,7 +173,7 @@ def test_an_interrupt_saves_the_state(tmp_path: Path) -> None:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    overrides = [*TINY, "trainer.total_steps=1000", "trainer.eval_interval=0", "trainer.checkpoint_interval=1000"]
+    overrides = [*TINY, "trainer.total_steps=1000", "trainer.num_evals=1", "trainer.checkpoint_interval=1000"]
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):

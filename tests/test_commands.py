@@ -53,7 +53,7 @@ SEARCH = (
     "model.num_layers=0,1",
     "model.hidden_dim=2",
     "certify.threshold=0.1",
-    "certify.looks=2",
+    "trainer.num_evals=2",
     "search.n_trials=2",
     "trainer.total_steps=800",
 )

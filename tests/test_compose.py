@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hydra.core.config_loader import ConfigLoader
@@ -36,6 +36,7 @@ class CountingLoader:
 
 @pytest.fixture(scope="module")
 def loader() -> Iterator[ConfigLoader]:
+    schema.register_schemas()
     with composing_from(CONF):
         yield GlobalHydra.instance().config_loader()
 
@@ -89,9 +90,9 @@ JOBS = [
 def test_a_job_is_what_hydra_composes(
     job: list[str], composer: Composer, loader: ConfigLoader, master: DictConfig
 ) -> None:
-    def outcome(resolve: object) -> schema.Config | tuple[type, str]:
+    def outcome(resolve: Callable[[list[str]], schema.Config]) -> schema.Config | tuple[type, str]:
         try:
-            return resolve(job)  # type: ignore[operator,no-any-return]
+            return resolve(job)
         except (ValueError, HydraException) as error:
             return type(error), str(error)
 

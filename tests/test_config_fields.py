@@ -1,6 +1,7 @@
 """Every complaint of config.py, every file of conf/, and the way back from a dumped config."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, resolve
+from marble_sweep.config import SCHEMAS, Config, TrainerConfig, VerdictConfig, load, register_schemas, resolve
 from marble_sweep.groups import (
     PRECISIONS,
     AdamConfig,
@@ -45,7 +46,8 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def hydra_on_conf():
+def hydra_on_conf() -> Iterator[None]:
+    register_schemas()
     with composing_from(CONF):
         yield
 
@@ -125,14 +127,15 @@ WRONG = [
         for name in ("total_steps", "batch_size", "checkpoint_interval", "eval_windows")
     ],
     (TrainerConfig, "seq_len", 1, "trainer.seq_len"),
-    (TrainerConfig, "eval_interval", -1, "trainer.eval_interval"),
+    (TrainerConfig, "num_evals", 0, "trainer.num_evals"),
+    (TrainerConfig, "eval_spacing", "cubic", "trainer.eval_spacing"),
     *[(TrainerConfig, "state_interval", value, "trainer.state_interval") for value in (0.0, -1.0, math.inf)],
     *[(VerdictConfig, "min_standard_errors", value, "verdict.min_standard_errors") for value in (0.0, math.nan)],
     (VerdictConfig, "target_loss", math.nan, "verdict.target_loss"),  # verdict.json could not be written
     (VerdictConfig, "direction_lag", 1, "verdict.direction_lag"),
     *[
         (VerdictConfig, name, value, f"verdict.{name}")
-        for name in ("min_off_unigram", "min_dead_moving", "max_dead_slowdown")
+        for name in ("min_non_unigram_top1", "min_dead_moving", "max_dead_slowdown")
         for value in (-0.1, 1.1, math.nan)
     ],
     *[(VerdictConfig, "min_direction_change", value, "verdict.min_direction_change") for value in (-0.1, 2.1)],
@@ -148,7 +151,7 @@ def assert_one_line(error: ValueError, name: str) -> None:
 
 
 @pytest.mark.parametrize(("group", "name", "value", "field"), WRONG, ids=lambda each: getattr(each, "__name__", None))
-def test_what_is_wrong_is_named_with_its_value(group, name, value, field):
+def test_what_is_wrong_is_named_with_its_value(group: type, name: str, value: object, field: str) -> None:
     with pytest.raises(ValueError, match="must be") as caught:
         group(**{name: value})
     assert_one_line(caught.value, field)
@@ -169,17 +172,17 @@ def test_what_is_wrong_is_named_with_its_value(group, name, value, field):
         lambda: DeviceConfig(num_threads=1),
         lambda: PydocsConfig(vocab_size=256, dead_fraction=0.0, val_fraction=0.0),
         lambda: MarkovConfig(branching=323),  # 512 less 37 % dead
-        lambda: TrainerConfig(1, 1, 2, 1, 0, 1, 0.001),
+        lambda: TrainerConfig(1, 1, 2, 1, 1, "geometric", 1, 0.001),
         lambda: VerdictConfig(
-            min_off_unigram=0.0, min_dead_moving=1.0, max_dead_slowdown=1.0, min_direction_change=2.0
+            min_non_unigram_top1=0.0, min_dead_moving=1.0, max_dead_slowdown=1.0, min_direction_change=2.0
         ),
     ],
 )
-def test_bounds_themselves_are_allowed(right):
+def test_bounds_themselves_are_allowed(right: Callable[[], object]) -> None:
     right()
 
 
-def test_nesterov_needs_momentum():
+def test_nesterov_needs_momentum() -> None:
     with pytest.raises(ValueError, match="must be") as caught:
         SGDConfig(momentum=0.0, nesterov=True)
     assert_one_line(caught.value, "optimizer.nesterov")
@@ -199,18 +202,18 @@ def test_nesterov_needs_momentum():
         ("data=notebook", "data.corpus_path"),
     ],
 )
-def test_a_wrong_override_is_one_line(override, field):
+def test_a_wrong_override_is_one_line(override: str, field: str) -> None:
     with pytest.raises(ValueError, match="must be") as caught:
         composed(override)
     assert_one_line(caught.value, field)
 
 
-def test_betas_must_be_two():
+def test_betas_must_be_two() -> None:
     with pytest.raises((ValueError, ConfigCompositionException), match=r"optimizer\.betas"):  # OmegaConf 2.4 counts too
         composed("optimizer.betas=[0.9]")
 
 
-def test_a_warm_up_must_end_before_the_run():
+def test_a_warm_up_must_end_before_the_run() -> None:
     assert composed("schedule.warmup_steps=9", "trainer.total_steps=10").schedule.warmup_steps == 9
     with pytest.raises(ValueError, match=r"schedule.warmup_steps = 10: must be < trainer.total_steps = 10"):
         composed("schedule.warmup_steps=10", "trainer.total_steps=10")
@@ -223,32 +226,32 @@ def test_a_warm_up_must_end_before_the_run():
     ("hidden_dim", "heads"),
     [(128, 4), (64, 2), (192, 6), (256, 8), (100, 2), (63, 1), (48, 1), (32, 1), (16, 1), (1, 1), (96, 3), (127, 1)],
 )
-def test_heads_follow_from_the_width(hidden_dim, heads):
+def test_heads_follow_from_the_width(hidden_dim: int, heads: int) -> None:
     assert ModelConfig(hidden_dim=hidden_dim).heads == heads
 
 
-def test_heads_are_the_most_that_leave_32_dimensions():
+def test_heads_are_the_most_that_leave_32_dimensions() -> None:
     for hidden_dim in range(1, 600):
         fitting = [count for count in range(1, hidden_dim + 1) if hidden_dim % count == 0 and hidden_dim / count >= 32]
         assert ModelConfig(hidden_dim=hidden_dim).heads == max(fitting, default=1)
 
 
-def test_heads_that_are_given_stay():
+def test_heads_that_are_given_stay() -> None:
     assert ModelConfig(hidden_dim=128, num_heads=16).heads == 16
 
 
 @pytest.mark.parametrize(("ratio", "mlp_dim"), [(4.0, 512), (0.5, 64), (2.7, 346), (0.001, 1)])
-def test_the_mlps_width(ratio, mlp_dim):
+def test_the_mlps_width(ratio: float, mlp_dim: int) -> None:
     assert ModelConfig(hidden_dim=128, mlp_ratio=ratio).mlp_dim == mlp_dim
 
 
-def test_live_tokens_of_a_chain():
+def test_live_tokens_of_a_chain() -> None:
     assert MarkovConfig(vocab_size=10_000).num_live == 6_300
     assert MarkovConfig(vocab_size=10, dead_fraction=0.0).num_live == 10
 
 
 @pytest.mark.parametrize("overrides", [["model=2L64D"], ["model.num_layers=2", "model.hidden_dim=64"]], ids=" ".join)
-def test_the_models_name_follows_its_numbers(overrides):
+def test_the_models_name_follows_its_numbers(overrides: list[str]) -> None:
     assert composed(*overrides).model.name == "2L64D"
     assert composed(*overrides).experiment_name == "2L64D"
 
@@ -256,7 +259,7 @@ def test_the_models_name_follows_its_numbers(overrides):
 # -------------------------------------------------------------------------------- conf/
 
 
-def test_defaults_are_the_notebooks():
+def test_defaults_are_the_notebooks() -> None:
     config = composed()
     assert (config.model.num_layers, config.model.hidden_dim, config.model.heads, config.model.mlp_dim) == (
         4,
@@ -264,6 +267,7 @@ def test_defaults_are_the_notebooks():
         4,
         512,
     )
+    assert isinstance(config.optimizer, AdamWConfig)
     betas = config.optimizer.betas  # a list, or from OmegaConf 2.4 on a tuple
     assert list(betas) == [0.9, 0.999]
     assert config.optimizer == AdamWConfig(lr=3e-4, weight_decay=0.01, betas=betas, eps=1e-8)
@@ -280,7 +284,7 @@ def test_defaults_are_the_notebooks():
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
-def test_every_option_of_every_group_composes(group, option):
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
     config = composed(f"{group}={option}", *MANDATORY.get(option, []))
     chosen = getattr(config, group)
     if group in ("model", "optimizer", "schedule", "precision", "data"):
@@ -290,7 +294,7 @@ def test_every_option_of_every_group_composes(group, option):
 
 
 @pytest.mark.parametrize(("group", "option"), [each for each in OPTIONS if each[0] != "model"], ids="=".join)
-def test_what_a_file_leaves_out_and_what_it_says_are_the_schemas_defaults(group, option):
+def test_what_a_file_leaves_out_and_what_it_says_are_the_schemas_defaults(group: str, option: str) -> None:
     """Otherwise the same run would differ by how its config was made."""
     chosen = getattr(composed(f"{group}={option}", *MANDATORY.get(option, [])), group)
     given = {override.split(".")[1].split("=")[0] for override in MANDATORY.get(option, [])} | {"name", "type"}
@@ -305,7 +309,7 @@ def test_what_a_file_leaves_out_and_what_it_says_are_the_schemas_defaults(group,
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("others", [[], ["optimizer=sgd"], ["data=markov"], ["schedule=wsd"]], ids=str)
-def test_every_experiment_composes_and_leaves_room(experiment, others):
+def test_every_experiment_composes_and_leaves_room(experiment: str, others: list[str]) -> None:
     config = composed(f"experiment={experiment}", *others)
     assert config.schedule.warmup_steps < config.trainer.total_steps
     for other in others:
@@ -313,7 +317,7 @@ def test_every_experiment_composes_and_leaves_room(experiment, others):
         assert getattr(config, group).name == option
 
 
-def test_the_experiments_that_the_issue_names():
+def test_the_experiments_that_the_issue_names() -> None:
     marble, flannel = composed("experiment=marble_1"), composed("experiment=flannel")
     crucible, quick = composed("experiment=crucible"), composed("experiment=quick")
     assert (marble.precision.name, marble.data.val_fraction, marble.model.name) == ("bf16_pure", 0.0, "4L128D")
@@ -324,12 +328,12 @@ def test_the_experiments_that_the_issue_names():
     assert quick.data.val_fraction > 0
 
 
-def test_the_marble_experiment_takes_the_notebooks_own_files():
+def test_the_marble_experiment_takes_the_notebooks_own_files() -> None:
     config = composed("experiment=marble_1", "data=notebook", *MANDATORY["notebook"])
     assert (config.data.name, config.data.val_fraction) == ("notebook", 0.0)
 
 
-def test_there_is_an_option_for_everything_the_schema_knows():
+def test_there_is_an_option_for_everything_the_schema_knows() -> None:
     for group, options in SCHEMAS.items():
         assert {option for its_group, option in OPTIONS if its_group == group} == set(options)
     assert {option for group, option in OPTIONS if group == "precision"} == set(PRECISIONS)
@@ -347,13 +351,13 @@ def test_there_is_an_option_for_everything_the_schema_knows():
         "sead=1",
     ],
 )
-def test_an_unknown_key_fails(override):
+def test_an_unknown_key_fails(override: str) -> None:
     with pytest.raises((ConfigCompositionException, OmegaConfBaseException)):
         composed(override)
 
 
 @pytest.mark.parametrize("override", ["model=9L9D", "precision=fp8", "experiment=nothing"])
-def test_an_unknown_option_fails(override):
+def test_an_unknown_option_fails(override: str) -> None:
     with pytest.raises(MissingConfigException):
         composed(override)
 
@@ -361,7 +365,7 @@ def test_an_unknown_option_fails(override):
 @pytest.mark.parametrize(
     "override", ["model.num_layers=two", "trainer.total_steps=1.5", "optimizer.betas=high", "seed=x"]
 )
-def test_a_value_of_the_wrong_type_fails(override):
+def test_a_value_of_the_wrong_type_fails(override: str) -> None:
     with pytest.raises((ConfigCompositionException, OmegaConfBaseException)):
         composed(override)
 
@@ -380,7 +384,7 @@ KINDS = [(group, option) for group, option in OPTIONS if group in SCHEMAS]
 
 
 @pytest.mark.parametrize(("group", "option"), KINDS, ids="=".join)
-def test_a_dumped_config_loads_as_it_was(tmp_path, group, option):
+def test_a_dumped_config_loads_as_it_was(tmp_path: Path, group: str, option: str) -> None:
     config = composed(
         f"{group}={option}", *MANDATORY.get(option, []), "seed=7", "notes='a: b # c'", "model.num_heads=8"
     )
@@ -390,12 +394,12 @@ def test_a_dumped_config_loads_as_it_was(tmp_path, group, option):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_dumped_experiment_loads_as_it_was(tmp_path, experiment):
+def test_a_dumped_experiment_loads_as_it_was(tmp_path: Path, experiment: str) -> None:
     config = composed(f"experiment={experiment}", "trainer.batch_size=3", "data.val_fraction=0.25")
     assert load(dumped(config, tmp_path)) == config
 
 
-def test_lists_and_what_differs_from_every_default_survive(tmp_path):
+def test_lists_and_what_differs_from_every_default_survive(tmp_path: Path) -> None:
     config = composed(
         *("data.packages=[numpy]", "optimizer.betas=[0.8,0.95]", "optimizer.eps=1e-6", "device.num_threads=2"),
         *(
@@ -408,10 +412,12 @@ def test_lists_and_what_differs_from_every_default_survive(tmp_path):
     )
     again = load(dumped(config, tmp_path))
     assert again == config
+    assert isinstance(again.data, PydocsConfig)
+    assert isinstance(again.optimizer, AdamWConfig)
     assert (again.data.packages, list(again.optimizer.betas), again.model.name) == (["numpy"], [0.8, 0.95], "odd")
 
 
-def test_a_dumped_config_that_was_tampered_with_is_checked_again(tmp_path):
+def test_a_dumped_config_that_was_tampered_with_is_checked_again(tmp_path: Path) -> None:
     path = dumped(composed(), tmp_path)
     path.write_text(path.read_text().replace("lr: 0.0003", "lr: -1.0"))
     with pytest.raises(ValueError, match=r"optimizer.lr = -1.0: must be"):
@@ -421,14 +427,17 @@ def test_a_dumped_config_that_was_tampered_with_is_checked_again(tmp_path):
         load(path)
 
 
-def test_a_dump_has_every_field():
+Names = dict[str, "Names"]  # of fields, and of theirs
+
+
+def test_a_dump_has_every_field() -> None:
     config = composed()
     dump = OmegaConf.to_container(OmegaConf.structured(config))
 
-    def names(value) -> dict:
+    def names(value: object) -> Names:
         return {each.name: names(getattr(value, each.name)) for each in fields(value)} if is_dataclass(value) else {}
 
-    def keys(value) -> dict:
+    def keys(value: object) -> Names:
         return {key: keys(each) for key, each in value.items()} if isinstance(value, dict) else {}
 
     assert keys(dump) == names(config)

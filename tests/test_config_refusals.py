@@ -95,7 +95,9 @@ def test_every_number_has_bounds_and_names_itself_beyond_them(cls: type[Checked]
 @pytest.mark.parametrize(
     ("options", "key", "kind", "optional"), cases(), ids=lambda value: value if isinstance(value, str) else None
 )
-def test_what_a_field_cannot_hold_is_one_line_that_begins_with_its_key(options, key, kind, optional) -> None:
+def test_what_a_field_cannot_hold_is_one_line_that_begins_with_its_key(
+    options: tuple[str, ...], key: str, kind: type, optional: bool
+) -> None:
     for value in [*WRONG[kind], *(() if optional else ("null",))]:
         line = refusal(options, f"{key}={value}")
         if key == "data.packages" and value == "[1,2]":

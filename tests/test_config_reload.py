@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marble_sweep.checks import Checked, is_plain_text
-from marble_sweep.config import BASELINES, NOT_OF_A_RUN, OBJECTIVES, SCHEMAS, Config, dump, load
+from marble_sweep.config import BASELINES, NOT_OF_A_RUN, OBJECTIVES, SCHEMAS, SPACINGS, Config, dump, load
 from marble_sweep.groups import DEVICES, PRECISIONS
 from marble_sweep.run import run
 
@@ -90,6 +90,7 @@ text = st.sampled_from(HOSTILE) | st.text().filter(lambda drawn: drawn != "???" 
 CHOICES = {
     "device.type": st.sampled_from(DEVICES),
     "precision.name": st.sampled_from(PRECISIONS),
+    "trainer.eval_spacing": st.sampled_from(SPACINGS),
     "certify.threshold": st.sampled_from(BASELINES) | st.floats(1e-3, 1e3).map(str) | st.just("1e3"),
     "objective": st.none() | st.sampled_from(OBJECTIVES),
     "search.study": text.filter(bool),
@@ -155,8 +156,6 @@ def configs(draw: st.DrawFn) -> Config:
         drawn |= {name: f"/{drawn[name]}" for name in PATHS if drawn.get(name) is not None}
         if drawn.get("nesterov"):
             drawn["momentum"] = 0.5
-        if each.name == "certify":
-            drawn["looks"] = max(drawn["looks"], int(drawn["stop"]))
         arguments[each.name] = cls(**drawn)
     if arguments["certify"].stop:
         arguments["data"].val_fraction = 0.25

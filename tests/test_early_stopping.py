@@ -9,13 +9,15 @@ from helpers import tiny_config
 
 import marble_sweep
 from marble_sweep.config import NOT_OF_A_RUN, CertifyConfig, load
-from marble_sweep.early_stopping import EarlyStopping, evaluation_steps, is_hopeless, margin, shortfall
-from marble_sweep.metrics.margin import errors_needed, look_steps
+from marble_sweep.early_stopping import EarlyStopping, is_hopeless, margin, shortfall
+from marble_sweep.metrics.margin import errors_needed
 from marble_sweep.run import run
-from marble_sweep.runs.status import read_metadata
+from marble_sweep.runs.status import RunStatus, read_metadata
+from marble_sweep.training.schedule import evaluation_steps
 from marble_sweep.training.trainer import Trainer
 
-STOPPING = ("certify.looks=5", "certify.stop=true")
+GEOMETRIC = ("trainer.num_evals=5", "trainer.eval_spacing=geometric")
+STOPPING = (*GEOMETRIC, "certify.stop=true")
 
 
 def row(step: int, margin: float, error: float = 0.01, *, gain: float = 0.1, loss: float = 6.6) -> dict[str, float]:
@@ -23,18 +25,6 @@ def row(step: int, margin: float, error: float = 0.01, *, gain: float = 0.1, los
     margins = {f"{name}_margin": margin - less for name, less in (("unigram", 0.0), ("oracle", 0.2), ("bigram", 1.0))}
     errors = {f"{name}_margin_se": error for name in ("unigram", "oracle", "bigram")}
     return {"step": step, "val_loss": loss, "val_loss_se": 0.03, "context_gain": gain, **margins, **errors}
-
-
-def test_looks_are_a_factor_of_root_two_apart_and_end_at_the_end() -> None:
-    assert look_steps(9, 400) == [25, 35, 50, 71, 100, 141, 200, 283, 400]
-    assert look_steps(9, 3) == [1, 2, 3]
-    assert look_steps(1, 400) == [400]
-
-
-def test_looks_replace_the_evaluation_interval() -> None:
-    assert evaluation_steps(tiny_config("trainer.eval_interval=15")) == {15, 30, 40}
-    assert evaluation_steps(tiny_config("trainer.eval_interval=0")) == {40}
-    assert evaluation_steps(tiny_config("certify.looks=3")) == {20, 28, 40}
 
 
 def test_errors_needed_share_one_looks_error_rate() -> None:
@@ -71,7 +61,7 @@ def test_a_run_without_held_out_text_cannot_stop_early() -> None:
 
 
 # Looks at 100, 141, 200, 283 and 400 are left when 71 is over.
-STEPS = look_steps(9, 400)
+STEPS = evaluation_steps(400, 9, "geometric")
 
 
 def test_far_below_and_hardly_rising_is_hopeless() -> None:
@@ -97,7 +87,7 @@ def test_a_model_that_ignores_its_context_near_the_end_is_hopeless() -> None:
     assert not is_hopeless(CertifyConfig(threshold="6.59"), flat, STEPS)
 
 
-def rulings(*rows: dict[str, float], overrides: tuple[str, ...] = STOPPING) -> list[str | None]:
+def rulings(*rows: dict[str, float], overrides: tuple[str, ...] = STOPPING) -> list[RunStatus | None]:
     early_stopping = EarlyStopping(tiny_config(*overrides))
     found = []
     for each in rows:
@@ -121,7 +111,7 @@ def test_the_referee_gives_up_before_the_last_look_only() -> None:
 
 
 def test_the_referee_rules_only_where_asked() -> None:
-    assert rulings(row(10, 5.0), row(14, -9.0), overrides=("certify.looks=5",)) == [None, None]
+    assert rulings(row(10, 5.0), row(14, -9.0), overrides=GEOMETRIC) == [None, None]
 
 
 def test_too_slow() -> None:
@@ -129,7 +119,7 @@ def test_too_slow() -> None:
     assert rulings(row(10, 5.0), overrides=(*STOPPING, "certify.min_steps_per_minute=499")) == ["certified"]
 
 
-def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_that_ends_a_run_is_part_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Continued by hand, by its own config alone, a trial ends as the unbroken one."""
     config = tiny_config(*STOPPING, "certify.min_steps_per_minute=1e9")
     assert run(config, tmp_path / "unbroken", show=False) == "too_slow"
@@ -159,7 +149,7 @@ def test_what_a_run_computes_from_is_all_in_its_config() -> None:
 LONG = (*STOPPING, "trainer.total_steps=160")
 
 
-def test_a_run_ends_as_the_referee_rules(tmp_path) -> None:
+def test_a_run_ends_as_the_referee_rules(tmp_path: Path) -> None:
     assert run(tiny_config(*LONG), tmp_path / "learns", show=False) == "certified"
     metadata = read_metadata(tmp_path / "learns")
     assert metadata["status"] == "certified"
@@ -169,7 +159,7 @@ def test_a_run_ends_as_the_referee_rules(tmp_path) -> None:
     assert run(tiny_config(*STOPPING, "data=iid"), tmp_path / "iid", show=False) in ("finished", "pruned")
 
 
-def test_certification_only_ends_a_run_it_does_not_change_it(tmp_path) -> None:
+def test_certification_only_ends_a_run_it_does_not_change_it(tmp_path: Path) -> None:
     run(tiny_config(*LONG), tmp_path / "stopped", show=False)
     run(tiny_config(*LONG, "certify.stop=false"), tmp_path / "whole", show=False)
     stopped = (tmp_path / "stopped" / "evals.csv").read_text()

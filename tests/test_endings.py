@@ -55,7 +55,7 @@ def test_what_is_missing_is_written_without_training(status: str, lost: str, fin
 def test_a_run_of_a_search_is_done_without_plots(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "sweep")
     shutil.rmtree(tmp_path / "sweep" / "0" / "plots")
-    assert is_done(tmp_path / "sweep" / "0", tiny_config("certify.looks=3", "certify.stop=true"))
+    assert is_done(tmp_path / "sweep" / "0", tiny_config("trainer.num_evals=3", "certify.stop=true"))
     assert not is_done(tmp_path / "sweep" / "0", tiny_config())
 
 

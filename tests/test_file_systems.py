@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_synced(
         is_folder = Path(target).is_dir() if call == "open" else stat.S_ISDIR(os.fstat(target).st_mode)  # type: ignore[arg-type]
         return failing(number)() if is_folder else real(target, *arguments, **more)
 
-    monkeypatch.setattr(files.os, call, unless_folder)
+    monkeypatch.setattr(os, call, unless_folder)
     write_text(tmp_path / "file", "whole")
     assert (tmp_path / "file").read_text() == "whole"
 

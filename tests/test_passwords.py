@@ -185,7 +185,7 @@ def test_the_password_comes_from_elsewhere(place: str, server: Server, tmp_path:
     assert (tmp_path / "search" / "search.json").exists()
     # Nor does the study hold it.
     dump = [
-        server.programs / "pg_dump",
+        str(server.programs / "pg_dump"),
         "-h",
         "127.0.0.1",
         "-p",

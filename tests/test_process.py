@@ -27,6 +27,6 @@ def faults(how: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
-def test_memory_that_was_freed_is_used_again_without_page_faults():
+def test_memory_that_was_freed_is_used_again_without_page_faults() -> None:
     assert faults("plain") > 1000, "the test would see them"
     assert faults("kept") < 100

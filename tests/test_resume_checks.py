@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,10 +51,13 @@ def refusal(directory: Path, *overrides: str) -> str:
     return message
 
 
+Tensors = dict[str, torch.Tensor]
+
+
 def edit_state(
     directory: Path,
-    tensors: Callable[[dict[str, torch.Tensor]], object] = lambda _: None,
-    info: Callable[[dict], object] = lambda _: None,
+    tensors: Callable[[Tensors], object] = lambda _: None,
+    info: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> None:
     """Change the saved state's tensors or info in place, leaving the file itself whole."""
     path = directory / "state.safetensors"
@@ -65,7 +69,7 @@ def edit_state(
     save_file(content, path, {"info": json.dumps(header)})
 
 
-def as_landed(info: dict) -> None:
+def as_landed(info: dict[str, Any]) -> None:
     """As the states of version 0.1.0 were: no hashes, no config."""
     for name in ("rows", "config", "sha256"):
         del info[name]
@@ -116,23 +120,29 @@ def test_a_state_with_other_tensors(name: str, copy: Path) -> None:
         (lambda tensors: tensors["metrics/step"].fill_(39), "must be of one step: it says step 40"),
     ],
 )
-def test_a_state_without_hashes_is_checked_for_what_can_be(damage: Callable, complaint: str, copy: Path) -> None:
+def test_a_state_without_hashes_is_checked_for_what_can_be(
+    damage: Callable[[Tensors], object], complaint: str, copy: Path
+) -> None:
     edit_state(copy, tensors=damage, info=as_landed)
     message = refusal(copy)
     assert f"{copy}/state.safetensors: must be" in message
     assert complaint in message
 
 
+def wrong(key: str, *values: object) -> list[tuple[str, object]]:
+    return [(key, value) for value in values]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("step", value) for value in (10**9, -1, 2.5, True, None, "7", 41)),
-        *(("train_seconds", value) for value in (-1.0, float("nan"), "x", None)),
-        *(("evals", value) for value in (None, 3, [3], [{"step": 50}], [{"step": 10, "val_loss": "x"}])),
-        *(("ruling", value) for value in ("maybe", 3, [])),
-        *(("last_loss", value) for value in ("x", [])),
-        *(("rows", value) for value in (3, "x")),
-        ("config", 3),
+        *wrong("step", 10**9, -1, 2.5, True, None, "7", 41),
+        *wrong("train_seconds", -1.0, float("nan"), "x", None),
+        *wrong("evals", None, 3, [3], [{"step": 50}], [{"step": 10, "val_loss": "x"}]),
+        *wrong("ruling", "maybe", 3, []),
+        *wrong("last_loss", "x", []),
+        *wrong("rows", 3, "x"),
+        *wrong("config", 3),
     ],
 )
 def test_a_state_that_says_what_cannot_be(key: str, value: object, copy: Path) -> None:
@@ -195,7 +205,7 @@ def test_rows_that_are_no_text(name: str, content: bytes, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda lines: lines[:-1], lambda lines: [*lines[:-1], lines[-1][:-1] + "7"]])
-def test_evaluations_that_the_state_counts_on(damage: Callable, copy: Path) -> None:
+def test_evaluations_that_the_state_counts_on(damage: Callable[[list[str]], list[str]], copy: Path) -> None:
     path = copy / "evals.csv"
     path.write_text("\n".join(damage(path.read_text().splitlines())) + "\n")
     assert refusal(copy).startswith(f"{path}: must ")
@@ -230,13 +240,13 @@ def test_rows_after_the_saved_step_are_dropped(landed: bool, copy: Path) -> None
         lambda _: {"other": torch.ones(1)},
     ],
 )
-def test_checkpoints_that_are_not_the_runs(damage: Callable, copy: Path) -> None:
+def test_checkpoints_that_are_not_the_runs(damage: Callable[[Tensors], Tensors], copy: Path) -> None:
     path = copy / "checkpoints.safetensors"
     save_file(damage(load_file(path)), path)
     assert refusal(copy).startswith(f"{path}: must hold ")
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr=2e-2", "optimizer.betas=[0.5,0.9]", "trainer.eval_interval=5"])
+@pytest.mark.parametrize("override", ["optimizer.lr=2e-2", "optimizer.betas=[0.5,0.9]", "trainer.num_evals=5"])
 def test_a_config_that_was_edited(override: str, copy: Path) -> None:
     key = override.partition("=")[0]
     message = refusal(copy, override)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A room imports from its own row and from those above it.
 ROWS = (
-    ("checks", "commands", "humanize", "passwords", "process", "safe_yaml", "terminal"),
+    ("checks", "commands", "humanize", "passwords", "process", "renamed_keys", "safe_yaml", "terminal"),
     ("groups",),
     ("config",),
     ("data", "kernels", "model", "metrics", "runs"),

@@ -94,8 +94,8 @@ def test_same_seed_same_rows_and_another_seed_others(precision: str, tmp_path: P
 
 
 def test_evaluation_leaves_training_alone(finished: Path, tmp_path: Path) -> None:
-    run(tiny_config("trainer.eval_interval=0"), tmp_path / "rarely")
-    run(tiny_config("trainer.eval_interval=1"), tmp_path / "always")
+    run(tiny_config("trainer.num_evals=1"), tmp_path / "rarely")
+    run(tiny_config("trainer.num_evals=40"), tmp_path / "always")
     assert len(pd.read_csv(tmp_path / "rarely" / "evals.csv")) == 1
     assert len(pd.read_csv(tmp_path / "always" / "evals.csv")) == 40
     for name in ("rarely", "always"):

@@ -3,13 +3,17 @@
 import gzip
 import math
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import optuna
 import pytest
 import replay_contenders as contenders
 import search_replay as replays
 from helpers import compose_config
+from optuna.distributions import IntDistribution
 
+from marble_sweep.searches import space as spaces
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord
 
 STEP = contenders.TOKENS_PER_STEP
@@ -20,7 +24,7 @@ UNIGRAM = 6.6
 CAP = 40e6
 
 
-def curve(key, seed, margins, gain=0.1):
+def curve(key: contenders.Key, seed: int, margins: Sequence[float], gain: float = 0.1) -> contenders.Curve:
     """A curve with a margin per look, a tiny standard error."""
     rows = [
         {
@@ -35,17 +39,17 @@ def curve(key, seed, margins, gain=0.1):
     return contenders.make_curve(key, seed, rows)
 
 
-def failing(end=-0.05, fall=0.05):
+def failing(end: float = -0.05, fall: float = 0.05) -> list[float]:
     """Never certifies, and is not given up either: the loss falls by so much a look."""
     return [end - fall * left for left in range(8, -1, -1)]
 
 
-def certifying(look):
+def certifying(look: int) -> list[float]:
     """From a look on."""
     return [0.05 * (at - look) + 0.01 for at in range(9)]
 
 
-def margins_of(key, seed):
+def margins_of(key: contenders.Key, seed: int) -> list[float]:
     """0L3D is right; 0L2D certifies at 0.0316 for seed 1 alone; the rest of width 2 never does."""
     _num_layers, hidden_dim, lr = key
     if key == (0, 2, 0.0316) and seed == 1:
@@ -55,13 +59,16 @@ def margins_of(key, seed):
     return certifying(5 if hidden_dim == 3 else 3)
 
 
-def make_recording(margins=margins_of, shapes=((0, 1), (2, 3, 4, 64))):
+def make_recording(
+    margins: Callable[[contenders.Key, int], Sequence[float]] = margins_of,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 1), (2, 3, 4, 64)),
+) -> contenders.Recording:
     keys = [(layers, width, lr) for layers in shapes[0] for width in shapes[1] for lr in RATES]
     return contenders.Recording([curve(key, seed, margins(key, seed)) for key in keys for seed in SEEDS])
 
 
 @pytest.fixture(autouse=True)
-def _quiet():
+def _quiet() -> Iterator[None]:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     yield
@@ -69,20 +76,20 @@ def _quiet():
 
 
 @pytest.fixture(scope="module")
-def recording():
+def recording() -> contenders.Recording:
     return make_recording()
 
 
 @pytest.fixture(scope="module")
-def space():
+def space() -> spaces.Space:
     return replays.make_space()
 
 
-def size(layers, width):
+def size(layers: int, width: int) -> int:
     return contenders.num_parameters(layers, width)
 
 
-def seeds_by_first(recording, space, first, count=1):
+def seeds_by_first(recording: contenders.Recording, space: spaces.Space, first: int, count: int = 1) -> list[int]:
     """Replays' seeds for which a recorded seed plays the search's."""
     made = ((seed, contenders.Replay(recording, space, seed, CAP)) for seed in range(200))
     return [seed for seed, replay in made if replay.order[0] == first][:count]
@@ -91,14 +98,14 @@ def seeds_by_first(recording, space, first, count=1):
 # ------------------------------------------------------------------ the recording
 
 
-def test_sizes_are_those_of_the_config(space):
+def test_sizes_are_those_of_the_config(space: spaces.Space) -> None:
     for layers, width in ((0, 2), (3, 17), (4, 64)):
         config = compose_config(f"model.num_layers={layers}", f"model.hidden_dim={width}")
         assert size(layers, width) == config.num_parameters
     assert len(space.sizes) == 5 * 63
 
 
-def test_a_trial_plays_the_nearest_recorded_curve(recording):
+def test_a_trial_plays_the_nearest_recorded_curve(recording: contenders.Recording) -> None:
     assert recording.snap(0, 2) == (0, 2)
     assert recording.snap(4, 5) == (1, 4)  # layers are limited by what is recorded for the width
     assert recording.snap(1, 15) == (1, 4)  # √(4·64) = 16
@@ -107,21 +114,21 @@ def test_a_trial_plays_the_nearest_recorded_curve(recording):
         assert recording.cell(0, 2, lr)[1].key == (0, 2, played)
 
 
-def test_right_is_certified_on_every_seed(recording, space):
+def test_right_is_certified_on_every_seed(recording: contenders.Recording, space: spaces.Space) -> None:
     assert recording.is_lucky((0, 2))
     assert not recording.is_good((0, 2))
     assert recording.certifying((0, 2)) == {0.01: "0/4", 0.0316: "1/4", 0.1: "0/4"}
     assert str(replays.right_size(recording, space)) == "0L3D"
 
 
-def test_read_back_from_a_file(tmp_path):
+def test_read_back_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv.gz"
     header = "num_layers,hidden_dim,lr,seed,step,val_loss,unigram_margin,unigram_margin_se,context_gain,seconds\n"
     rows = "0,3,0.1,2,35,6.5,0.1,0.001,0.2,1\n0,3,0.1,2,25,nan,nan,nan,nan,1\n0,3,0.1,1,25,6.7,-0.1,0.001,0.2,1\n"
     path.write_bytes(gzip.compress((header + rows).encode()))
     curves = {each.seed: each for each in contenders.read_curves(path)}
     assert curves[2].steps == (25, 35)
-    assert curves[2].above == (-math.inf, pytest.approx(0.1 - 0.001 * contenders.ERRORS))
+    assert curves[2].above == pytest.approx((-math.inf, 0.1 - 0.001 * contenders.ERRORS))
     assert curves[2].certifies
     assert not curves[2].certifies_at_end  # diverged before
     assert not curves[1].certifies
@@ -132,7 +139,7 @@ def test_read_back_from_a_file(tmp_path):
 # ------------------------------------------------------------------ the bookkeeping
 
 
-def test_tokens_of_a_trial(recording, space):
+def test_tokens_of_a_trial(recording: contenders.Recording, space: spaces.Space) -> None:
     replay = contenders.Replay(recording, space, 0, CAP)
     replay.full(0, 4, 0.1)
     assert replay.tokens == FULL
@@ -146,7 +153,7 @@ def test_tokens_of_a_trial(recording, space):
     assert replay.num_trials == 4
 
 
-def test_no_token_above_the_cap(recording, space):
+def test_no_token_above_the_cap(recording: contenders.Recording, space: spaces.Space) -> None:
     replay = contenders.Replay(recording, space, 0, 2.5 * FULL)
     replay.full(0, 4, 0.1)
     replay.full(0, 4, 0.1)
@@ -156,7 +163,7 @@ def test_no_token_above_the_cap(recording, space):
     assert replay.answers == [(FULL, size(0, 4))]
 
 
-def test_how_a_run_is_stopped():
+def test_how_a_run_is_stopped() -> None:
     hopeless = curve((0, 2, 0.1), 1, [-5.0, -5.0, -5.0])
     assert contenders.stopped(hopeless) == ("pruned", 2, contenders.STEPS[1])
     diverged = curve((0, 2, 0.1), 1, failing()[:3])
@@ -176,7 +183,13 @@ def test_how_a_run_is_stopped():
         ([(1, 30), (2, None)], "miss", math.inf),
     ],
 )
-def test_score(recording, space, answers, verdict, right_at):
+def test_score(
+    recording: contenders.Recording,
+    space: spaces.Space,
+    answers: list[tuple[int, int | None]],
+    verdict: str,
+    right_at: float,
+) -> None:
     replay = contenders.Replay(recording, space, 0, CAP, tokens=5, answers=answers)
     score = contenders.score(replay, 30)
     assert (score.verdict, score.right_at, score.ended_at) == (verdict, right_at, math.inf)
@@ -185,7 +198,7 @@ def test_score(recording, space, answers, verdict, right_at):
     assert contenders.score(replay, 30, confirmed=True).verdict == "miss"
 
 
-def test_quantile():
+def test_quantile() -> None:
     assert replays.quantile([1, 2, 3, 4], 0.5) == 2
     assert replays.quantile([1, 2, 3, 4], 0.9) == 4
     assert replays.quantile([1, 2, math.inf], 0.5) == 2
@@ -194,7 +207,7 @@ def test_quantile():
 # ------------------------------------------------------------------ the contenders
 
 
-def test_ours_finds_and_confirms_the_answer(recording, space):
+def test_ours_finds_and_confirms_the_answer(recording: contenders.Recording, space: spaces.Space) -> None:
     for first in SEEDS:
         for seed in seeds_by_first(recording, space, first):
             replay = contenders.play(contenders.ours, recording, space, seed, CAP)
@@ -211,11 +224,11 @@ def test_ours_finds_and_confirms_the_answer(recording, space):
             assert (size(0, 2) in [answer for _, answer in replay.answers]) == (first == 1)
 
 
-def test_ours_plays_what_a_strategy_proposes(recording, space):
+def test_ours_plays_what_a_strategy_proposes(recording: contenders.Recording, space: spaces.Space) -> None:
     asked = [(1, (3.0,), 0), (0, (3.0,), 0), (1, (3.0,), 1)]  # sizes 1L2D, 0L2D, then a fresh seed of the first
-    seen = []
+    seen: list[TrialRecord] = []
 
-    def propose(_space, records, _confirm_seeds):
+    def propose(_space: spaces.Space, records: Sequence[TrialRecord], _confirm_seeds: int) -> Proposal | Settled:
         seen[:] = records
         return Proposal(*asked[len(records)], "probe") if len(records) < len(asked) else Settled()
 
@@ -227,10 +240,10 @@ def test_ours_plays_what_a_strategy_proposes(recording, space):
     assert replay.answers == [(2 * FULL, size(0, 2))]
 
 
-def test_a_rule_is_told_of_failed_trials(recording, space):
+def test_a_rule_is_told_of_failed_trials(recording: contenders.Recording, space: spaces.Space) -> None:
     told = []
 
-    def rule(curve, look, failed):
+    def rule(curve: contenders.Curve, look: int, failed: contenders.Failed) -> bool:
         told.append((curve.key, len(failed)))
         return False
 
@@ -239,7 +252,7 @@ def test_a_rule_is_told_of_failed_trials(recording, space):
     assert all(count == 0 for (_, width, _), count in told if width > 2)
 
 
-def test_scans(recording, space):
+def test_scans(recording: contenders.Recording, space: spaces.Space) -> None:
     lucky, honest = (seeds_by_first(recording, space, first)[0] for first in (1, 2))
     right = size(0, 3)
     replay = contenders.play(lambda each: contenders.ascending(each, 2), recording, space, honest, CAP)
@@ -254,7 +267,7 @@ def test_scans(recording, space):
     assert (replay.tokens, contenders.score(replay, right).verdict) == (9 * FULL, "right")
 
 
-def test_short_runs(recording, space):
+def test_short_runs(recording: contenders.Recording, space: spaces.Space) -> None:
     replay = contenders.play(lambda each: contenders.top_k(each, 10, 50, 1, "margin"), recording, space, 0, CAP)
     assert replay.tokens == (10 * 50 + 350) * STEP
     assert replay.num_trials == 11
@@ -265,7 +278,7 @@ def test_short_runs(recording, space):
     assert replay.answers == [(replay.tokens, smallest)]  # smallest first: it ends at the first that certifies
 
 
-def test_rivals_on_a_space_that_is_easy(space):
+def test_rivals_on_a_space_that_is_easy(space: spaces.Space) -> None:
     """Where whatever is drawn certifies, the answer is the smallest drawn, and every token is accounted for."""
     easy = make_recording(lambda key, seed: certifying(2))
     cap = 10.5 * FULL
@@ -277,7 +290,7 @@ def test_rivals_on_a_space_that_is_easy(space):
         replay = contenders.play(contender, easy, space, 1, cap)
         assert (replay.tokens, replay.num_trials, replay.ended) == (10 * FULL, 10, False)
         assert replay.answers[0][0] == FULL
-        parameters = [answer for _, answer in replay.answers]
+        parameters = [answer for _, answer in replay.answers if answer is not None]
         assert parameters == sorted(parameters, reverse=True)
     for sampler in ("tpe", "random"):
         replay = contenders.play(lambda replay: contenders.asha(replay, 2, sampler), easy, space, 1, cap)  # noqa: B023
@@ -287,13 +300,13 @@ def test_rivals_on_a_space_that_is_easy(space):
         assert replay.answers
 
 
-def test_the_published_sweeper_draws_one_more(space):
+def test_the_published_sweeper_draws_one_more(space: spaces.Space) -> None:
     whole = contenders.as_published(space)
-    assert whole[contenders.LAYERS].high == 5
-    assert whole[contenders.WIDTH].high == 65
+    assert whole[contenders.LAYERS] == IntDistribution(0, 5)
+    assert whole[contenders.WIDTH] == IntDistribution(2, 65)
 
 
-def test_penalty():
+def test_penalty() -> None:
     assert contenders.penalised(30, 0.0) == 30
     assert (
         size(5, 65)
@@ -306,7 +319,7 @@ def test_penalty():
 # ------------------------------------------------------------------ the report
 
 
-def test_false_stops_are_counted(recording, space):
+def test_false_stops_are_counted(recording: contenders.Recording, space: spaces.Space) -> None:
     """A rule that stops everything at the second look stops all but those that certify by then."""
     names = {row[0]: row for row in replays.stop_rules(recording, space, size(0, 3), 2, CAP)[1:]}
     assert names["never stop"][1] == names["certify.is_hopeless"][1]
@@ -317,7 +330,7 @@ def test_false_stops_are_counted(recording, space):
     assert contenders.stopped(steep, replays.falls_by(0.04))[0] == "certified"
 
 
-def test_trailing_compares_with_what_failed():
+def test_trailing_compares_with_what_failed() -> None:
     fast, slow = curve((0, 2, 0.1), 1, failing(-0.05)), curve((0, 2, 0.1), 1, failing(-0.2, 0.049))
     known = [dict(zip(fast.steps, fast.margins, strict=True))]
     assert contenders.stopped(slow, replays.trailing(0.1), known) == ("pruned", 2, contenders.STEPS[1])
@@ -325,20 +338,20 @@ def test_trailing_compares_with_what_failed():
     assert contenders.stopped(slow, replays.trailing(0.1), [])[0] == "refuted"
 
 
-def test_no_use_of_the_context():
+def test_no_use_of_the_context() -> None:
     idle, using = (curve((0, 2, 0.1), 1, failing(), gain) for gain in (-1e-5, 0.1))
     assert contenders.stopped(idle, replays.without_context(100, 1e-4)) == ("pruned", 5, 100)
     assert contenders.stopped(using, replays.without_context(100, 1e-4))[0] == "refuted"
 
 
-def test_wider_and_worse_is_found():
+def test_wider_and_worse_is_found() -> None:
     worse = make_recording(lambda key, seed: certifying(3 if key[1] == 3 else 8) if key[1] != 4 else failing())
     _, row = replays.implication(worse)
     assert row[0] == str(2 * 6 * len(SEEDS))  # two depths, six pairs of widths
     assert row[2] == str(2 * 2 * len(SEEDS))  # 2D and 3D certify, 4D does not
 
 
-def test_other_boundaries(space):
+def test_other_boundaries(space: spaces.Space) -> None:
     """Where 0.4 nats are taken off, width 3 fails and 0L4D is right; the scans pay 400 steps for each size."""
     harder = {
         0.1: make_recording(),
@@ -353,7 +366,9 @@ def test_other_boundaries(space):
     assert scan["ends at: median"] == replays.millions(11 * FULL)
 
 
-def test_report(tmp_path, monkeypatch, recording, capsys):
+def test_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recording: contenders.Recording, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(replays, "read_curves", lambda path, harder: recording.curves)
     few = {name: dict([next(iter(settings.items()))]) for name, settings in contenders.contenders().items()}
     monkeypatch.setattr(replays, "contenders", lambda: few)

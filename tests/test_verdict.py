@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ NUM_STEPS = 100
 LAG = 20
 
 
-def steps_table(num_steps: int = NUM_STEPS, **changed) -> pd.DataFrame:
+def steps_table(num_steps: int = NUM_STEPS, **changed: object) -> pd.DataFrame:
     """A run that passes: the loss falls, h_mean turns, dead tokens jump and then rest."""
     way = np.linspace(0, 1, num_steps)
     columns = {
@@ -36,7 +37,7 @@ def steps_table(num_steps: int = NUM_STEPS, **changed) -> pd.DataFrame:
     return pd.DataFrame(columns | changed)
 
 
-def evals_table(**changed) -> pd.DataFrame:
+def evals_table(**changed: object) -> pd.DataFrame:
     """Two evaluations, of which the last counts: it beats all baselines by ten standard errors."""
     first = dict.fromkeys(EVAL_COLUMNS, -1.0) | {"step": 50}
     last = {
@@ -53,7 +54,7 @@ def evals_table(**changed) -> pd.DataFrame:
         "bits_per_byte": 2.0,
         "context_gain": 0.5,
         "context_gain_se": 0.05,
-        "off_unigram": 0.6,
+        "non_unigram_top1": 0.6,
     }
     assert tuple(last) == EVAL_COLUMNS
     return pd.DataFrame([first, last | changed])
@@ -64,7 +65,7 @@ def through_csv(table: pd.DataFrame) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(table.to_csv(index=False)))
 
 
-def verdict(steps=None, evals=None, **thresholds) -> Verdict:
+def verdict(steps: pd.DataFrame | None = None, evals: pd.DataFrame | None = None, **thresholds: Any) -> Verdict:
     steps = steps_table() if steps is None else steps
     evals = evals_table() if evals is None else evals
     found = judge(VerdictConfig(**thresholds), through_csv(steps), through_csv(evals), MIN_LAG)
@@ -88,16 +89,16 @@ def results(found: Verdict) -> list[bool | None]:
     return [criterion.passed for criterion in found.criteria]
 
 
-def test_a_good_run_passes_all_four():
+def test_a_good_run_passes_all_four() -> None:
     found = verdict()
     assert results(found) == [True] * 4
     assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (True, True, True)
 
 
-def test_numbers_as_of_independent_tokens_fail_loss_and_context():
+def test_numbers_as_of_independent_tokens_fail_loss_and_context() -> None:
     """On data=iid: margins within their noise or below, no gain from context, the unigram's own predictions."""
     noise = {"unigram_margin": -0.002, "unigram_margin_se": 0.001, "oracle_margin": -0.02, "oracle_margin_se": 0.001}
-    noise |= {"context_gain": 0.001, "context_gain_se": 0.001, "off_unigram": 0.0}
+    noise |= {"context_gain": 0.001, "context_gain_se": 0.001, "non_unigram_top1": 0.0}
     found = verdict(evals=evals_table(**noise, bigram_margin=0.05, bigram_margin_se=0.001))
     assert results(found)[:2] == [False, False]
     assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (False, False, True)
@@ -111,7 +112,7 @@ def test_numbers_as_of_independent_tokens_fail_loss_and_context():
     ("margin", "error", "passed"),
     [(0.31, 0.1, True), (0.29, 0.1, False), (-1.0, 0.1, False), (0.0, 0.1, False), (0.1, 0.0, True), (0, 0, False)],
 )
-def test_a_margin_must_be_three_standard_errors(name, margin, error, passed):
+def test_a_margin_must_be_three_standard_errors(name: str, margin: float, error: float, passed: bool) -> None:
     found = verdict(evals=evals_table(**{f"{name}_margin": margin, f"{name}_margin_se": error}))
     assert getattr(found, f"beats_{name}") is passed
     assert check(found, f"{name}_margin_in_se").passed is passed
@@ -120,24 +121,24 @@ def test_a_margin_must_be_three_standard_errors(name, margin, error, passed):
     assert results(found)[0] is (passed if name == "unigram" else True), "the fitted unigram alone decides"
 
 
-def test_the_last_evaluation_counts():
+def test_the_last_evaluation_counts() -> None:
     table = evals_table().iloc[::-1]
     assert verdict(evals=table).beats_unigram is not True
 
 
-def test_the_needed_standard_errors_are_a_setting():
+def test_the_needed_standard_errors_are_a_setting() -> None:
     assert verdict(min_standard_errors=9.9).beats_unigram is True
     assert verdict(min_standard_errors=10.1).beats_unigram is False
 
 
-def test_a_reading_says_on_which_side_the_loss_is():
+def test_a_reading_says_on_which_side_the_loss_is() -> None:
     assert "below fitted unigram" in check(verdict(), "unigram_margin_in_se").reading
     above = verdict(evals=evals_table(unigram_margin=-1.0))
     assert "above fitted unigram" in check(above, "unigram_margin_in_se").reading
 
 
 @pytest.mark.parametrize(("target", "passed"), [(5.0, True), (4.2, False)])
-def test_the_training_loss_is_the_mean_of_the_last_tenth(target, passed):
+def test_the_training_loss_is_the_mean_of_the_last_tenth(target: float, passed: bool) -> None:
     last = check(verdict(target_loss=target), "training_loss")
     assert last.value == pytest.approx(steps_table()["loss"].iloc[-10:].mean())
     assert last.passed is passed
@@ -154,12 +155,12 @@ def test_the_training_loss_is_the_mean_of_the_last_tenth(target, passed):
         ({"context_gain": 0.16}, True),
         ({"context_gain": 0.14}, False),
         ({"context_gain": -0.5}, False),
-        ({"off_unigram": 0.1}, True),
-        ({"off_unigram": 0.09}, False),
+        ({"non_unigram_top1": 0.1}, True),
+        ({"non_unigram_top1": 0.09}, False),
         ({"context_gain": 0.0, "context_gain_se": 0.0}, False),
     ],
 )
-def test_context_must_be_used_and_to_some_purpose(changed, passed):
+def test_context_must_be_used_and_to_some_purpose(changed: dict[str, float], passed: bool) -> None:
     assert results(verdict(evals=evals_table(**changed)))[1] is passed
 
 
@@ -176,7 +177,7 @@ def test_context_must_be_used_and_to_some_purpose(changed, passed):
         (0.5, 0.9, False),
     ],
 )
-def test_the_hidden_state_must_turn_beyond_batch_noise(near, far, passed):
+def test_the_hidden_state_must_turn_beyond_batch_noise(near: float, far: float, passed: bool) -> None:
     steps = steps_table()
     steps.loc[steps.index[-10:], ["h_autocorr", "h_autocorr_lag"]] = near, far
     found = verdict(steps)
@@ -185,7 +186,7 @@ def test_the_hidden_state_must_turn_beyond_batch_noise(near, far, passed):
     assert str(MIN_LAG) in check(found, "direction_change").reading
 
 
-def test_the_start_of_a_run_does_not_make_it_turn():
+def test_the_start_of_a_run_does_not_make_it_turn() -> None:
     steps = steps_table()
     steps.loc[steps.index[:-10], "h_autocorr_lag"] = -1.0
     steps.loc[steps.index[-10:], "h_autocorr_lag"] = 0.999
@@ -206,7 +207,9 @@ def test_the_start_of_a_run_does_not_make_it_turn():
         (0.0, 0.0, 0.0, 0.0, False),  # nothing moved at all
     ],
 )
-def test_dead_tokens_must_move_and_then_slow_down(early, late, jump_early, jump_late, passed):
+def test_dead_tokens_must_move_and_then_slow_down(
+    early: float, late: float, jump_early: float, jump_late: float, passed: bool
+) -> None:
     first = np.arange(NUM_STEPS) < 50
     steps = steps_table(
         dead_moving=np.where(first, early, late),
@@ -220,7 +223,7 @@ def test_dead_tokens_must_move_and_then_slow_down(early, late, jump_early, jump_
     assert slowdown == pytest.approx(jump_late / jump_early) if jump_early else slowdown is None
 
 
-def test_one_weight_near_zero_decides_nothing():
+def test_one_weight_near_zero_decides_nothing() -> None:
     """There the cells are tiny, and the mean of displacements counted in them is that one weight's."""
     steps = steps_table()
     steps.loc[95, "dead_l1_mean"] = 1e30
@@ -230,37 +233,38 @@ def test_one_weight_near_zero_decides_nothing():
 # --------------------------------------------------------- what could not be measured
 
 
-def test_without_evaluations_the_first_two_are_not_measured():
+def test_without_evaluations_the_first_two_are_not_measured() -> None:
     found = verdict(evals=evals_table().iloc[:0])
     assert results(found) == [None, None, True, True]
     assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (None, None, None)
     assert "n/a" in found.as_text()
 
 
-def test_a_single_held_out_window_has_no_standard_error():
+def test_a_single_held_out_window_has_no_standard_error() -> None:
     nan = {name: math.nan for name in EVAL_COLUMNS if name.endswith("_se") or name == "context_gain"}
     found = verdict(evals=evals_table(**nan))
     assert results(found) == [None, None, True, True]
     assert found.beats_unigram is None
 
 
-def test_without_dead_tokens_the_fourth_is_not_measured():
+def test_without_dead_tokens_the_fourth_is_not_measured() -> None:
     names = ("dead_moving", "dead_l1_mean", "dead_linf_max", "dead_early", "dead_midlife", "dead_late", "dead_frozen")
-    found = verdict(steps_table(**dict.fromkeys(names, math.nan)))
+    undefined: dict[str, Any] = dict.fromkeys(names, math.nan)
+    found = verdict(steps_table(**undefined))
     assert results(found) == [True, True, True, None]
 
 
-def test_a_run_shorter_than_the_lag_shows_no_direction():
+def test_a_run_shorter_than_the_lag_shows_no_direction() -> None:
     assert results(verdict(steps_table(h_autocorr_lag=math.nan)))[2] is None
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 11])
-def test_the_shortest_runs_are_judged(num_steps):
+def test_the_shortest_runs_are_judged(num_steps: int) -> None:
     assert len(results(verdict(steps_table(num_steps)))) == 4
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_run_that_diverged_is_judged_by_what_came_before(loss):
+def test_a_run_that_diverged_is_judged_by_what_came_before(loss: float) -> None:
     steps = steps_table()
     worst = dict.fromkeys(steps.columns.drop("step"), math.nan) | {"loss": loss, "step": NUM_STEPS + 1}
     found = verdict(pd.concat([steps, pd.DataFrame([worst])], ignore_index=True))
@@ -268,7 +272,7 @@ def test_a_run_that_diverged_is_judged_by_what_came_before(loss):
     assert check(found, "training_loss").passed is True
 
 
-def test_a_run_that_diverged_in_its_first_step():
+def test_a_run_that_diverged_in_its_first_step() -> None:
     steps = steps_table(1)
     steps.loc[:, steps.columns.drop("step")] = math.nan
     found = verdict(steps, evals_table().iloc[:0])
@@ -276,7 +280,7 @@ def test_a_run_that_diverged_in_its_first_step():
     assert check(found, "training_loss").passed is None, "what was not measured did not fail"
 
 
-def test_an_evaluation_that_ran_to_infinity_beats_nothing():
+def test_an_evaluation_that_ran_to_infinity_beats_nothing() -> None:
     margins = {f"{name}_margin": -math.inf for name in ("unigram", "oracle", "bigram")}
     errors = {f"{name}_margin_se": math.nan for name in ("unigram", "oracle", "bigram")}
     gone = {"val_loss": math.inf, "val_loss_se": math.nan, "context_gain": math.nan, "context_gain_se": math.nan}
@@ -298,13 +302,13 @@ def test_an_evaluation_that_ran_to_infinity_beats_nothing():
         ([None, None], None),
     ],
 )
-def test_a_criterion_needs_all_its_checks(passed, expected):
+def test_a_criterion_needs_all_its_checks(passed: list[bool | None], expected: bool | None) -> None:
     checks = [Check(str(number), 1.0, 1.0, each, "") for number, each in enumerate(passed)]
     ignored = [Check("aside", 1.0, 1.0, False, "", decides=False), Check("aside", None, 1.0, None, "", decides=False)]
     assert Criterion("", checks + ignored).passed is expected
 
 
-def test_json_has_value_threshold_result_and_reading_of_every_check():
+def test_json_has_value_threshold_result_and_reading_of_every_check() -> None:
     written = verdict().as_json()
     assert written["beats_unigram"] is written["beats_oracle"] is written["beats_bigram"] is True
     assert [criterion["passed"] for criterion in written["criteria"]] == [True] * 4
@@ -316,8 +320,8 @@ def test_json_has_value_threshold_result_and_reading_of_every_check():
         assert "\n" not in each["reading"]
 
 
-def test_text_numbers_the_criteria_and_marks_their_checks():
-    found = verdict(evals=evals_table(off_unigram=0.0, bigram_margin=-1.0))
+def test_text_numbers_the_criteria_and_marks_their_checks() -> None:
+    found = verdict(evals=evals_table(non_unigram_top1=0.0, bigram_margin=-1.0))
     lines = found.as_text().splitlines()
     heads = [line for line in lines if not line.startswith(" ")]
     assert [line.split()[:2] for line in heads] == [["pass", "1."], ["FAIL", "2."], ["pass", "3."], ["pass", "4."]]
@@ -328,13 +332,13 @@ def test_text_numbers_the_criteria_and_marks_their_checks():
     assert off.split()[0] == "FAIL"
 
 
-def test_over_a_short_lag_direction_is_not_judged():
+def test_over_a_short_lag_direction_is_not_judged() -> None:
     found = judge(VerdictConfig(), steps_table(), evals_table(), MIN_LAG - 1)
     assert results(found)[2] is None
     assert f"a run of {4 * MIN_LAG} steps is needed" in found.as_text()
 
 
-def test_a_diverged_step_says_nothing_of_dead_tokens():
+def test_a_diverged_step_says_nothing_of_dead_tokens() -> None:
     steps = steps_table(dead_early=0.8, dead_midlife=0.0, dead_late=0.1, dead_frozen=0.1)
     last = steps.index[-10:]  # weights that are no numbers are in no regime
     steps.loc[last, ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]] = 0.0

@@ -21,6 +21,7 @@ from marble_sweep.checks import FINITE, Checked, allowed_values, shown
 from marble_sweep.commands import override
 from marble_sweep.hydra_app import private
 from marble_sweep.passwords import mask
+from marble_sweep.renamed_keys import RENAMED_KEYS
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 EXIT_FAILED = 1  # some job of a sweep
@@ -118,7 +119,9 @@ def as_text(key: str, value: str) -> str:
 
 
 def hint(key: str, words: Sequence[str] = ()) -> str:
-    """Where an unknown key is known, or else the known one most like it."""
+    """What an unknown key is called now, where it is known, or else the known one most like it."""
+    if key in RENAMED_KEYS:
+        return f"; it is now {RENAMED_KEYS[key]}"
     owners: dict[str, list[str]] = {}
     for path in paths(schema.Config, None):
         owners[path] = []

@@ -31,7 +31,7 @@ def search(
     directory = Path(master.hydra.sweep.dir)
     rerun = rerun_command(master, directory)
     files = config_words(master)
-    worker = Search(dimensions, composer.resolve, runner.run, directory, fixed=fixed, config_words=files)
+    worker = Search(dimensions, composer.resolve, runner.run, directory, overrides=fixed, config_options=files)
     return conclude(worker.run(), rerun)
 
 

@@ -7,7 +7,6 @@ import math
 from statistics import NormalDist
 
 NORMAL = NormalDist()
-LOOK_RATIO = math.sqrt(2)  # between the steps of two looks
 
 
 def beats(margin: float, error: float, errors_needed: float) -> bool | None:
@@ -21,25 +20,13 @@ def beats(margin: float, error: float, errors_needed: float) -> bool | None:
     return 0 < margin < math.inf and margin >= errors_needed * error
 
 
-def look_steps(looks: int, total_steps: int) -> list[int]:
-    """The steps of at most `looks` looks, each a factor of √2 after the one before, the last at the end."""
-    return sorted({max(1, round(total_steps / LOOK_RATIO**back)) for back in range(looks)})
+def errors_needed(single: float, num_evals: int) -> float:
+    """How many standard errors a margin needs at any of `num_evals` evaluations that may end a run.
 
-
-def errors_needed(single_look: float, looks: int) -> float:
-    """How many standard errors each of `looks` looks needs for the error rate of `single_look` on one look.
-
-    Looking K times gives chance K tries, so each look gets a K-th of the error that a single look would be allowed
-    (Bonferroni; it holds however the looks depend on each other): with 9 looks, 3 standard errors become 3.62.
+    `single` is what it needs where there is one evaluation. K evaluations give chance K tries, so each of them is
+    allowed a K-th of a single one's error probability (Bonferroni; it holds however they depend on each other): with
+    9 evaluations, 3 standard errors become 3.62.
     """
-    if looks <= 1:
-        return single_look
-    return -NORMAL.inv_cdf(NORMAL.cdf(-single_look) / looks)
-
-
-def errors_needed_by_run(single_look: float, *, stop: bool, looks: int, total_steps: int) -> float:
-    """How many standard errors the margins of a run need, wherever they are judged.
-
-    A run that ends at the first look that suffices (certify.stop) gives chance as many tries as it has looks.
-    """
-    return errors_needed(single_look, len(look_steps(looks, total_steps))) if stop else single_look
+    if num_evals <= 1:
+        return single
+    return -NORMAL.inv_cdf(NORMAL.cdf(-single) / num_evals)

@@ -2,9 +2,11 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -12,20 +14,32 @@ from marble_sweep.runs.files import atomic_write
 from marble_sweep.terminal import printable
 
 DPI = 130
-STYLES = {  # status: label, colour, marker
-    "certified": ("certified", "#117733", "o"),
-    "refuted": ("refuted", "#cc3311", "X"),
-    "too_slow": ("too slow", "#aa4499", "v"),
-    "open": ("tried, not refuted", "#999933", "D"),
-    "crashed": ("crashed", "#000000", "x"),
-    "implied": ("implied by a wider one", "#bbbbbb", "|"),
-    "untried": ("not tried", "#6699cc", "|"),
+INK = "#444444"
+TICK_HEIGHT = 0.02  # of the axes, above the bottom
+
+
+class Style(NamedTuple):
+    """How sizes of one status are drawn."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+STYLES = {
+    "certified": Style("certified", "#117733", "o"),
+    "refuted": Style("refuted", "#cc3311", "X"),
+    "too_slow": Style("too slow", "#aa4499", "v"),
+    "open": Style("tried, not refuted", "#999933", "D"),
+    "crashed": Style("crashed", "#000000", "x"),
+    "implied": Style("implied by a wider one", "#bbbbbb", "|"),
+    "untried": Style("not tried", "#6699cc", "|"),
 }
-WORDS = {"unigram": "fitted unigram", "oracle": "oracle unigram", "bigram": "bigram"}
+THRESHOLDS = {"unigram": "fitted unigram", "oracle": "oracle unigram", "bigram": "bigram"}
 
 
 def frontier_image(summary: dict[str, Any]) -> str:
-    """The plot as a data URL, for a page that holds all it needs."""
+    """The plot as a data URL, for a page that opens offline."""
     picture = io.BytesIO()
     frontier_figure(summary).savefig(picture, format="png", dpi=DPI)
     return f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
@@ -39,51 +53,57 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
 
 
 def frontier_figure(summary: dict[str, Any]) -> Figure:
-    """Size against the best margin a size came to; sizes without one are ticks along the bottom."""
+    """Parameters against the best margin that each size reached; sizes without a margin are ticks at the bottom."""
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    rows = summary["frontier"]
-    for status, (label, colour, marker) in STYLES.items():
-        measured = [row for row in rows if row["status"] == status and row["margin"] is not None]
-        bare = [row["n_params"] for row in rows if row["status"] == status and row["margin"] is None]
-        if measured:
-            axes.errorbar(
-                [row["n_params"] for row in measured],
-                [row["margin"] for row in measured],
-                yerr=[summary["standard_errors_each_look"] * (row["margin_se"] or 0.0) for row in measured],
-                fmt=marker,
-                color=colour,
-                markersize=7,
-                capsize=2,
-                linewidth=1,
-                label=f"{label} ({len(measured) + len(bare)})",
-            )
-        if bare:
-            axes.plot(
-                bare,
-                [0.02] * len(bare),
-                "|",
-                color=colour,
-                markersize=9,
-                transform=axes.get_xaxis_transform(),
-                label=None if measured else f"{label} ({len(bare)})",
-            )
-    axes.axhline(0, color="#444444", linewidth=1)
-    title, answer = "Nothing is certified within the budget", summary["answer"]
+    sizes, answer = summary["frontier"], summary["answer"]
+    for status, style in STYLES.items():
+        of_status = [size for size in sizes if size["status"] == status]
+        draw_sizes(axes, of_status, style, summary["standard_errors_each_look"])
+    axes.axhline(0, color=INK, linewidth=1)
+    title = "Nothing is certified within the budget"
     if answer is not None:
-        axes.axvline(answer["n_params"], color="#444444", linewidth=1, linestyle=":")
+        axes.axvline(answer["n_params"], color=INK, linewidth=1, linestyle=":")
         confirmed = "" if answer["confirmed"] else " (not confirmed)"
         title = f"Smallest certified: {answer['size']}, {answer['n_params']:,} parameters{confirmed}"
-    if rows:
+    if sizes:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(loc="best", frameon=False)
     axes.set_xlabel("parameters")
-    threshold = WORDS.get(summary["threshold"], f"loss {summary['threshold']}")
+    threshold = THRESHOLDS.get(summary["threshold"], f"loss {summary['threshold']}")
     axes.set_ylabel(f"best margin to {threshold}\n(nats per token; bars: what certifies)", parse_math=False)
     axes.set_title(printable(title), loc="left", parse_math=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def draw_sizes(axes: Axes, sizes: Sequence[dict[str, Any]], style: Style, errors_needed: float) -> None:
+    """Draw the sizes of one status: their margins, with bars of `errors_needed` standard errors, or ticks."""
+    measured = [size for size in sizes if size["margin"] is not None]
+    unmeasured = [size["n_params"] for size in sizes if size["margin"] is None]
+    label = f"{style.label} ({len(sizes)})"
+    if measured:
+        axes.errorbar(
+            [size["n_params"] for size in measured],
+            [size["margin"] for size in measured],
+            yerr=[errors_needed * (size["margin_se"] or 0.0) for size in measured],
+            fmt=style.marker,
+            color=style.colour,
+            markersize=7,
+            capsize=2,
+            linewidth=1,
+            label=label,
+        )
+    if unmeasured:
+        axes.plot(
+            unmeasured,
+            [TICK_HEIGHT] * len(unmeasured),
+            "|",
+            color=style.colour,
+            markersize=9,
+            transform=axes.get_xaxis_transform(),
+            label=None if measured else label,
+        )

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_sweep.metrics.margin import beats, errors_needed_by_run
+from marble_sweep.metrics.margin import beats, errors_needed
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
+from marble_sweep.training.schedule import evaluation_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +124,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
 
 
 def may_stop(run: Run) -> bool:
-    """Whether the run may end at any of its looks."""
+    """Whether the run may end at any of its evaluations."""
     return run.config.get("certify.stop") is True
 
 
@@ -203,12 +204,12 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
 def _errors_needed(run: Run) -> float:
     """How many standard errors the run's margins need."""
     config = run.config
-    return errors_needed_by_run(
-        config.get("verdict.min_standard_errors", 3.0),
-        stop=may_stop(run),
-        looks=config.get("certify.looks", 0),
-        total_steps=config.get("trainer.total_steps", 1),
-    )
+    single = config.get("verdict.min_standard_errors", 3.0)
+    if not may_stop(run):
+        return single
+    total_steps, num_evals = config.get("trainer.total_steps", 1), config.get("trainer.num_evals", 1)
+    steps = evaluation_steps(total_steps, num_evals, config.get("trainer.eval_spacing", "linear"))
+    return errors_needed(single, len(steps))
 
 
 def _plain(value: Any) -> Any:

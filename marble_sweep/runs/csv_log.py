@@ -3,10 +3,12 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
 from marble_sweep.runs.files import atomic_write, naming, open_append, sync
+from marble_sweep.runs.renamed import current_name
 
 
 def format_value(value: float) -> str:
@@ -16,7 +18,7 @@ def format_value(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else f"{value:.9g}"
 
 
-class Recorder:
+class CsvLog:
     """One CSV file with a `step` column. Rows reach the file at once and the disk at `sync`."""
 
     def __init__(
@@ -30,16 +32,19 @@ class Recorder:
     ) -> None:
         """Start the file, or continue it after `last_step`: later rows, or half a row, are dropped.
 
+        A file of an earlier version keeps its own header, so that its hash stays that of the saved state.
         Raises ValueError where the rows that are kept are not those of `steps`, or have another hash.
         """
         self.path = path
         self.columns = columns
         kept = (",".join(columns) + "\n").encode()
         if last_step > 0:
-            rows = self._rows(last_step)
+            header, *lines = path.read_bytes().split(b"\n")
+            self._require_header(header)
+            rows = self._rows(lines, last_step)
             if steps is not None:
                 self._require_steps([step for step, _ in rows], steps)
-            kept += b"".join(row for _, row in rows)
+            kept = header + b"\n" + b"".join(row for _, row in rows)
         self.hash = hashlib.sha256(kept)
         if sha256 is not None and self.hash.hexdigest() != sha256:
             raise ValueError(f"{path}: must be as it was when the state was saved: a row up to that step has changed")
@@ -53,18 +58,20 @@ class Recorder:
             self._file = open_append(self.path)
         return self._file
 
-    def _rows(self, last_step: int) -> list[tuple[int, bytes]]:
+    def _require_header(self, header: bytes) -> None:
+        text = header.decode(errors="replace")
+        if [current_name(name) for name in text.split(",")] != [*self.columns]:
+            wanted = ",".join(self.columns)
+            raise ValueError(f"{self.path}: must begin with the columns {wanted}; it has {text[:200]!r}")
+
+    def _rows(self, lines: Sequence[bytes], last_step: int) -> list[tuple[int, bytes]]:
         """The whole rows up to `last_step` with their steps, as far as they can be read."""
-        header, *lines = self.path.read_bytes().split(b"\n")
-        if header != ",".join(self.columns).encode():
-            begins = header[:200].decode(errors="replace")
-            raise ValueError(f"{self.path}: must begin with the columns {','.join(self.columns)}; it has {begins!r}")
-        place = self.columns.index("step")
+        position = self.columns.index("step")
         rows: list[tuple[int, bytes]] = []
         for line in lines[:-1]:  # the last one has no newline
             fields = line.split(b",")
             try:
-                step, numbers = int(fields[place]), [float(field or "nan") for field in fields]
+                step, numbers = int(fields[position]), [float(field or "nan") for field in fields]
             except (ValueError, IndexError):
                 break
             if len(numbers) != len(self.columns) or step > last_step:
@@ -72,12 +79,12 @@ class Recorder:
             rows.append((step, line + b"\n"))
         return rows
 
-    def _require_steps(self, found: Sequence[int], steps: Sequence[int]) -> None:
-        if [*found] != [*steps]:
-            wrong = next((want for have, want in zip(found, steps, strict=False) if have != want), None)
-            missing = wrong if wrong is not None else steps[len(found)] if len(found) < len(steps) else None
-            what = f"that of step {missing} is not" if missing is not None else f"it has {len(found)}"
-            raise ValueError(f"{self.path}: must hold the {len(steps)} rows that the state counts on: {what}")
+    def _require_steps(self, steps: Sequence[int], expected: Sequence[int]) -> None:
+        if [*steps] == [*expected]:
+            return
+        missing = next((want for step, want in zip_longest(steps, expected) if step != want), None)
+        problem = f"it has {len(steps)}" if missing is None else f"that of step {missing} is not"
+        raise ValueError(f"{self.path}: must hold the {len(expected)} rows that the state counts on: {problem}")
 
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
         lines = [",".join(format_value(row[column]) for column in self.columns) + "\n" for row in rows]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import (
     NUMBER,
@@ -19,6 +20,7 @@ from marble_sweep.runs.damage import (
     read_json,
     read_yaml,
 )
+from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.status import DONE, RunStatus
 from marble_sweep.runs.steps import StepFile, read_evals
 from marble_sweep.terminal import printable
@@ -35,7 +37,12 @@ PARAMETERS: Kinds = {  # of config.yaml: what every run has
     "precision.name": TEXT,
     "data.name": TEXT,
 }
-CONFIG_KINDS: Kinds = {**PARAMETERS, "model.name": TEXT, "verdict.min_standard_errors": NUMBER}
+CONFIG_KINDS: Kinds = {
+    **PARAMETERS,
+    "model.name": TEXT,
+    "verdict.min_standard_errors": NUMBER,
+    "trainer.num_evals": WHOLE,
+}
 METADATA_KINDS: Kinds = {
     "status": TEXT,
     "reason": TEXT + OR_NULL,
@@ -161,7 +168,7 @@ def _read_config(path: Path, damages: list[Damage]) -> dict[str, Any]:
         if len(damages) == before:
             damages.append(Damage(layout.CONFIG, "is missing"))
         return {}
-    config, reasons = keep_sound(found, CONFIG_KINDS)
+    config, reasons = keep_sound(with_current_keys(found), CONFIG_KINDS)
     if missing := [key for key in PARAMETERS if key not in found]:
         reasons.append(f"must have {', '.join(missing)}")
     damages += [Damage(layout.CONFIG, reason) for reason in reasons]
@@ -176,6 +183,8 @@ def _read_metadata(path: Path, damages: list[Damage]) -> dict[str, Any]:
     if found.get("status") is None:
         reasons.append("must have a status")
     damages += [Damage(layout.METADATA, reason) for reason in reasons]
+    if metadata.get("last_evaluation"):
+        metadata["last_evaluation"] = with_current_names(metadata["last_evaluation"])
     return metadata
 
 

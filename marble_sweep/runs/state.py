@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from marble_sweep.config import Config, dump
+from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs import layout
+from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
 
@@ -78,7 +80,7 @@ def _require_same_config(path: Path, saved: object, config: Config) -> None:
     now = identity(config)
     if not isinstance(saved, dict):
         raise ValueError(f"{path}: must be the state of a run: its config is damaged")
-    for key, value in saved.items():
+    for key, value in with_current_keys(saved).items():
         if key in now and now[key] != value:
             place = path.with_name(layout.CONFIG)
             raise ValueError(f"{place}: {key} = {now[key]}: must be {value}, as when {path.name} was saved")
@@ -109,7 +111,7 @@ def read_info(path: Path, config: Config) -> dict[str, Any]:
         if not is_fit:
             value = json.dumps(info.get(name))[:100]
             raise ValueError(f"{path}: must be the state of this run: its {name} = {value} must be {allowed}")
-    return info
+    return info | {"evals": [with_current_names(row) for row in info["evals"]]}
 
 
 def _is_whole(value: object) -> bool:

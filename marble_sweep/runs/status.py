@@ -5,11 +5,13 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from marble_sweep.config import Config, dump
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from marble_sweep.config import Config
 
 
 class RunStatus(enum.StrEnum):
@@ -40,8 +42,10 @@ def run_directories(sweep_dir: Path) -> Iterator[Path]:
     return iter(sorted(found, key=lambda path: (len(path.name), path.name)))
 
 
-def find_run(config: Config, sweep_dir: Path) -> Path | None:
+def find_run(config: "Config", sweep_dir: Path) -> Path | None:
     """The run of this very config, if there is one below sweep_dir."""
+    from marble_sweep.config import dump  # late: Hydra, which a comparison of runs does without
+
     text = dump(config)
     return next((path for path in run_directories(sweep_dir) if config_text(path) == text), None)
 
@@ -68,7 +72,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def is_done(directory: Path, config: Config) -> bool:
+def is_done(directory: Path, config: "Config") -> bool:
     """Whether nothing is left to do for a run: it says so, and its verdict and plots are there."""
     results = [layout.VERDICT] if config.certify.stop else [layout.VERDICT, layout.LAST_PLOT]
     return read_metadata(directory).get("status") in DONE and all((directory / name).is_file() for name in results)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marble_sweep.runs.damage import DamageError, open_file, read_bytes
+from marble_sweep.runs.renamed import current_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,8 +190,11 @@ def check_half_header(header: bytes) -> None:
 
 
 def column_names(header: bytes, required: str) -> list[str]:
-    """The names in a first line. Raises DamageError where `step` is not the first or `required` is not among them."""
-    columns = header.decode("ascii", errors="replace").strip().split(",")
+    """The current names of the columns in a first line.
+
+    Raises DamageError where `step` is not the first or `required` is not among them.
+    """
+    columns = [current_name(name) for name in header.decode("ascii", errors="replace").strip().split(",")]
     if columns[0] != "step" or required not in columns or len(set(columns)) < len(columns):
         raise DamageError(f"line 1: must be the names of the columns, step first and {required} among them")
     return columns

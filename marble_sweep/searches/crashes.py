@@ -1,8 +1,8 @@
-"""Which crashes are not one trial's own: an error that every trial shares ends the search at once.
+"""Which crashes every trial would meet: such an error ends the search at once.
 
-A crash in the middle of training may be due to the size, and so may one that finds too little memory for the model.
-But before a model is built, a run reads its corpus, takes its device and cuts its batches; what the project's own
-checks complain of there meets every trial, unless the search varies what the complaint depends on.
+A crash during training may be due to the size, and so may too little memory for the model. But before a model is
+built, a run reads its corpus, takes its device and cuts its batches. What our own checks refuse there, they refuse in
+every trial, unless the search varies what the check depends on.
 """
 
 import builtins
@@ -12,22 +12,22 @@ from collections.abc import Iterable
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.study import Result
 
-COMPLAINT = re.compile(r"([\w.]+) = .*: must be ", re.DOTALL)  # as config.require has it
-DEPENDS_ON = {  # group of the field that a complaint names: the keys that decide whether there is one
+COMPLAINT = re.compile(r"([\w.]+) = .*: must be ", re.DOTALL)  # the form of checks.require
+DEPENDS_ON = {  # the group of the refused field: the keys that the check depends on
     "data": ("data", "trainer.seq_len"),
     "device": ("device", "precision"),
     "precision": ("device", "precision"),
     "trainer": ("data", "trainer"),
 }
-NO_PROCESS = (ValueError, OSError, MemoryError, EOFError)  # what a process that cannot start raises here
-DIED_AT_START = "before it had a directory"  # as sweeps/jobs.py has it
+NO_PROCESS = (ValueError, OSError, MemoryError, EOFError)  # what a process that cannot start raises
+DIED_AT_START = "before it had a directory"  # the words of sweeps/jobs.py
 
 
 def shared_error(result: Result, searched: Iterable[str], *, nothing_trained: bool) -> str | None:
-    """The error in one line, where every trial would meet it; None where it may be this trial's own.
+    """The error in one line where every trial would meet it; None where it may concern this trial alone.
 
-    `searched` are the keys that differ between trials. Once a trial has trained, what the device and the batch size
-    allow is known to serve; a corpus may still go missing.
+    `searched` are the keys that differ between trials. Once a trial has trained, the device and the batch size are
+    known to work; a corpus may still disappear.
     """
     if result.outcome != RunStatus.FAILED or result.stage == "training":
         return None

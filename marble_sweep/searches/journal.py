@@ -1,8 +1,8 @@
-"""The journal: a file of Optuna's records, a line each, that outlives damage and kills.
+"""The journal: a file of Optuna's records, one a line, that survives kills and damage.
 
-A writer that is killed or finds the disk full leaves half a line; an editor, a power cut or another program leaves
-blank lines, blocks of zeros, or two records on one line. Optuna then loses records or cannot read the file at all. Here
-every whole record counts, wherever it stands, and nothing is changed in a file that is not a journal.
+A writer that is killed or meets a full disk leaves half a line. An editor, a power cut or another program leaves blank
+lines, blocks of zeros, or two records on one line. Optuna then loses records or cannot read the file at all. Here every
+whole record counts, wherever it stands, and a file that is not a journal is left as it is.
 """
 
 import json
@@ -21,8 +21,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-LOCK_SECONDS = 0.005  # between two tries to get the journal's lock
-LINES_NAMED = 5  # of those that are damaged, in the warning
+LOCK_SECONDS = 0.005  # between two tries to take the journal's lock
+MAX_LINES_NAMED = 5  # damaged lines that the warning names
 BLANK = "\0 \t\r\n"
 CREATE_STUDY, DELETE_STUDY, CREATE_TRIAL, SET_STATE = 0, 1, 4, 6  # op codes
 
@@ -33,20 +33,20 @@ Fields = dict[str, Callable[[Any], bool]]
 
 
 class JournalError(ValueError):
-    """Why a file is no journal, or none any more; the path is for the caller to say."""
+    """Why a file is not a journal, or no longer one. The caller names the path."""
 
 
 class JournalFile(JournalFileBackend):
-    """A journal that reads every whole record of its file, whatever stands between them."""
+    """A journal backend that reads every whole record, whatever stands between them."""
 
     def __init__(self, path: Path) -> None:
-        """Open the journal, or begin it where the file is empty or missing.
+        """Open the journal; create it where the file is empty or missing.
 
-        Raises JournalError where the file is something else, and OSError where it cannot be read or written.
+        Raises JournalError where the file is not a journal, and OSError where it cannot be read or written.
         """
         if path.is_symlink() and not path.exists():
             raise JournalError("it is a link to nothing")
-        self.path = Path(os.path.realpath(path))  # workers that know it by other names share its lock
+        self.path = Path(os.path.realpath(path))  # workers that use other names of the file share its lock
         if self.path.exists():
             if not self.path.is_file():
                 raise JournalError("it is no regular file")
@@ -54,33 +54,33 @@ class JournalFile(JournalFileBackend):
         else:
             self._lost_trials = {}
         super().__init__(str(self.path), RepairingFileLock(self.path))
-        self._lock.acquire()  # says now whether the file can be written
+        self._lock.acquire()  # raises now if the file cannot be written
         self._lock.release()
-        self._warned = 0  # the last line of which the user knows that it is damaged
+        self._warned = 0  # the last damaged line that the user was warned of
         self._begin()
 
     def _begin(self) -> None:
-        self._offset = 0  # in bytes, of the first line that was not read yet
+        self._offset = 0  # of the first unread line, in bytes
         self._line = 0  # lines read
-        self._given = 0  # records given out
-        self._pending: deque[Record] = deque()  # read, not yet given out
+        self._returned = 0  # records that read_logs has returned
+        self._pending: deque[Record] = deque()  # read from the file, not returned yet
 
     def read_logs(self, log_number_from: int) -> Iterator[Record]:  # type: ignore[override]  # Optuna says Generator
-        """The records from that number on. Whoever reads counts a record as soon as it is given out."""
-        if log_number_from < self._given:
+        """The records from that number on. Optuna counts a record as soon as it is returned."""
+        if log_number_from < self._returned:
             self._begin()
         self._read_lines()
         while self._pending:
             record = self._pending.popleft()
-            self._given += 1
-            if self._given > log_number_from:
+            self._returned += 1
+            if self._returned > log_number_from:
                 yield record
 
     def _read_lines(self) -> None:
-        """Read the whole lines that are new. A line without its end may still be under way."""
+        """Read the new whole lines. A line without its end may still be in writing."""
         with self.path.open("rb") as file:
             if file.seek(0, 2) < self._offset:
-                raise JournalError("it has become shorter: something else has changed it")
+                raise JournalError("it has become shorter: another program has changed it")
             file.seek(self._offset)
             damaged = []
             for line in file:
@@ -95,17 +95,17 @@ class JournalFile(JournalFileBackend):
                     damaged.append(self._line)
         if damaged:
             self._warned = damaged[-1]
-            named = ", ".join(map(str, damaged[:LINES_NAMED]))
-            more = f" and {len(damaged) - LINES_NAMED} more" if len(damaged) > LINES_NAMED else ""
+            named = ", ".join(map(str, damaged[:MAX_LINES_NAMED]))
+            more = f" and {len(damaged) - MAX_LINES_NAMED} more" if len(damaged) > MAX_LINES_NAMED else ""
             lines = f"line{'s' * (len(damaged) > 1)} {named}{more}"
             log.warning("%s: %s: damaged; every whole record is read, the rest is skipped", self.path, lines)
 
 
 class RepairingFileLock(JournalFileSymlinkLock):
-    """The lock that every append takes: whoever gets it makes the file end in a whole line.
+    """The lock that every append takes. Acquiring it repairs the end of the file, so that it ends in a whole line.
 
-    The system frees it when its holder dies. Optuna's own locks are files that stay behind, and hold up every
-    worker for half a minute, or for ever where the journal's path is relative.
+    The system releases it when its holder dies. Optuna's own locks are files that stay behind: they stop every worker
+    for half a minute, or for ever where the journal's path is relative.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,7 +116,7 @@ class RepairingFileLock(JournalFileSymlinkLock):
     def acquire(self) -> bool:
         self.lock.acquire()
         try:
-            self._mend()
+            self._repair()
         except BaseException:
             self.release()
             raise
@@ -125,7 +125,7 @@ class RepairingFileLock(JournalFileSymlinkLock):
     def release(self) -> None:
         self.lock.release()
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         with self.path.open("rb+") as file:
             size = file.seek(0, 2)
             if size == 0:
@@ -133,7 +133,7 @@ class RepairingFileLock(JournalFileSymlinkLock):
             file.seek(size - 1)
             if file.read(1) == b"\n":
                 return
-            survey(self.path)  # another file may have taken the journal's place
+            survey(self.path)  # another file may have replaced the journal
             file.seek(0)
             whole = file.read()
             start = whole.rfind(b"\n") + 1
@@ -141,7 +141,7 @@ class RepairingFileLock(JournalFileSymlinkLock):
             if records:
                 file.write(b"\n")
             else:
-                file.truncate(start)  # nobody has read it: it was never whole
+                file.truncate(start)  # no worker has read it: it was never whole
 
 
 # ------------------------------------------------------------------------- records
@@ -176,7 +176,7 @@ def is_distribution(value: Any) -> bool:
 
 
 def are_directions(value: Any) -> bool:
-    return isinstance(value, list) and all(each in list(StudyDirection) for each in value)
+    return isinstance(value, list) and all(direction in list(StudyDirection) for direction in value)
 
 
 def are_values(value: Any) -> bool:
@@ -200,7 +200,7 @@ OPERATIONS: dict[int, Fields] = {
     10: {},
 }
 START = re.compile(r'\{\s*"op_code"\s*:')
-TORN_START = b'{"op_code":0,"worker_id":"'  # of a new journal's first line, of which a kill may leave a part
+TORN_START = b'{"op_code":0,"worker_id":"'  # of a new journal's first line: a kill may leave only a part of it
 DECODER = json.JSONDecoder()
 
 
@@ -223,27 +223,27 @@ def is_record(value: Any) -> bool:
 def split(line: bytes) -> tuple[list[Record], str]:
     """The whole records of a line, and what else stands there."""
     text = line.decode("utf-8", "replace")
-    records, rest, place, start = [], "", 0, START.search(text)
+    records, rest, position, start = [], "", 0, START.search(text)
     while start:
         try:
             value, end = DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
             value, end = None, 0
-        if is_record(value) and "\ufffd" not in text[start.start() : end]:  # else some of its bytes were no text
+        if is_record(value) and "\ufffd" not in text[start.start() : end]:  # otherwise some of its bytes are not UTF-8
             records.append(value)
-            rest += text[place : start.start()]
-            place = end
-        start = START.search(text, max(place, start.end()))
-    return records, (rest + text[place:]).strip(" \t\r\n")
+            rest += text[position : start.start()]
+            position = end
+        start = START.search(text, max(position, start.end()))
+    return records, (rest + text[position:]).strip(" \t\r\n")
 
 
 def survey(path: Path) -> dict[int, list[Record]]:
-    """Check that a file is a journal; returns what stands in for trials whose beginning is lost, by line.
+    """Check that a file is a journal; returns replacements for lost records that created trials, by line.
 
-    Trials are numbered as they are created: without the record that created one, all that come after would get the
-    results of others. A damaged line stands for it where later records know of more trials than there would be.
+    Optuna numbers trials in the order of these records: without one of them, all later trials would get the results of
+    others. Where later records name more trials than were created, a damaged line counts as such a record.
 
-    Raises JournalError where the file is no journal, or a loss cannot be made up for.
+    Raises JournalError where the file is not a journal, or a lost record cannot be replaced.
     """
     history, size, sound, foreign = _History(), 0, 0, []
     with path.open("rb") as file:
@@ -261,23 +261,23 @@ def survey(path: Path) -> dict[int, list[Record]]:
             if not records and rest.strip(BLANK):
                 foreign.append(number)
     if size and (not sound or len(foreign) > sound):
-        raise JournalError(f"line {foreign[0] if foreign else 1} is no record of an Optuna journal")
+        raise JournalError(f"line {foreign[0] if foreign else 1} is not a record of an Optuna journal")
     return history.lost_trials
 
 
 class _History:
-    """Counts studies and trials as Optuna does when it replays a journal."""
+    """Counts studies and trials as Optuna does when it reads a journal."""
 
     def __init__(self) -> None:
         self.studies: dict[int, str] = {}
         self.num_studies = 0
         self.num_trials = 0
         self.halves: list[int] = []  # lines with a part of a record that creates a trial
-        self.damaged: list[int] = []  # other lines with something unknown
+        self.damaged: list[int] = []  # other damaged lines
         self.lost_trials: dict[int, list[Record]] = {}
 
     def add_damaged(self, line: int, rest: str) -> None:
-        """A line with something in it that is no whole record."""
+        """Count a line that holds more than whole records."""
         (self.halves if f'"op_code":{CREATE_TRIAL},' in rest else self.damaged).append(line)
 
     def add(self, line: int, record: Record) -> None:
@@ -288,7 +288,7 @@ class _History:
                 self.num_studies += 1
             return
         if "study_id" in record and record["study_id"] >= self.num_studies:
-            raise JournalError(f"line {line} is of a study that no line before it creates: that one is lost")
+            raise JournalError(f"line {line} is of a study that no line before it creates: that line is lost")
         if code == DELETE_STUDY:
             self.studies.pop(record["study_id"], None)
         elif code == CREATE_TRIAL:
@@ -296,7 +296,7 @@ class _History:
         while record.get("trial_id", -1) >= self.num_trials:
             candidates = self.halves or self.damaged
             if not candidates or self.num_studies != 1:
-                raise JournalError(f"line {line} is of a trial that no line before it creates: that one is lost")
+                raise JournalError(f"line {line} is of a trial that no line before it creates: that line is lost")
             begun = {"op_code": CREATE_TRIAL, "worker_id": "", "study_id": 0, "datetime_start": None}
             self.lost_trials.setdefault(candidates.pop(), []).append(begun)
             self.num_trials += 1

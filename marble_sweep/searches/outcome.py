@@ -1,4 +1,4 @@
-"""What a search has found: search.json, the answer in words, and the bracket for whoever watches."""
+"""The result of a search: search.json, the answer in words, and the bracket that is shown meanwhile."""
 
 import functools
 from collections import Counter
@@ -10,12 +10,12 @@ from optuna.trial import FrozenTrial
 
 from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
+from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.humanize import counted, duration
-from marble_sweep.metrics.margin import errors_needed, look_steps
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.strategy import SearchState, TrialRecord, forget_crashes, next_probe
-from marble_sweep.searches.study import HEARTBEAT, as_record, result_of
+from marble_sweep.searches.strategy import STALE, SearchState, TrialRecord, forget_crashes, next_probe
+from marble_sweep.searches.study import as_record, heartbeat_of, result_of
 
 THRESHOLDS = {
     "unigram": "the fitted unigram loss",
@@ -41,75 +41,72 @@ SIZES = {  # status of the sizes below the answer, in words
     "open": "tried, with other recipes left",
     "untried": "not tried",
 }
-APART = {"too_slow": "too slow", "crashed": "crashed"}  # what a bracket does not count as refuted
-RECIPES_TO_REFUTE = 3  # what a size takes as a rule: the best recipe and its two neighbours
+APART = {"too_slow": "too slow", "crashed": "crashed"}  # statuses that the bracket does not count as refuted
+RECIPES_TO_REFUTE = 3  # for a typical size: the best recipe and its two neighbours
 PRUNED = (RunStatus.PRUNED, RunStatus.DIVERGED, RunStatus.TOO_SLOW)
-CRASHED_SIZES = 2  # after so many, and nothing else, every trial is taken to crash
-MOST_NAMED = 3  # crashed sizes; search.json has all
+MAX_CRASHED_SIZES = 2  # once so many crashed and nothing trained, the search ends
+MAX_NAMED = 3  # crashed sizes in a message; search.json has all
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search's trials, and what follows from them."""
+    """The trials of a search, and what follows from them."""
 
     space: Space
-    base: Config  # of any trial: the budget, the threshold
-    trials: Sequence[FrozenTrial]  # withdrawn ones left out
-    fixed: Sequence[str]  # the overrides that all trials share
-    first_trial: int = 0  # of this start of the search: earlier trials that crashed are tried again
-    config_words: Sequence[str] = ()  # that make Hydra read the same files
+    base: Config  # what all trials share: the budget, the threshold
+    trials: Sequence[FrozenTrial]  # those with a plan
+    overrides: Sequence[str]  # that all trials share
+    first_trial: int = 0  # of this start of the search: earlier ones that crashed are retried
+    config_options: Sequence[str] = ()  # for a command that reads the same config files
 
     @functools.cached_property
     def records(self) -> list[TrialRecord]:
-        found = [record for trial in self.trials if (record := as_record(trial)) is not None]
-        return forget_crashes(found, self.first_trial)
+        records = [record for trial in self.trials if (record := as_record(trial)) is not None]
+        return forget_crashes(records, self.first_trial)
 
     @functools.cached_property
     def state(self) -> SearchState:
         return SearchState(self.space, self.records, self.base.search.confirm_seeds)
 
     @property
-    def tokens_a_step(self) -> int:
+    def tokens_per_step(self) -> int:
         return self.base.trainer.batch_size * self.base.trainer.seq_len
 
     # ------------------------------------------------------------------ what was spent
 
     def num_trials(self) -> int:
-        """Trials begun, those that were lost or crashed and were taken up again counted once."""
-        return len(self.records) - len(self._taken_up())
+        """Trials begun; a stale or crashed one and its retry count once."""
+        return len(self.records) - len(self._retried())
 
     def tokens(self) -> int:
-        """Tokens trained on; of a trial that runs or was lost, up to its last look."""
-        taken_up = self._taken_up()
+        """Tokens trained on; of a running or stale trial, up to its last evaluation."""
+        retried = self._retried()
         spent = 0
         for trial, record in zip(self.trials, self.records, strict=True):
-            if record.number not in taken_up:
-                spent += result_of(trial).get("tokens", record.last_step * self.tokens_a_step)
+            if record.number not in retried:
+                spent += result_of(trial).get("tokens", record.last_step * self.tokens_per_step)
         return spent
 
     def seconds(self) -> float:
-        """The time of all ended trials together, from being asked for to being told; of lost ones to the last beat."""
+        """The time of all ended trials together, from creation to end; of stale ones to the last heartbeat."""
         seconds = 0.0
         for trial, record in zip(self.trials, self.records, strict=True):
-            if record.outcome == "stale" and not result_of(trial):
-                seconds += trial.user_attrs.get(HEARTBEAT, 0.0)
+            if record.outcome == STALE and not result_of(trial):
+                seconds += heartbeat_of(trial) or 0.0
             elif trial.duration is not None:
                 seconds += trial.duration.total_seconds()
         return seconds
 
-    def _taken_up(self) -> set[int]:
-        """Trials that were lost or crashed, and whose configuration a later one has continued."""
-        latest = {(each.size, each.recipe, each.seed): each.number for each in self.records}
-        return {
-            each.number
-            for each in self.records
-            if each.outcome in ("stale", RunStatus.FAILED) and latest[each.size, each.recipe, each.seed] != each.number
-        }
+    def _retried(self) -> set[int]:
+        """The numbers of stale and crashed trials that a later one has retried."""
+        latest = {(record.size, record.recipe, record.seed): record.number for record in self.records}
+        ended = [record for record in self.records if record.outcome in (STALE, RunStatus.FAILED)]
+        return {record.number for record in ended if latest[record.size, record.recipe, record.seed] != record.number}
 
     def ended_by(self, *, settled: bool) -> str | None:
         """What ends the search now; None while it may go on."""
         search, failures = self.base.search, self.base.sweep.max_failures
-        crashed = sum(each.outcome == RunStatus.FAILED for each in self.records)
+        crashed = sum(record.outcome == RunStatus.FAILED for record in self.records)
         if settled:
             return "crashed" if self.crashes() else "settled"
         if self._everything_crashes():
@@ -126,30 +123,30 @@ class SearchResult:
 
     @property
     def nothing_trained(self) -> bool:
-        """Whether no trial has come as far as its first look."""
-        return not any(
-            each.margins or each.outcome not in (RunStatus.RUNNING, RunStatus.FAILED, "stale") for each in self.records
-        )
+        """Whether no trial has reached its first evaluation."""
+        without_training = (RunStatus.RUNNING, RunStatus.FAILED, STALE)
+        return not any(record.margins or record.outcome not in without_training for record in self.records)
 
     def _everything_crashes(self) -> bool:
-        """Whether a few sizes have crashed, each twice, and no trial has done anything else."""
-        twice = {each.size for each in self.state.records if each.outcome == RunStatus.FAILED}
-        return self.nothing_trained and len(twice) >= CRASHED_SIZES
+        """Whether MAX_CRASHED_SIZES sizes have crashed twice, and no trial has trained."""
+        twice = {record.size for record in self.state.records if record.outcome == RunStatus.FAILED}
+        return self.nothing_trained and len(twice) >= MAX_CRASHED_SIZES
 
     def crashes(self) -> list[dict[str, Any]]:
-        """The crashes between the answer and its proof, by size: the trials, and why the last one crashed."""
+        """The crashes that keep the answer from being proved, by size: the trials, and why the last one crashed."""
         below = self._below(self.state)
-        found = []
+        rows = []
         for size in sorted(size for size, status in self.statuses.items() if status == "crashed" and size in below):
-            trials = [each.number for each in self.records if each.size == size and each.outcome == RunStatus.FAILED]
+            records = [record for record in self.records if record.size == size]
+            trials = [record.number for record in records if record.outcome == RunStatus.FAILED]
             reason = result_of(self._trial(trials[-1])).get("reason")
-            found.append({"size": str(self.space.sizes[size]), "trials": trials, "reason": reason})
-        return found
+            rows.append({"size": str(self.space.sizes[size]), "trials": trials, "reason": reason})
+        return rows
 
-    # ------------------------------------------------------------------ what was found
+    # ------------------------------------------------------------------ the answer
 
     def answer(self) -> dict[str, Any] | None:
-        """The smallest certified size: its parameters, loss, margin and confirmations; None where nothing certified."""
+        """The smallest certified size: its parameters, loss, margin and confirmations; None where there is none."""
         state = self.state
         size = state.smallest()
         record = None if size is None else state.certified(size)
@@ -158,9 +155,7 @@ class SearchResult:
         trial = self._trial(record.number)
         params = self.space.params(size, record.recipe)
         confirmations = state.confirmations.get((size, record.recipe), {})
-        seeds = [
-            self.base.seed + seed for seed, each in sorted(confirmations.items()) if each.outcome == RunStatus.CERTIFIED
-        ]
+        certified = sorted(seed for seed, trial in confirmations.items() if trial.outcome == RunStatus.CERTIFIED)
         keys = ("val_loss", "margin", "margin_se", "step", "steps_per_minute", "directory")
         return {
             "size": str(self.space.sizes[size]),
@@ -170,20 +165,19 @@ class SearchResult:
             "trial": record.number,
             **{key: result_of(trial).get(key) for key in keys},
             "confirmed": self._confirmed(size),
-            "confirming_seeds": seeds,
+            "confirming_seeds": [self.base.seed + seed for seed in certified],
             "command": self.command(params),
         }
 
     def _confirmed(self, size: int) -> bool:
-        """Whether it certified again on every fresh seed, of one or more."""
+        """Whether it certified again on every fresh seed, and there is at least one."""
         return self.base.search.confirm_seeds > 0 and self.state.confirmed(size)
 
     def command(self, params: Mapping[str, Any]) -> str:
-        """Trains such a model for the whole budget."""
+        """The command that trains such a model for the whole budget."""
         left_out = ("certify.stop=", "search.", "sweep.")
-        kept = [word for word in self.fixed if not word.lstrip("+").startswith(left_out)]
-        words = [*self.config_words, *kept, *(f"{key}={value}" for key, value in params.items())]
-        return shell_command(words)
+        kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
+        return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in params.items())])
 
     def _trial(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.trials if trial.number == number)
@@ -192,25 +186,26 @@ class SearchResult:
     def statuses(self) -> dict[int, str]:
         """By index of every size: certified, refuted, too_slow, implied, crashed, open or untried.
 
-        Too slow is one that is ruled out, by some recipe's speed; open one that was tried and is not ruled out.
+        A size is too_slow where the speed of some recipe helped to rule it out, and open where it was tried and is
+        not ruled out.
         """
         state = self.state
-        found = {}
+        statuses = {}
         for size in range(len(self.space.sizes)):
             if state.certified(size):
-                found[size] = "certified"
+                statuses[size] = "certified"
             elif size in state.refuted:
-                found[size] = "refuted" if size in state.refuted_by_loss else "too_slow"
+                statuses[size] = "refuted" if size in state.refuted_by_loss else "too_slow"
             elif state.implied(size):
-                found[size] = "implied"
+                statuses[size] = "implied"
             elif size in state.crashed:
-                found[size] = "crashed"
+                statuses[size] = "crashed"
             else:
-                found[size] = "open" if size in state.by_size else "untried"
-        return found
+                statuses[size] = "open" if size in state.by_size else "untried"
+        return statuses
 
     def frontier(self) -> list[dict[str, Any]]:
-        """Every size that was trained or is no larger than the answer, with the best margin it came to."""
+        """Every size that was trained or is no larger than the answer, with its best margin."""
         statuses, state = self.statuses, self.state
         top = state.smallest()
         rows = []
@@ -232,20 +227,21 @@ class SearchResult:
         return rows
 
     def _best(self, state: SearchState, size: int) -> dict[str, Any]:
-        """The result of the trial that shows what a size can do: the one that certified it, or came closest.
+        """The result of the trial that certified a size, or came closest.
 
-        A recipe that failed on a fresh seed counts with that failure.
+        A recipe that failed on a fresh seed counts by that failure.
         """
         if (record := state.certified(size)) is not None:
             return result_of(self._trial(record.number))
         recipes = state.by_size.get(size, {})
         seeds = [state.confirmations.get((size, recipe), {}) for recipe in recipes]
         numbers = [
-            min([own, *others.values()], key=lambda each: each.margin).number
+            min([own, *others.values()], key=lambda record: record.margin).number
             for own, others in zip(recipes.values(), seeds, strict=True)
         ]
-        found = [result_of(self._trial(number)) for number in numbers]
-        return max((each for each in found if "margin" in each), key=lambda each: each["margin"], default={})
+        results = [result_of(self._trial(number)) for number in numbers]
+        measured = [result for result in results if "margin" in result]
+        return max(measured, key=lambda result: result["margin"], default={})
 
     def as_json(self, ended: str) -> dict[str, Any]:
         """What search.json holds. Losses and margins are in nats per token."""
@@ -254,12 +250,12 @@ class SearchResult:
         below = {size: status for size, status in statuses.items() if size in self._below(state)}
         refuted = [size for size, status in below.items() if status == "refuted"]
         counts = Counter(record.outcome for trial in self.trials if (record := as_record(trial)) is not None)
-        looks = look_steps(config.certify.looks, config.trainer.total_steps)
-        found = {
+        early_stopping = EarlyStopping(config)
+        summary = {
             "threshold": config.certify.threshold,
             "standard_errors": config.verdict.min_standard_errors,
-            "standard_errors_each_look": errors_needed(config.verdict.min_standard_errors, len(looks)),
-            "looks": looks,
+            "standard_errors_each_look": early_stopping.errors,
+            "looks": early_stopping.steps,
             "budget": {
                 "total_steps": config.trainer.total_steps,
                 "batch_size": config.trainer.batch_size,
@@ -279,18 +275,18 @@ class SearchResult:
             "seconds": self.seconds(),
             "frontier": self.frontier(),
         }
-        return found | {"words": self._words(found)}
+        return summary | {"words": self._sentences(summary)}
 
     def _below(self, state: SearchState) -> set[int]:
-        """The sizes smaller than the answer; all where there is none."""
-        top = state.smallest()
-        sizes = self.space.sizes
-        most = sizes[-1].num_parameters + 1 if top is None else sizes[top].num_parameters
-        return {index for index, size in enumerate(sizes) if size.num_parameters < most}
+        """The indices of the sizes smaller than the answer; all where there is none."""
+        top, sizes = state.smallest(), self.space.sizes
+        if top is None:
+            return set(range(len(sizes)))
+        return {index for index, size in enumerate(sizes) if size.num_parameters < sizes[top].num_parameters}
 
     def _saved(self) -> dict[str, int]:
-        """Tokens of the trials' budgets that were not needed, by why."""
-        budget = self.base.trainer.total_steps * self.tokens_a_step
+        """Tokens of the trials' budgets that were not needed, by reason."""
+        budget = self.base.trainer.total_steps * self.tokens_per_step
         saved = {"certified_early": 0, "given_up_early": 0}
         for trial, record in zip(self.trials, self.records, strict=True):
             left = budget - result_of(trial).get("tokens", budget)
@@ -303,7 +299,7 @@ class SearchResult:
     # ------------------------------------------------------------------ in words
 
     def bracket(self) -> str:
-        """The smallest certified size, what is refuted below it, and how long the proof may still take."""
+        """The smallest certified size, what is refuted below it, and an estimate of the time left."""
         state, statuses, sizes = self.state, self.statuses, self.space.sizes
         top = state.smallest()
         below = self._below(state)
@@ -323,13 +319,13 @@ class SearchResult:
         return " | ".join(parts)
 
     def seconds_left(self, state: SearchState, top: int | None) -> float | None:
-        """An estimate of the time to the proof; None while the bisection goes on, whose end nobody knows."""
+        """An estimate of the time until the search is settled; None during the bisection, whose length is unknown."""
         ended = [result for trial in self.trials if (result := result_of(trial)).get("steps_per_minute")]
         if top is None or not ended or next_probe(state, top) is not None:
             return None
-        training = [60 * each["step"] / each["steps_per_minute"] for each in ended]
-        step_seconds = sum(training) / sum(each["step"] for each in ended)
-        other_seconds = sum(each["seconds"] for each in ended) - sum(training)
+        training = [60 * result["step"] / result["steps_per_minute"] for result in ended]
+        step_seconds = sum(training) / sum(result["step"] for result in ended)
+        other_seconds = sum(result["seconds"] for result in ended) - sum(training)
         still_open = [size for size in state.widest_below(top) if size not in state.crashed]
         recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) for size in still_open)
         steps = recipes * self.base.trainer.total_steps
@@ -338,41 +334,41 @@ class SearchResult:
         steps += seeds * record.last_step if record is not None else 0
         return steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)
 
-    def _words(self, found: dict[str, Any]) -> list[str]:
-        """The answer, what proves it, and what it cost, a line each."""
-        answer = found["answer"]
-        lines = self._answer_words(found)
-        below = found["sizes_below"]
-        told = ", ".join(f"{below[status]} {name}" for status, name in SIZES.items() if below.get(status))
+    def _sentences(self, summary: dict[str, Any]) -> list[str]:
+        """The answer, its proof and its cost, in lines."""
+        answer = summary["answer"]
+        lines = self._answer_sentences(summary)
+        below = summary["sizes_below"]
+        counts = ", ".join(f"{below[status]} {name}" for status, name in SIZES.items() if below.get(status))
         which = "all sizes in the space" if answer is None else "all smaller sizes in the space"
-        lines.append(f"Of {which}: {told}." if told else "There is no smaller size in the space.")
-        if found["crashes"]:
-            lines.append(f"The question is not settled: {_crashes(found['crashes'])}.")
+        lines.append(f"Of {which}: {counts}." if counts else "There is no smaller size in the space.")
+        if summary["crashes"]:
+            lines.append(f"The question is not settled: {_crashes(summary['crashes'])}.")
         if self.space.impossible:
             number = counted(len(self.space.impossible), "size")
             lines.append(f"{number} cannot be, such as {self.space.impossible[0]}.")
-        early, hopeless = (found["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
+        early, hopeless = (summary["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
         lines.append(
-            f"{ENDINGS[found['ended']]} after {counted(found['trials'], 'trial')}, "
-            f"{found['tokens'] / 1e6:.1f} M tokens and {duration(found['seconds'])}; stopping as soon as a trial "
+            f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}, "
+            f"{summary['tokens'] / 1e6:.1f} M tokens and {duration(summary['seconds'])}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
         if answer is not None:
             lines.append(f"To train it: {answer['command']}")
         return lines
 
-    def _answer_words(self, found: dict[str, Any]) -> list[str]:
+    def _answer_sentences(self, summary: dict[str, Any]) -> list[str]:
         """The answer, or that there is none."""
-        answer, config, trainer = found["answer"], self.base, self.base.trainer
+        answer, config, trainer = summary["answer"], self.base, self.base.trainer
         threshold = THRESHOLDS.get(config.certify.threshold, f"a loss of {config.certify.threshold}")
         within = f"within {trainer.total_steps:,} steps of {trainer.batch_size} x {trainer.seq_len} tokens"
         if (slowest := config.certify.min_steps_per_minute) is not None:
             within += f" at {slowest:g} steps a minute or more"
         if answer is None:
-            if found["outcomes"].keys() - {RunStatus.RUNNING, "stale", RunStatus.FAILED}:
+            if summary["outcomes"].keys() - {RunStatus.RUNNING, STALE, RunStatus.FAILED}:
                 return [f"Nothing is certified: no size tried beats {threshold} {within}."]
-            return [f"Nothing is certified: every trial {'crashed' if found['crashes'] else 'was cut short'}."]
-        which = "model" if found["ended"] == "settled" else "model found"  # a smaller one may be left
+            return [f"Nothing is certified: every trial {'crashed' if summary['crashes'] else 'was cut short'}."]
+        which = "model" if summary["ended"] == "settled" else "model found"  # a smaller one may be left
         seeds = config.search.confirm_seeds
         confirmed = f"confirmed on {counted(len(answer['confirming_seeds']), 'fresh seed')} of {seeds}"
         if not answer["confirmed"]:
@@ -389,10 +385,10 @@ class SearchResult:
 def _crashes(crashes: Sequence[Mapping[str, Any]]) -> str:
     """As `2 sizes crashed: 0L4D (trials 3 and 4: RuntimeError: …), 1L2D (…)`."""
     named = []
-    for each in crashes[:MOST_NAMED]:
-        *others, last = map(str, each["trials"])
+    for crash in crashes[:MAX_NAMED]:
+        *others, last = map(str, crash["trials"])
         numbers = f"{', '.join(others)} and {last}" if others else last
-        reason = " ".join((each["reason"] or "no reason is known").split())
-        named.append(f"{each['size']} (trial{'s' if len(each['trials']) > 1 else ''} {numbers}: {reason})")
-    more = f" and {len(crashes) - MOST_NAMED} more" if len(crashes) > MOST_NAMED else ""
+        reason = " ".join((crash["reason"] or "no reason is known").split())
+        named.append(f"{crash['size']} (trial{'s' if others else ''} {numbers}: {reason})")
+    more = f" and {len(crashes) - MAX_NAMED} more" if len(crashes) > MAX_NAMED else ""
     return f"{counted(len(crashes), 'size')} crashed: {', '.join(named)}{more}"

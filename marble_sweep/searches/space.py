@@ -24,19 +24,19 @@ NUM_STEPS = 5  # recipes that a linear interval or a long range is divided into
 
 @dataclass(frozen=True)
 class Dimension:
-    """One searched key: what Optuna is told of it, and the values the search moves on."""
+    """One searched key: its Optuna distribution, and the values that the search tries."""
 
     key: str
     distribution: BaseDistribution
     values: tuple[Value, ...]  # ascending where ordered
-    ordered: bool  # whether neighbours in `values` are alike
+    ordered: bool  # whether neighbours in `values` give similar models
 
     @property
     def decides_size(self) -> bool:
         return self.key in SIZE_KEYS or self.key.startswith("model.")
 
     def between(self, position: float) -> Value:
-        """The value at a position in `values`; half-way ones lie between two of an ordered, continuous dimension."""
+        """The value at a position in `values`; x.5 lies between two values of an ordered, continuous dimension."""
         low = math.floor(position)
         if position == low:
             return self.values[low]
@@ -53,25 +53,25 @@ class Dimension:
 
 
 def round_value(value: float) -> float:
-    """Three significant digits: what a person can type again."""
+    """Three significant digits, as a person would type it."""
     return float(f"{value:.3g}")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A point of all dimensions that decide the size."""
+    """One value for every dimension that decides the size."""
 
     params: tuple[tuple[str, Value], ...]
     num_parameters: int
 
     def narrower_than(self, other: "Size") -> bool:
-        """Whether it is the other, but for a smaller width."""
+        """Whether it differs from the other by a smaller width alone."""
         ours, theirs = dict(self.params), dict(other.params)
         narrower = WIDTH in ours and float(ours.pop(WIDTH)) < float(theirs.pop(WIDTH))
         return narrower and ours == theirs
 
     def __str__(self) -> str:
-        """As 1L4D where layers and width are all there is to it."""
+        """As 1L4D where only layers and width are searched."""
         params = dict(self.params)
         if set(params) == {"model.num_layers", WIDTH}:
             return f"{params['model.num_layers']}L{params[WIDTH]}D"
@@ -80,7 +80,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Space:
-    """All that is searched. `sizes` ascend in their number of parameters."""
+    """Everything that is searched. `sizes` are sorted by number of parameters."""
 
     dimensions: tuple[Dimension, ...]
     sizes: tuple[Size, ...]
@@ -88,20 +88,22 @@ class Space:
 
     @property
     def recipes(self) -> tuple[Dimension, ...]:
-        return tuple(each for each in self.dimensions if not each.decides_size)
+        return tuple(dimension for dimension in self.dimensions if not dimension.decides_size)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        return {each.key: each.distribution for each in self.dimensions}
+        return {dimension.key: dimension.distribution for dimension in self.dimensions}
 
     def params(self, size: int, recipe: Sequence[float]) -> dict[str, Value]:
-        """The values of a size's index and a recipe's positions, by key."""
-        chosen = {each.key: each.between(at) for each, at in zip(self.recipes, recipe, strict=True)}
+        """The values by key, for the index of a size and the positions of a recipe."""
+        chosen = {
+            dimension.key: dimension.between(position) for dimension, position in zip(self.recipes, recipe, strict=True)
+        }
         return dict(self.sizes[size].params) | chosen
 
 
 def interval_grid(low: float, high: float, *, log: bool) -> tuple[float, ...]:
-    """Values of an interval: half-decades around its geometric middle, or NUM_STEPS evenly spaced ones."""
+    """Values in an interval: half-decades around its geometric middle, or NUM_STEPS evenly spaced ones."""
     if low == high:
         return (low,)
     if not log:
@@ -115,18 +117,18 @@ def interval_grid(low: float, high: float, *, log: bool) -> tuple[float, ...]:
 
 
 def build(dimensions: Sequence[Dimension], num_parameters: Callable[[dict[str, Value]], int]) -> Space:
-    """The space with its sizes in order. `num_parameters` raises ValueError for a size that cannot be.
+    """The space with its sizes in order. `num_parameters` raises ValueError for an impossible size.
 
-    Raises ValueError where no size can be.
+    Raises ValueError where every size is impossible.
     """
-    deciding = [each for each in dimensions if each.decides_size]
-    thinned = tuple(each if each.decides_size else thin(each) for each in dimensions)
-    number = math.prod(len(each.values) for each in deciding)
-    keys = ", ".join(each.key for each in deciding)
+    deciding = [dimension for dimension in dimensions if dimension.decides_size]
+    thinned = tuple(dimension if dimension.decides_size else thin(dimension) for dimension in dimensions)
+    number = math.prod(len(dimension.values) for dimension in deciding)
+    keys = ", ".join(dimension.key for dimension in deciding)
     require(number <= MAX_JOBS, keys, f"{number:,} sizes", f"at most {MAX_JOBS:,}")
     sizes, impossible = [], []
-    for values in itertools.product(*(each.values for each in deciding)):
-        params = dict(zip((each.key for each in deciding), values, strict=True))
+    for values in itertools.product(*(dimension.values for dimension in deciding)):
+        params = dict(zip((dimension.key for dimension in deciding), values, strict=True))
         try:
             sizes.append(Size(tuple(params.items()), num_parameters(params)))
         except ValueError as error:
@@ -137,15 +139,15 @@ def build(dimensions: Sequence[Dimension], num_parameters: Callable[[dict[str, V
     return Space(thinned, tuple(sizes), tuple(impossible))
 
 
-def thin(whole: Dimension) -> Dimension:
-    """A recipe dimension of many whole numbers reduced to NUM_STEPS of them, evenly or geometrically spaced."""
-    if not isinstance(whole.distribution, IntDistribution) or len(whole.values) <= NUM_STEPS:
-        return whole
-    last = len(whole.values) - 1
-    low, high = whole.distribution.low, whole.distribution.high
-    if whole.is_log:
-        places = [round(low * (high / low) ** (step / (NUM_STEPS - 1))) - low for step in range(NUM_STEPS)]
+def thin(dimension: Dimension) -> Dimension:
+    """A recipe dimension of integers, reduced to NUM_STEPS of them, evenly or geometrically spaced."""
+    if not isinstance(dimension.distribution, IntDistribution) or len(dimension.values) <= NUM_STEPS:
+        return dimension
+    last = len(dimension.values) - 1
+    low, high = dimension.distribution.low, dimension.distribution.high
+    if dimension.is_log:
+        positions = [round(low * (high / low) ** (step / (NUM_STEPS - 1))) - low for step in range(NUM_STEPS)]
     else:
-        places = [round(last * step / (NUM_STEPS - 1)) for step in range(NUM_STEPS)]
-    values: Any = tuple(whole.values[place] for place in sorted(set(places)))
-    return Dimension(whole.key, whole.distribution, values, whole.ordered)
+        positions = [round(last * step / (NUM_STEPS - 1)) for step in range(NUM_STEPS)]
+    values: Any = tuple(dimension.values[position] for position in sorted(set(positions)))
+    return Dimension(dimension.key, dimension.distribution, values, dimension.ordered)

@@ -1,9 +1,9 @@
-"""Where a study is kept: a journal file or a database, either of which may be out of reach for a while.
+"""The storage of a study: a journal file or a database, either of which may be out of reach for a while.
 
-A call that fails because the storage is out of reach is made again, so it may be carried out twice where only its
-answer was lost. That changes nothing: attributes, parameters and intermediate values are set to the same again, a study
-that is there already is joined, a trial that has ended already stays as it ended. Only a trial may be created twice:
-the first one is never decided on, and ended like that of a dead worker.
+A call that fails because the storage is out of reach is made again. Where only its answer was lost it is carried out
+twice. That changes nothing: attributes, parameters and intermediate values are set to the same values, an existing
+study is joined, an ended trial stays as it ended. Only a trial may be created twice: the first one never gets a plan,
+and is ended as stale.
 """
 
 import logging
@@ -22,24 +22,25 @@ from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 from marble_sweep.searches.journal import JournalError, JournalFile
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import URL, Engine
 
-CREATE_TRIES = 5  # to open a database, in which other workers may be creating the tables
-FIRST_PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between two tries to reach a storage; each is twice the one before
+CREATE_TRIES = 5  # to open a database in which other workers may be creating the tables
+FIRST_PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between two tries to reach a storage; it doubles after every try
 LAST_PATIENCE = 2.0  # seconds, for a worker that is about to end
 CONNECT_SECONDS = 10
-READ_ONLY = "25006"  # PostgreSQL's code while another server takes over
+READ_ONLY = "25006"  # PostgreSQL's code during a failover to another server
 ALLOWED = "a journal file or the URL of a database that answers"
+MAX_TABLES_NAMED = 3  # of another program's database
 
 log = logging.getLogger(__name__)
 
 
 class StorageError(ValueError):
-    """The storage stayed out of reach, or something in it is broken."""
+    """The storage stayed out of reach, or something in it is damaged."""
 
 
 def _patient(name: str) -> Any:
-    """The method of that name, of the storage within."""
+    """The wrapped storage's method of that name, with waiting."""
 
     def method(self: "PatientStorage", *args: Any, **kwargs: Any) -> Any:
         return self._call(name, *args, **kwargs)
@@ -48,20 +49,20 @@ def _patient(name: str) -> Any:
 
 
 class PatientStorage(BaseStorage):
-    """A storage that is waited for where it is out of reach. Threads may share it."""
+    """Wraps a storage and waits while it is out of reach. Threads may share it."""
 
     def __init__(self, storage: BaseStorage, address: str, patience: float, engine: "Engine | None" = None) -> None:
-        """Every call waits up to `patience` seconds; then it raises StorageError. `engine` is a database's."""
+        """Every call waits up to `patience` seconds, then raises StorageError. A database has an `engine`."""
         self.name = f"search.storage = {address}"
         self.patience = patience
-        self.back_at = 0.0  # on time.monotonic's clock: when it was last out of reach, and answered again
+        self.back_at = 0.0  # when it last answered after an outage, by time.monotonic
         self._storage = storage
         self._engine = engine
         self._away_since: float | None = None
         self._lock = threading.Lock()
 
     def hurry(self) -> None:
-        """From now on wait for a few seconds at most: this worker is about to end."""
+        """Wait for LAST_PATIENCE seconds at most from now on: this worker is about to end."""
         self.patience = min(self.patience, LAST_PATIENCE)
 
     def close(self) -> None:
@@ -81,8 +82,8 @@ class PatientStorage(BaseStorage):
                     raise StorageError(f"{self.name}: must be in order: {reason(error)}") from error
                 if time.monotonic() - began >= self.patience:
                     waited = f"within search.storage_patience = {self.patience:g} seconds"
-                    again = "what is finished is kept in the run directories, and taken up by the same command"
-                    raise StorageError(f"{self.name}: must answer {waited}: {reason(error)}; {again}") from error
+                    kept = "finished runs stay in their directories, and the same command continues from them"
+                    raise StorageError(f"{self.name}: must answer {waited}: {reason(error)}; {kept}") from error
                 self._is_away(began, error)
             else:
                 self._is_back()
@@ -145,7 +146,7 @@ def is_of_storage(error: Exception) -> bool:
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether the storage may be back by itself: a file system or a server that is away, a lock, a lost connection."""
+    """Whether the storage may come back: a file system or server that is away, a lock, a lost connection."""
     from sqlalchemy import exc
 
     if error is None:
@@ -160,7 +161,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in a line: the database's own words, without the statement, and without passwords."""
+    """What went wrong in one line: the database's message without the SQL statement and without passwords."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
@@ -199,20 +200,40 @@ def _open_database(address: str) -> RDBStorage:
     options: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:") or "memory" in url.query.values():
-            raise ValueError("what is kept in memory ends with the process")
+            raise ValueError("a database in memory ends with the process")
     else:
         options["pool_pre_ping"] = True  # replaces connections that a restarted server has forgotten
     if url.get_driver_name() in ("psycopg", "psycopg2"):
-        # A server that is gone without a word would be waited for without end.
+        # Without these a connection to a server that vanished would wait without end.
         known = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": CONNECT_SECONDS, "tcp_user_timeout": 30_000}
         options["connect_args"] = {name: value for name, value in known.items() if name not in url.query}
-    # Optuna tells of a lost connection by itself, in several lines.
+    # Optuna logs a lost connection itself, in several lines.
     logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
     for tries_left in reversed(range(CREATE_TRIES)):
         try:
+            _require_optuna_tables(url, options)
             return RDBStorage(address, engine_kwargs=options)
         except (DBAPIError, StorageInternalError):
             if not tries_left:
                 raise
-        time.sleep(random.random())  # two that create the tables at once must not do so again
+        time.sleep(random.random())  # two workers that create the tables at once must not collide again
     raise AssertionError("the last try returns or raises")
+
+
+def _require_optuna_tables(url: "URL", options: dict[str, Any]) -> None:
+    """Refuse the database of another program: Optuna would add its tables. An empty one is fine.
+
+    Another worker may just be creating the tables, of which Optuna creates `studies` first.
+    """
+    from sqlalchemy import create_engine, inspect
+
+    engine = create_engine(url, **options)
+    try:
+        tables = inspect(engine).get_table_names()
+        columns = inspect(engine).get_columns("studies") if "studies" in tables else []
+    finally:
+        engine.dispose()
+    if tables and "study_id" not in [column["name"] for column in columns]:
+        named = ", ".join(sorted(tables)[:MAX_TABLES_NAMED])
+        more = f" and {len(tables) - MAX_TABLES_NAMED} more" if len(tables) > MAX_TABLES_NAMED else ""
+        raise ValueError(f"its tables are another program's ({named}{more}), so it is neither empty nor Optuna's")

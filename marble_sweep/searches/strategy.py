@@ -1,20 +1,20 @@
-"""Which configuration to train next: a pure function of the space and of what was tried.
+"""Which configuration to train next: a pure function of the space and the records of earlier trials.
 
-The number of parameters is known before training; only whether a size can beat the threshold must be measured,
-and that depends on the recipe, above all on the learning rate. So:
+The number of parameters is known before training. Whether a size can beat the threshold must be measured, and that
+depends on the recipe, above all on the learning rate. So:
 
-1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that served last.
-   Once one certifies, nothing that is no smaller is trained any more.
+1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that worked last.
+   Once one certifies, no size with as many parameters or more is trained.
 2. *Confirm.* The smallest certified size trains again on fresh seeds. A recipe that fails one is rejected.
-3. *Refute.* Every smaller size climbs: from the best recipe known, its recipe moves to the better neighbour until
-   the best one has only worse neighbours, by so much that not even a parabola through them reaches the threshold.
-   A size is then *refuted*. One that is narrower than a refuted size of the same depth is *implied*: it is taken
-   as refuted too. If a size certifies instead, the search is back at 2 with a smaller answer.
+3. *Refute.* Every smaller size climbs: from the best known recipe it moves to the better neighbour until the best
+   one has only worse neighbours, so much worse that not even a parabola through them reaches the threshold. The size
+   is then *refuted*. A size that is narrower than a refuted one of the same depth is *implied*: it counts as refuted
+   too. If a size certifies instead, the search is back at step 2 with a smaller answer.
 
-The search is settled when the answer is confirmed and every smaller size is refuted or implied. Since every decision
-is drawn from the records alone, any number of workers can make them, and a search that was interrupted goes on.
+The search is settled when the answer is confirmed and every smaller size is refuted or implied. Every decision follows
+from the records alone, so any number of workers can decide, and an interrupted search can go on.
 
-A crash says nothing of a size or a recipe. A trial that crashed is repeated, once. If it crashes again its size is
+A crash says nothing about a size or a recipe. A trial that crashed is repeated once. If it crashes again its size is
 *crashed*: it can still certify with another recipe, and a wider size can imply it, but it is not refuted.
 """
 
@@ -27,8 +27,9 @@ from marble_sweep.searches.space import Space
 
 WHOLE = 1.0  # between neighbouring recipes
 HALF = 0.5  # between a near miss and its closer neighbours
+STALE = "stale"  # the outcome of a trial whose worker died or was interrupted
 FAILURES_BEFORE_LARGEST = 2
-# Outcomes whose last look says nothing of where training would have led.
+# Outcomes whose last evaluation does not show where training would have led.
 NO_MARGIN = (RunStatus.DIVERGED, RunStatus.FAILED)
 Recipe = tuple[float, ...]  # a position in each recipe dimension's values
 
@@ -41,7 +42,7 @@ class TrialRecord:
     size: int  # index in Space.sizes
     recipe: Recipe
     seed: int  # 0: of the search; 1, 2, …: the fresh ones of a confirmation
-    outcome: str  # running, certified, refuted, pruned, diverged, too_slow, failed, lost
+    outcome: str  # running, certified, refuted, pruned, diverged, too_slow, failed, stale
     margins: dict[int, float] = field(default_factory=dict)  # by step: nats per token above what certifies
 
     @property
@@ -50,7 +51,7 @@ class TrialRecord:
 
     @property
     def margin(self) -> float:
-        """At the last look; -inf where there was none, the loss diverged or the trial crashed."""
+        """At the last evaluation; -inf where there was none, the loss diverged or the trial crashed."""
         return self.margins[self.last_step] if self.margins and self.outcome not in NO_MARGIN else -math.inf
 
 
@@ -59,12 +60,12 @@ class Proposal:
     size: int
     recipe: Recipe
     seed: int
-    reason: str  # probe, confirm, refute, again
+    reason: str  # probe, confirm, refute, retry
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing useful can be started before a running trial ends."""
+    """No useful trial can start before a running one ends."""
 
 
 @dataclass(frozen=True)
@@ -73,58 +74,60 @@ class Settled:
 
 
 class SearchState:
-    """What the records say of each size."""
+    """What the records say about every size."""
 
     def __init__(self, space: Space, records: Sequence[TrialRecord], confirm_seeds: int) -> None:
         self.space = space
         self.confirm_seeds = confirm_seeds
         self.records: list[TrialRecord] = []
-        self.stale: list[TrialRecord] = []  # whose worker died, and the first crash of each trial
+        self.to_retry: list[TrialRecord] = []  # stale trials, and the first crash of every configuration
         latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
         crashed_before = set()
-        for each in records:
-            what = each.size, each.recipe, each.seed
-            first_crash = each.outcome == RunStatus.FAILED and what not in crashed_before
+        for record in records:
+            configuration = record.size, record.recipe, record.seed
+            first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
             if first_crash:
-                crashed_before.add(what)
-            if each.outcome != "stale":
-                latest[what] = each
-            (self.stale if first_crash or each.outcome == "stale" else self.records).append(each)
-        # Unless repeated since.
-        self.crashed = {each.size for each in latest.values() if each.outcome == RunStatus.FAILED}
+                crashed_before.add(configuration)
+            if record.outcome != STALE:
+                latest[configuration] = record
+            (self.to_retry if first_crash or record.outcome == STALE else self.records).append(record)
+        # A later trial of the same configuration replaces a crash.
+        self.crashed = {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self.confirmations: dict[tuple[int, Recipe], dict[int, TrialRecord]] = {}
-        for each in self.records:
-            if each.seed == 0:
-                self.by_size.setdefault(each.size, {})[each.recipe] = each
+        for record in self.records:
+            if record.seed == 0:
+                self.by_size.setdefault(record.size, {})[record.recipe] = record
             else:
-                self.confirmations.setdefault((each.size, each.recipe), {})[each.seed] = each
+                self.confirmations.setdefault((record.size, record.recipe), {})[record.seed] = record
         self.refuted = {size for size in self.by_size if self._is_refuted(size)}
         self.refuted_by_loss = {
             size
             for size in self.refuted
-            if all(each.outcome != RunStatus.TOO_SLOW for each in self.by_size[size].values())
+            if all(record.outcome != RunStatus.TOO_SLOW for record in self.by_size[size].values())
         }
 
-    # ------------------------------------------------------------------ what is known of a size
+    # ------------------------------------------------------------------ what is known about a size
 
     def certified(self, size: int, *, running: bool = False) -> TrialRecord | None:
-        """The record by which a size is certified: no confirmation of its recipe has failed, it was quickest.
+        """The record by which a size is certified: the quickest whose recipe has failed no confirmation.
 
-        With `running`, one that is under way counts as well. A recipe that cannot be confirmed because its
-        confirmation crashes, twice, does not count either: another recipe may serve.
+        With `running`, a running trial counts as well. A recipe whose confirmation crashes twice does not count:
+        another recipe may work.
         """
         good = (RunStatus.CERTIFIED, RunStatus.RUNNING) if running else (RunStatus.CERTIFIED,)
-        found = [
-            each
-            for each in self.by_size.get(size, {}).values()
-            if each.outcome in good and not self._rejected(size, each.recipe)
+        candidates = [
+            record
+            for record in self.by_size.get(size, {}).values()
+            if record.outcome in good and not self._rejected(size, record.recipe)
         ]
-        return max(found, key=lambda each: (each.outcome == RunStatus.CERTIFIED, -each.last_step), default=None)
+        return max(
+            candidates, key=lambda record: (record.outcome == RunStatus.CERTIFIED, -record.last_step), default=None
+        )
 
     def _rejected(self, size: int, recipe: Recipe) -> bool:
         confirmations = self.confirmations.get((size, recipe), {}).values()
-        return any(each.outcome not in (RunStatus.CERTIFIED, RunStatus.RUNNING) for each in confirmations)
+        return any(record.outcome not in (RunStatus.CERTIFIED, RunStatus.RUNNING) for record in confirmations)
 
     def confirmed(self, size: int) -> bool:
         """Whether a certified size has certified again on every fresh seed."""
@@ -138,13 +141,13 @@ class SearchState:
         return [seed for seed in wanted if seed not in done or done[seed].outcome not in good]
 
     def margin(self, size: int, recipe: Recipe) -> float:
-        """The worst margin of a recipe, over the search's seed and those that confirmed."""
+        """The worst margin of a recipe over the search's seed and the fresh ones on which it failed."""
         record = self.by_size[size][recipe]
         others = self.confirmations.get((size, recipe), {}).values()
         failed = [
-            each.margin
-            for each in others
-            if each.outcome not in (RunStatus.CERTIFIED, RunStatus.RUNNING, RunStatus.FAILED)
+            other.margin
+            for other in others
+            if other.outcome not in (RunStatus.CERTIFIED, RunStatus.RUNNING, RunStatus.FAILED)
         ]
         return min([record.margin, *failed])
 
@@ -153,7 +156,7 @@ class SearchState:
         return any(self.space.sizes[size].narrower_than(self.space.sizes[other]) for other in self.refuted_by_loss)
 
     def smallest(self, *, running: bool = False) -> int | None:
-        """The smallest certified size; with `running`, trials under way are taken to succeed."""
+        """The smallest certified size; with `running`, running trials are assumed to succeed."""
         return min((size for size in self.by_size if self.certified(size, running=running)), default=None)
 
     def open_below(self, top: int | None) -> list[int]:
@@ -165,23 +168,23 @@ class SearchState:
         return [index for index in smaller if index not in self.refuted and not self.implied(index)]
 
     def widest_below(self, top: int | None) -> list[int]:
-        """The open sizes below `top` that are narrower than no other of them: a refuted one settles those that are.
+        """The open sizes below `top`, without those that a wider open size would imply once it is refuted.
 
-        One that crashed cannot be refuted, so the narrower ones do not wait for it.
+        A crashed size cannot be refuted, so narrower ones do not wait for it.
         """
         sizes, still_open = self.space.sizes, self.open_below(top)
         wider = [size for size in still_open if size not in self.crashed]
-        return [one for one in still_open if not any(sizes[one].narrower_than(sizes[other]) for other in wider)]
+        return [size for size in still_open if not any(sizes[size].narrower_than(sizes[other]) for other in wider)]
 
     # ------------------------------------------------------------------ the climb over recipes
 
     def best(self, size: int) -> Recipe | None:
-        """The ended recipe that no other of this size beats at the last look that both had."""
-        ended = [each for each in self.by_size.get(size, {}).values() if each.outcome != RunStatus.RUNNING]
+        """The ended recipe of this size that no other beats at the last step where both were evaluated."""
+        ended = [record for record in self.by_size.get(size, {}).values() if record.outcome != RunStatus.RUNNING]
         leader: TrialRecord | None = None
-        for each in ended:
-            if leader is None or self._beats(each, leader):
-                leader = each
+        for record in ended:
+            if leader is None or self._beats(record, leader):
+                leader = record
         return None if leader is None else leader.recipe
 
     def _beats(self, first: TrialRecord, second: TrialRecord) -> bool:
@@ -191,7 +194,7 @@ class SearchState:
         return first.margin > second.margin
 
     def next_recipes(self, size: int) -> Iterator[Recipe]:
-        """The recipes that must still be tried before the size is refuted; those under way are left out."""
+        """The recipes to try before the size is refuted, without those that run."""
         best = self.best(size)
         if best is None:
             if not self.by_size.get(size):
@@ -201,49 +204,51 @@ class SearchState:
         neighbours = list(self._neighbours(best))
         untried = [recipe for recipe in neighbours if recipe not in tried]
         yield from untried
-        waiting = any(tried[each].outcome == RunStatus.RUNNING for each in neighbours if each in tried)
+        waiting = any(tried[recipe].outcome == RunStatus.RUNNING for recipe in neighbours if recipe in tried)
         if not untried and not waiting and self._near_miss(size, best):
             yield from (recipe for recipe in self._neighbours(best, closer=True) if recipe not in tried)
 
     def _neighbours(self, recipe: Recipe, *, closer: bool = False) -> Iterator[Recipe]:
-        """The recipes that differ in one dimension: by a step where it is ordered, else by any other choice.
+        """The recipes that differ in one dimension: by one step where it is ordered, else by any other choice.
 
-        A step is a whole one; `closer`, or from between two values, a half one, in continuous dimensions alone.
+        Steps are whole. With `closer`, or between two values, they are half; only continuous dimensions have those.
         """
-        for place, dimension in enumerate(self.space.recipes):
-            here, last = recipe[place], len(dimension.values) - 1
+        for axis, dimension in enumerate(self.space.recipes):
+            current, last = recipe[axis], len(dimension.values) - 1
             if dimension.ordered:
-                step = HALF if closer or here % WHOLE else WHOLE
+                step = HALF if closer or current % WHOLE else WHOLE
                 fits = dimension.is_continuous or step == WHOLE
-                positions = [at for at in (here + step, here - step) if 0 <= at <= last and fits]
+                positions = [
+                    position for position in (current + step, current - step) if 0 <= position <= last and fits
+                ]
             else:
-                positions = [float(at) for at in range(last + 1) if at != here and not closer]
-            for at in positions:
-                yield (*recipe[:place], at, *recipe[place + 1 :])
+                positions = [float(choice) for choice in range(last + 1) if choice != current and not closer]
+            for position in positions:
+                yield (*recipe[:axis], position, *recipe[axis + 1 :])
 
     def _near_miss(self, size: int, best: Recipe) -> bool:
         """Whether a parabola through the best recipe and its neighbours might reach the threshold in between.
 
         With values a, b, c at equal distances, b the largest, its peak is at most (b - min(a, c)) / 8 above b. A
-        neighbour that was given up before half of the way says how slowly it began, not how high the peak is.
+        neighbour that was stopped in its first half shows how slowly it began, not how high the peak is.
         """
         tried = self.by_size[size]
-        here, top = self.margin(size, best), tried[best]
-        lower = [0.0]
-        for each in (tried[recipe] for recipe in self._neighbours(best) if recipe in tried):
-            step = max(set(each.margins) & set(top.margins), default=0)
-            if 2 * step >= top.last_step > 0 and each.outcome not in NO_MARGIN:
-                lower.append(top.margins[step] - each.margins[step])
-        return here < 0 and here + max(lower) / 8 >= 0
+        margin, top = self.margin(size, best), tried[best]
+        drops = [0.0]
+        for neighbour in (tried[recipe] for recipe in self._neighbours(best) if recipe in tried):
+            step = max(set(neighbour.margins) & set(top.margins), default=0)
+            if 2 * step >= top.last_step > 0 and neighbour.outcome not in NO_MARGIN:
+                drops.append(top.margins[step] - neighbour.margins[step])
+        return margin < 0 and margin + max(drops) / 8 >= 0
 
     def _is_refuted(self, size: int) -> bool:
-        running = any(each.outcome == RunStatus.RUNNING for each in self.by_size[size].values())
+        running = any(record.outcome == RunStatus.RUNNING for record in self.by_size[size].values())
         if running or size in self.crashed or self.certified(size):
             return False
         return not any(self.next_recipes(size))
 
     def first_recipe(self, size: int) -> Recipe:
-        """Where a size begins: with what certified the nearest size, or was best there, or in the middle."""
+        """Where a size begins: what certified the nearest size, else what was best there, else the middle."""
         nearest = sorted(self.by_size, key=lambda other: abs(other - size))
         for other in nearest:
             if (record := self.certified(other)) is not None:
@@ -252,68 +257,70 @@ class SearchState:
             best = self.best(other)
             if best is not None and self.by_size[other][best].outcome != RunStatus.FAILED:
                 return best
-        return tuple(float((len(each.values) - 1) // 2) if each.ordered else 0.0 for each in self.space.recipes)
+        dimensions = self.space.recipes
+        return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
 
 
 def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialRecord]:
-    """The records with crashes numbered below `first` as lost ones: a search that starts again repeats them.
+    """The records, with crashes numbered below `first` as stale trials: a search that starts again repeats them.
 
-    What made them crash may have been mended since.
+    What made them crash may have been repaired since.
     """
     return [
-        replace(each, outcome="stale") if each.outcome == RunStatus.FAILED and each.number < first else each
-        for each in records
+        replace(record, outcome=STALE) if record.outcome == RunStatus.FAILED and record.number < first else record
+        for record in records
     ]
 
 
 def decide(space: Space, records: Sequence[TrialRecord], confirm_seeds: int) -> Proposal | Wait | Settled:
-    """The next trial, or that there is none to start for now, or none at all.
+    """The next trial; Wait where none can start now; Settled where none is left.
 
-    Nothing at all is left where the search is settled, or where only crashed sizes are between it and that.
+    None is left where every question has its answer, or where only crashed sizes stand in the way.
     """
     state = SearchState(space, records, confirm_seeds)
     answer = state.smallest()
-    for lost in state.stale:
-        if proposal := _again(state, lost, answer):
+    for record in state.to_retry:
+        if proposal := _retry(state, record, answer):
             return proposal
-    hoped = state.smallest(running=True)  # trials under way are taken to succeed
-    if (probe := next_probe(state, hoped)) is not None:
+    expected = state.smallest(running=True)  # running trials are assumed to succeed
+    if (probe := next_probe(state, expected)) is not None:
         return Proposal(probe, state.first_recipe(probe), 0, "probe")
     if answer is not None:
-        record = state.certified(answer)
-        assert record is not None
-        for seed in state.missing_seeds(record, running=True):
-            return Proposal(answer, record.recipe, seed, "confirm")
+        certified = state.certified(answer)
+        assert certified is not None
+        for seed in state.missing_seeds(certified, running=True):
+            return Proposal(answer, certified.recipe, seed, "confirm")
     if (proposal := _refute(state, answer)) is not None:
         return proposal
-    return Wait() if any(each.outcome == RunStatus.RUNNING for each in state.records) else Settled()
+    return Wait() if any(record.outcome == RunStatus.RUNNING for record in state.records) else Settled()
 
 
-def _again(state: SearchState, lost: TrialRecord, answer: int | None) -> Proposal | None:
-    """A trial that was lost or has crashed once, unless it was taken up already or no longer matters."""
-    trials = state.by_size.get(lost.size, {}) if lost.seed == 0 else {}
-    repeated = lost.recipe in trials or lost.seed in state.confirmations.get((lost.size, lost.recipe), {})
-    matters = lost.size in state.open_below(answer) if lost.seed == 0 else lost.size == answer
-    return Proposal(lost.size, lost.recipe, lost.seed, "retry") if matters and not repeated else None
+def _retry(state: SearchState, record: TrialRecord, answer: int | None) -> Proposal | None:
+    """The same trial once more, unless it was retried already or no longer matters."""
+    size, recipe, seed = record.size, record.recipe, record.seed
+    trials = state.by_size.get(size, {}) if seed == 0 else {}
+    repeated = recipe in trials or seed in state.confirmations.get((size, recipe), {})
+    matters = size in state.open_below(answer) if seed == 0 else size == answer
+    return Proposal(size, recipe, seed, "retry") if matters and not repeated else None
 
 
-def next_probe(state: SearchState, hoped: int | None) -> int | None:
+def next_probe(state: SearchState, expected: int | None) -> int | None:
     """The next size of the bisection; None once the bracket is closed.
 
-    Its lower end is the largest size below `hoped` that failed with the recipe it would be probed with. While
+    Its lower end is the largest size below `expected` that failed with the recipe it would be probed with. While
     nothing has certified, the bracket is open at the top: after two failures the largest size is next.
     """
     sizes = state.space.sizes
-    top = len(sizes) if hoped is None else hoped
+    top = len(sizes) if expected is None else expected
     probed = {size for size, tried in state.by_size.items() if state.first_recipe(size) in tried}
     failed = [
         size for size in probed if size < top and size not in state.crashed and not state.certified(size, running=True)
     ]
     bottom = max(failed, default=-1)
-    inside = [index for index in state.open_below(hoped) if index > bottom and index not in probed]
+    inside = [index for index in state.open_below(expected) if index > bottom and index not in probed]
     if not inside:
         return None
-    if hoped is None and len(failed) >= FAILURES_BEFORE_LARGEST:
+    if expected is None and len(failed) >= FAILURES_BEFORE_LARGEST:
         return inside[-1]
     low, high = sizes[max(bottom, 0)].num_parameters, sizes[min(top, len(sizes) - 1)].num_parameters
     middle = math.sqrt(low * high)
@@ -321,10 +328,10 @@ def next_probe(state: SearchState, hoped: int | None) -> int | None:
 
 
 def _refute(state: SearchState, answer: int | None) -> Proposal | None:
-    """The next recipe of the most promising size that still stands between the answer and its proof.
+    """The next recipe of the most promising size that is still open below the answer.
 
-    The widest sizes come first: a refuted one settles all that are narrower. Among them the one whose best recipe
-    came closest; one not tried yet is as promising as the size next to it.
+    The widest sizes come first: once refuted, they imply the narrower ones. Of those, the one whose best recipe
+    came closest is next; an untried size counts as promising as its nearest neighbour.
     """
     tried = [size for size in state.by_size if state.best(size) is not None and not state.certified(size)]
     promise: dict[int, float] = {}

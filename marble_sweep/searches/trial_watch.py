@@ -1,4 +1,4 @@
-"""One trial is watched while it trains: its evaluations go to the study, and so does the news that its worker lives."""
+"""Watches one trial while it trains: reports its evaluations to the study, and heartbeats while its worker lives."""
 
 import contextlib
 import math
@@ -11,32 +11,30 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import margin, shortfall
-from marble_sweep.metrics.margin import errors_needed, look_steps
+from marble_sweep.early_stopping import EarlyStopping, margin, shortfall
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
 
 POLL_SECONDS = 0.2
-JOIN_SECONDS = 5.0  # to wait for the thread that reports, once the run has ended
-OUTCOMES = {RunStatus.FINISHED: "refuted"}  # a run's status as a trial's outcome, where it has another name
+JOIN_SECONDS = 5.0  # to wait for the reporting thread, once the run has ended
+OUTCOMES = {RunStatus.FINISHED: "refuted"}  # a run's status to the trial's outcome, where the two differ
 
 
 class TrialWatch:
-    """Reports a trial's looks to the study while it runs, and that its worker lives."""
+    """Reports the interim evaluations of a running trial, and heartbeats, to the study from a thread."""
 
     def __init__(
         self, trial: Trial, config: Config, directory: Path, timeout: float, show: Callable[[int], None]
     ) -> None:
-        """`show` is told the step that the run has reached, every POLL_SECONDS."""
+        """`show` is called with the run's last step every POLL_SECONDS; a trial is stale after `timeout` seconds."""
         self.trial = trial
         self.config = config
         self.directory = directory
-        self.between_beats = timeout / HEARTBEATS_PER_TIMEOUT
+        self.heartbeat_interval = timeout / HEARTBEATS_PER_TIMEOUT
         self.show = show
-        looks = look_steps(config.certify.looks, config.trainer.total_steps)
-        self.errors = errors_needed(config.verdict.min_standard_errors, len(looks))
+        self.errors = EarlyStopping(config).errors
         self.reported: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -47,37 +45,37 @@ class TrialWatch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(JOIN_SECONDS)  # it may be waiting for the storage; what it has to tell `result` tells too
+        self._thread.join(JOIN_SECONDS)  # it may be waiting for the storage; `result` reports what it did not
 
     def _watch(self) -> None:
-        started = last_beat = time.monotonic()
+        started = last_heartbeat = time.monotonic()
         while not self._stop.wait(POLL_SECONDS):
-            # Whatever is wrong with the run or the storage, this goes on: `result` says it once the run has ended.
+            # Heartbeats go on whatever is wrong with the run or the storage: `result` raises it at the end.
             with contextlib.suppress(Exception):
-                self.look(self.directory)
-            if (now := time.monotonic()) - last_beat >= self.between_beats:
-                last_beat = now
+                self.report_evaluations(self.directory)
+            if (now := time.monotonic()) - last_heartbeat >= self.heartbeat_interval:
+                last_heartbeat = now
                 with contextlib.suppress(UpdateFinishedTrialError, StorageError):
                     self.trial.set_user_attr(HEARTBEAT, now - started)
 
-    def look(self, directory: Path) -> None:
-        """Report the looks that are new. Where another worker has ended the trial, taking this one for dead, none."""
+    def report_evaluations(self, directory: Path) -> None:
+        """Report the evaluations that are new. Does nothing where another worker has ended the trial as stale."""
         run = Run.read(directory)
         for step, row in run.eval_at.items():
             if step not in self.reported:
-                lacking = shortfall(self.config.certify, row, self.errors)
-                if math.isfinite(lacking):
+                missing = shortfall(self.config.certify, row, self.errors)
+                if math.isfinite(missing):
                     with contextlib.suppress(UpdateFinishedTrialError):
-                        self.trial.report(lacking, step)
+                        self.trial.report(missing, step)
                 self.reported.add(step)
         self.show(run.steps.last_step)
 
     def result(self, run_dir: Path | str) -> Result:
-        """How the run ended, from its directory."""
+        """How the run ended. `run_dir` is its directory, or why there is none."""
         if isinstance(run_dir, str):
             directory = str(self.directory)
             return Result(RunStatus.FAILED, directory, 0, 0, 0.0, None, None, None, None, reason=run_dir, stage="start")
-        self.look(run_dir)
+        self.report_evaluations(run_dir)
         metadata = read_metadata(run_dir)
         status, step, last = metadata["status"], metadata.get("step") or 0, Run.read(run_dir).evals[-1:]
         value, error = margin(self.config.certify, last[0]) if last else (None, None)
@@ -92,5 +90,5 @@ class TrialWatch:
             margin=value,
             margin_se=error,
             reason=metadata.get("reason"),
-            stage="training" if "corpus" in metadata else "setup",  # written when all is ready to train
+            stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
         )

@@ -1,4 +1,4 @@
-"""What a person sees of a search: a line for every trial that ends, and on a terminal a bar over the one that runs."""
+"""What a person sees of a search: a line for every trial that ends, and on a terminal a bar for the running one."""
 
 import sys
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from marble_sweep.terminal import printable
 
 
 class View:
-    """Lines and a bar on standard error."""
+    """Prints lines and a progress bar on standard error."""
 
     def __init__(self, total_steps: int) -> None:
-        """`total_steps` are a trial's budget."""
+        """`total_steps` is the budget of a trial."""
         self.bar = tqdm(
             total=total_steps,
             disable=not sys.stderr.isatty(),
@@ -29,16 +29,16 @@ class View:
         tqdm.write(printable(text, keep="\n"), file=sys.stderr)
 
     def begin(self, trial: str, bracket: str) -> None:
-        """Show the trial that starts, and how far the search is."""
+        """Show the trial that starts, and the bracket of the search."""
         self.bar.reset()
         self.bar.set_description_str(f"{bracket} | {trial}")
 
     def step(self, step: int) -> None:
-        """Show the step that the trial has reached."""
+        """Show the step of the running trial."""
         self.bar.update(step - self.bar.n)
 
     def end(self, trial: str, result: Result, bracket: str) -> None:
-        """A line for the trial that ended, with where the search stands."""
+        """Print a line for the trial that ended, with the bracket."""
         reason = " ".join((result.reason or "").split())
         outcome = f"crashed: {reason}" if result.outcome == RunStatus.FAILED else result.outcome
         parts = [f"{trial:<32}", f"{outcome:<9} at step {result.step:>3}"]
@@ -52,7 +52,7 @@ class View:
 
 
 def describe_trial(number: int, plan: Proposal, size: Size, params: Mapping[str, Value]) -> str:
-    """A trial in a few words: number, why it is made, size, and what the size does not tell."""
+    """A trial in a few words: number, reason, size, and the parameters that do not decide the size."""
     others = {key: value for key, value in params.items() if key not in dict(size.params)}
     if plan.seed == 0:
         del others["seed"]

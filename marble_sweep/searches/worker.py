@@ -1,4 +1,4 @@
-"""The search itself: ask the strategy, train, tell, until the question is settled or the budget is spent."""
+"""One worker of a search: ask the strategy, train, tell, until the question is settled or the budget is spent."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,20 +30,20 @@ from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
 from marble_sweep.terminal import costing_a_line
 
-WAIT_SECONDS = 0.5  # between two looks at what other workers do
+WAIT_SECONDS = 0.5  # between two checks of what other workers do
 
 Params = Mapping[str, Value]
-Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError for what cannot be
+Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
 Train = Callable[[int, Params], Path | str]  # trains a trial; returns the run directory, or why there is none
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What ended a worker's part in a search."""
+    """How a worker's part in a search ended."""
 
     reason: str  # one of outcome.ENDINGS
     error: str | None  # that every trial would meet
-    crashes: list[dict[str, Any]]  # between the answer and its proof
+    crashes: list[dict[str, Any]]  # that keep the answer from being proved
 
 
 class Search:
@@ -56,27 +56,27 @@ class Search:
         train: Train,
         directory: Path,
         *,
-        fixed: Sequence[str] = (),
-        config_words: Sequence[str] = (),
+        overrides: Sequence[str] = (),
+        config_options: Sequence[str] = (),
     ) -> None:
         """Check everything that can be checked before the first trial. Raises ValueError for what cannot be searched.
 
-        `fixed` and `config_words` are words for a command that trains the answer: the overrides that all trials
-        share, and what names other config files than the program's own.
+        `overrides` (that all trials share) and `config_options` (that name other config files) are arguments for
+        the command that trains the answer.
         """
-        searched = {each.key for each in dimensions}
+        searched = {dimension.key for dimension in dimensions}
         for key in ("seed", "objective", "resume"):
             require(key not in searched, key, "a sweep", "one value; a search repeats by search.confirm_seeds")
         self.resolve = resolve
         self.train = train
         self.directory = directory
-        self.fixed = list(fixed)
-        self.config_words = list(config_words)
-        first: dict[str, Value] = {each.key: each.values[0] for each in dimensions}
-        for each in dimensions:
-            for value in each.values:
-                if not each.decides_size:
-                    resolve(first | {each.key: value})
+        self.overrides = list(overrides)
+        self.config_options = list(config_options)
+        first: dict[str, Value] = {dimension.key: dimension.values[0] for dimension in dimensions}
+        for dimension in dimensions:
+            for value in dimension.values:
+                if not dimension.decides_size:
+                    resolve(first | {dimension.key: value})
         self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
         self.base = resolve(first | dict(self.space.sizes[0].params))
         require(self.base.certify.stop, "certify.stop", False, "true in a search")
@@ -85,7 +85,7 @@ class Search:
         self.error: str | None = None  # that every trial would meet
 
     def run(self) -> Ending:
-        """Search until there is an answer, or the budget is spent, or the user has had enough."""
+        """Search until the question is settled, the budget is spent or the user interrupts."""
         alone = self.base.search.storage is None
         # Workers of a shared study may share the directory too: each trial has a number of its own.
         lock = lock_directory(self.directory, "hydra.sweep.dir") if alone else None
@@ -124,39 +124,39 @@ class Search:
         return Ending(ended, self.error, crashes)
 
     def _settings(self) -> dict[str, Any]:
-        """What a study must agree on with whoever joins it, beside the space: all that a run computes from."""
+        """The settings that workers of a study must share beside the space: all that changes what a run computes."""
         config = dict(flat(yaml.safe_load(schema.dump(self.base)), ""))
-        searched = [each.key for each in self.space.dimensions]
-        apart = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
-        kept = {key: value for key, value in config.items() if key not in (*searched, *apart)}
+        searched = [dimension.key for dimension in self.space.dimensions]
+        ignored = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
+        kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
         return kept | {"search.confirm_seeds": self.base.search.confirm_seeds}
 
-    def found(self) -> SearchResult:
-        """What the study holds by now."""
+    def result(self) -> SearchResult:
+        """The result of the trials so far."""
         trials = [trial for trial in self.shared.study.get_trials(deepcopy=False) if as_record(trial) is not None]
-        return SearchResult(self.space, self.base, trials, self.fixed, self.first_trial, self.config_words)
+        return SearchResult(self.space, self.base, trials, self.overrides, self.first_trial, self.config_options)
 
     def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
         tried = forget_crashes(records, self.first_trial)
         decision = decide(self.space, tried, self.base.search.confirm_seeds)
-        return Settled() if isinstance(decision, Proposal) and self._ended_by(self.found(), decision) else decision
+        return Settled() if isinstance(decision, Proposal) and self._ended_by(self.result(), decision) else decision
 
     @staticmethod
-    def _ended_by(found: SearchResult, decision: Proposal | Wait | Settled) -> str | None:
+    def _ended_by(result: SearchResult, decision: Proposal | Wait | Settled) -> str | None:
         """What ends the search; None while it may go on."""
-        reason = found.ended_by(settled=isinstance(decision, Settled))
-        again = isinstance(decision, Proposal) and decision.reason == "retry"
-        return None if reason == "n_trials" and again else reason  # what is taken up again was counted before
+        reason = result.ended_by(settled=isinstance(decision, Settled))
+        is_retry = isinstance(decision, Proposal) and decision.reason == "retry"
+        return None if reason == "n_trials" and is_retry else reason  # what is retried was counted before
 
     def _loop(self) -> str:
-        """Trial after trial; returns what ended the search, once no other worker's trial can change its answer."""
+        """Run trials; returns what ended the search, once no running trial of another worker can change the answer."""
         while True:
             self.shared.fail_stale_trials()
-            found = self.found()
-            decision = decide(self.space, found.records, self.base.search.confirm_seeds)
-            reason = self._ended_by(found, decision)
-            others = any(each.outcome == RunStatus.RUNNING for each in found.records)
+            result = self.result()
+            decision = decide(self.space, result.records, self.base.search.confirm_seeds)
+            reason = self._ended_by(result, decision)
+            others = any(record.outcome == RunStatus.RUNNING for record in result.records)
             if reason is not None and not others:
                 return reason
             if reason is not None or isinstance(decision, Wait):
@@ -167,13 +167,13 @@ class Search:
                     return "error"
 
     def _train(self, trial: Trial, plan: Proposal) -> None:
-        """One trial, from its plan to its place in the study."""
+        """Train one trial by its plan, and record its end in the study."""
         params = self.space.params(plan.size, plan.recipe)
         params = params | {"seed": self.base.seed + plan.seed}
         config = self.resolve(params)
         size = self.space.sizes[plan.size]
-        words = describe_trial(trial.number, plan, size, params)
-        self.view.begin(words, self.found().bracket())
+        description = describe_trial(trial.number, plan, size, params)
+        self.view.begin(description, self.result().bracket())
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
             directory = find_run(config, self.directory) or directory
@@ -187,18 +187,18 @@ class Search:
             raise
         result = watch.result(run_dir)
         self.shared.tell(trial, result, size.num_parameters, config.certify.min_steps_per_minute)
-        found = self.found()
-        if found.ended_by(settled=False) != "max_failures":
-            searched = [each.key for each in self.space.dimensions]
-            self.error = shared_error(result, searched, nothing_trained=found.nothing_trained)
+        so_far = self.result()
+        if so_far.ended_by(settled=False) != "max_failures":
+            searched = [dimension.key for dimension in self.space.dimensions]
+            self.error = shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
-            self.view.end(words, result, found.bracket())
-        write_json(self.directory / layout.SEARCH, found.as_json("running"))
+            self.view.end(description, result, so_far.bracket())
+        write_json(self.directory / layout.SEARCH, so_far.as_json("running"))
 
     def _conclude(self, ended: str) -> list[dict[str, Any]]:
-        """Write what was found, and say it; returns the crashes between the answer and its proof."""
-        found = self.found()
-        summary = found.as_json(ended) | {"error": self.error}
+        """Write the result and print it; returns the crashes that keep the answer from being proved."""
+        result = self.result()
+        summary = result.as_json(ended) | {"error": self.error}
         write_json(self.directory / layout.SEARCH, summary)
         self.shared.study.set_user_attr("answer", summary["answer"])
         with costing_a_line(f"the comparison in {self.directory}"):
@@ -208,7 +208,7 @@ class Search:
                 comparison = compare_runs(runs)
                 write_text(self.directory / layout.SUMMARY, render(comparison.rows, list(comparison.rows[0]), "csv"))
                 write_page(comparison, self.directory / layout.PAGE)
-        if self.error is None or not found.nothing_trained:
+        if self.error is None or not result.nothing_trained:
             self.view.line("\n" + "\n".join(summary["words"]))
             self.view.line(f"Everything is in {self.directory}")
-        return found.crashes()
+        return result.crashes()

@@ -25,7 +25,7 @@ EVAL_COLUMNS = (
     "bits_per_byte",
     "context_gain",
     "context_gain_se",
-    "off_unigram",
+    "non_unigram_top1",
 )
 UNIGRAM_TOP = 3  # predictions outside the unigram's three most frequent tokens count as off-unigram
 
@@ -86,5 +86,5 @@ class Evaluator:
         row["bits_per_byte"] = nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
         gain = mean_and_error(behind_other_context - loss) if self.shift else (math.nan, math.nan)
         row["context_gain"], row["context_gain_se"] = gain
-        row["off_unigram"] = (~torch.isin(predicted, self.unigram_top)).float().mean().item()
+        row["non_unigram_top1"] = (~torch.isin(predicted, self.unigram_top)).float().mean().item()
         return row

@@ -1,8 +1,22 @@
-"""The learning rate as a multiple of optimizer.lr, in closed form."""
+"""What is due at a step, in closed form: the learning rate, as a multiple of optimizer.lr, and evaluations."""
 
 import math
 
 from marble_sweep.groups import CosineConfig, ScheduleConfig, WSDConfig
+
+EVAL_RATIO = math.sqrt(2)  # between the steps of two evaluations with geometric spacing
+
+
+def evaluation_steps(total_steps: int, num_evals: int, spacing: str) -> list[int]:
+    """The steps after which a run is evaluated, in order, the last one at the end; at most `num_evals`.
+
+    They are equally far apart (`linear`), or EVAL_RATIO times the one before (`geometric`).
+    """
+    if spacing == "geometric":
+        powers = range(min(num_evals, 2 * total_steps.bit_length() + 1))  # beyond these all are step 1
+        return sorted({max(1, round(total_steps / EVAL_RATIO**power)) for power in powers})
+    num_evals = min(num_evals, total_steps)
+    return [total_steps * number // num_evals for number in range(1, num_evals + 1)]
 
 
 def lr_scale(config: ScheduleConfig, step: int, total_steps: int) -> float:

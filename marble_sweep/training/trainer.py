@@ -15,14 +15,14 @@ from torch import Tensor
 
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
-from marble_sweep.early_stopping import EarlyStopping, evaluation_steps
+from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.metrics.step import MEASURED, Pending, StepMetrics
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs import layout
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
@@ -76,19 +76,19 @@ class Trainer:
         self.train_seconds = 0.0
         self.last_loss: float | None = None
         self.early_stopping = EarlyStopping(config)
-        self.evaluation_steps = evaluation_steps(config) if evaluator else frozenset()
+        self.evaluation_steps = frozenset(self.early_stopping.steps if evaluator else ())
         self.pending = Pending()
         self.parts: dict[str, Stateful] = {"model": model, "updater": self.updater, "batches": batches}
         self.parts["metrics"] = self.metrics
         hashes = self.load_state() if resume else {}
-        self.step_rows = Recorder(
+        self.step_rows = CsvLog(
             directory / layout.METRICS,
             STEP_COLUMNS,
             self.step,
             steps=range(1, self.step + 1),
             sha256=hashes.get(layout.METRICS),
         )
-        self.eval_rows = Recorder(
+        self.eval_rows = CsvLog(
             directory / layout.EVALS,
             EVAL_COLUMNS,
             self.step,

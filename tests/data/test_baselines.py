@@ -20,7 +20,7 @@ def tokens(num: int, seed: int = 0, vocab_size: int = V - 1) -> Tensor:
     return torch.multinomial(weights, num, replacement=True, generator=generator).int()
 
 
-def discount(counts: Counter) -> float:
+def discount(counts: "Counter[int] | Counter[tuple[int, int]]") -> float:
     once, twice = (sum(count == number for count in counts.values()) for number in (1, 2))
     return once / (once + 2 * twice) if once and twice else 0.5
 

@@ -52,10 +52,15 @@ DAMAGES = {
 def test_damaged_entry_is_rebuilt(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     cached("kind", "key", lambda: FILES)
     DAMAGES[damage](cache / "kind-key")
-    rebuilt = []
+    rebuilt: list[str] = []
+
+    def rebuild() -> dict[str, bytes]:
+        rebuilt.append(damage)
+        return FILES
+
     with caplog.at_level(logging.WARNING):
-        assert cached("kind", "key", lambda: rebuilt.append(1) or FILES) == FILES
-    assert rebuilt
+        assert cached("kind", "key", rebuild) == FILES
+    assert rebuilt == [damage]
     assert "damaged and will be rebuilt" in caplog.text
     assert cached("kind", "key", never) == FILES
     assert [path.name for path in cache.iterdir()] == ["kind-key"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data.conftest import Prose
 
 from marble_sweep.data import corpus as corpus_module
 from marble_sweep.data.corpus import load_corpus, require_enough
@@ -11,7 +12,7 @@ from marble_sweep.groups import DataConfig, PydocsConfig, TextConfig
 
 
 @pytest.fixture
-def config(tmp_path: Path, prose) -> TextConfig:
+def config(tmp_path: Path, prose: Prose) -> TextConfig:
     (tmp_path / "own.txt").write_text(prose(300, num_words=2000))
     return TextConfig(path=str(tmp_path / "own.txt"), vocab_size=600, dead_fraction=0.6)
 
@@ -39,7 +40,7 @@ def test_dead_mask_is_a_census_of_the_training_split(config: TextConfig) -> None
     assert corpus.dead_mask.float().mean().item() == pytest.approx(0.6, abs=0.01)
 
 
-def test_duplicates_are_counted(config: TextConfig, prose) -> None:
+def test_duplicates_are_counted(config: TextConfig, prose: Prose) -> None:
     text = Path(config.path).read_text()
     Path(config.path).write_text(text + "\n\n" + text.split("\n\n")[0])
     for _ in range(2):
@@ -97,7 +98,7 @@ def test_place_of_the_text_makes_no_difference(config: TextConfig, tmp_path: Pat
     assert load_corpus(TextConfig(path=str(moved), vocab_size=600, dead_fraction=0.6)).sha256 != first.sha256
 
 
-def test_pydocs_are_a_corpus_too(monkeypatch: pytest.MonkeyPatch, prose) -> None:
+def test_pydocs_are_a_corpus_too(monkeypatch: pytest.MonkeyPatch, prose: Prose) -> None:
     documents = {f"module{n}": prose(10, seed=n) for n in range(30)}
     monkeypatch.setattr(corpus_module, "read_pydocs", lambda packages: (documents, f"stand-in for {packages}"))
     corpus = load_corpus(PydocsConfig(packages=["numpy"], vocab_size=600, dead_fraction=0.6))
@@ -150,7 +151,7 @@ def test_any_utf8_is_a_text(tmp_path: Path, kind: str) -> None:
     assert corpus.tokenizer.decode(corpus.train_tokens.tolist()) == HOSTILE[kind]
 
 
-def test_a_folder_of_names_that_are_not_utf8(tmp_path: Path, prose) -> None:
+def test_a_folder_of_names_that_are_not_utf8(tmp_path: Path, prose: Prose) -> None:
     for n in range(25):  # so many are split by their names
         (tmp_path / os.fsdecode(b"%d\xff.txt" % n)).write_text(prose(3, seed=n))
     corpus = load_corpus(TextConfig(path=str(tmp_path), vocab_size=300))

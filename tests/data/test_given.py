@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -207,7 +208,8 @@ def test_tokenizers_that_know_all_lose_nothing() -> None:
 
 
 def test_many_kinds_of_loss_are_not_all_named() -> None:
-    encoded = Encoded(None, None, {chr(0x3040 + n): 9 for n in range(1, 8)}, {"x" * 30: 1})
+    nothing = np.zeros(0, dtype=np.int32)
+    encoded = Encoded(nothing, nothing, {chr(0x3040 + n): 9 for n in range(1, 8)}, {"x" * 30: 1})
     dropped, unknown = what_got_lost(encoded)
     assert dropped.startswith("63 characters dropped by the tokenizer (U+3041 HIRAGANA LETTER SMALL A 9 times, ")
     assert dropped.endswith("U+3045 HIRAGANA LETTER SMALL U 9 times, …)")
@@ -223,7 +225,7 @@ def test_bits_per_byte_of_a_run_are_those_of_its_text(tmp_path: Path) -> None:
     config = compose_config(
         *["data=notebook", *paths, "data.vocab_size=8", "data.val_fraction=0.5", "model=0L64D", "trainer.seq_len=8"],
         *["trainer.batch_size=8", "trainer.total_steps=1", "trainer.eval_windows=20"],
-        *["certify.looks=1", "certify.stop=true"],  # no plots
+        *["trainer.num_evals=1", "certify.stop=true"],  # no plots
     )
     run(config, tmp_path / "run", show=False)
     [row] = pd.read_csv(tmp_path / "run" / "evals.csv").to_dict("records")

@@ -1,4 +1,5 @@
 import pytest
+from data.conftest import Prose
 
 from marble_sweep.data import split as split_module
 from marble_sweep.data.split import drop_twins, split_documents
@@ -12,11 +13,11 @@ def paragraphs(text: str) -> set[str]:
     return {normal(paragraph) for paragraph in text.split("\n\n")} - {""}
 
 
-def documents(prose, num: int) -> dict[str, str]:
+def documents(prose: Prose, num: int) -> dict[str, str]:
     return {f"doc{n:02}": prose(10, seed=n) for n in range(num)}
 
 
-def test_many_documents_are_split_whole(prose) -> None:
+def test_many_documents_are_split_whole(prose: Prose) -> None:
     every = documents(prose, 40)
     split = split_documents(every, 0.2, "data.path = own.txt")
     held_out = {name for name, text in every.items() if text in split.val}
@@ -28,7 +29,7 @@ def test_many_documents_are_split_whole(prose) -> None:
     assert sorted(held_out) != sorted(every)[-len(held_out) :]
 
 
-def test_few_documents_lose_their_tail_at_a_paragraph(prose) -> None:
+def test_few_documents_lose_their_tail_at_a_paragraph(prose: Prose) -> None:
     text = prose(100)
     split = split_documents({"a": text}, 0.1, "data.path = own.txt")
     assert split.train + split.val == text
@@ -45,12 +46,12 @@ def test_tail_is_cut_at_lines_or_words_or_anywhere(separator: str, end: str) -> 
     assert 0.24 < len(split.val) / len(text) <= 0.25
 
 
-def test_nothing_is_held_out_at_zero(prose) -> None:
+def test_nothing_is_held_out_at_zero(prose: Prose) -> None:
     split = split_documents({"a": "one", "b": "two"}, 0, "data.path = own.txt")
     assert (split.train, split.val, split.num_duplicates_dropped) == ("one\n\ntwo", "", 0)
 
 
-def test_held_out_text_has_no_twin_in_training(prose) -> None:
+def test_held_out_text_has_no_twin_in_training(prose: Prose) -> None:
     shared = [prose(1, seed=1000 + n) for n in range(5)]
     # Every document repeats the same paragraphs, each with its own case and line breaks.
     every = {}
@@ -71,7 +72,7 @@ def test_case_and_white_space_do_not_hide_a_short_twin() -> None:
     assert drop_twins("See also\n\nother words", "SEE\n  also\n\nfresh words") == ("fresh words", 1)
 
 
-def test_near_twins_are_dropped_and_others_kept(prose) -> None:
+def test_near_twins_are_dropped_and_others_kept(prose: Prose) -> None:
     train = prose(20)
     words = train.split("\n\n")[3].split()
     near = " ".join([*words[:13], "changed", *words[14:]])  # 8 of 23 runs of eight words hold the change
@@ -82,7 +83,7 @@ def test_near_twins_are_dropped_and_others_kept(prose) -> None:
     assert (kept, num_dropped) == (f"{far}\n\n{partly}\n\n{fresh}", 1)
 
 
-def test_long_paragraphs_are_compared_line_by_line(prose) -> None:
+def test_long_paragraphs_are_compared_line_by_line(prose: Prose) -> None:
     lines = prose(40).split("\n\n")
     fresh = prose(20, seed=9).split("\n\n")
     mixed = "\n".join(fresh[:10] + lines[5:15] + fresh[10:])

@@ -2,6 +2,7 @@ import logging
 
 import numpy as np
 import pytest
+from data.conftest import Prose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -21,7 +22,7 @@ CHEROKEE = "".join(chr(code) for code in range(0x13C0, 0x1400))
 
 
 @pytest.fixture(scope="module")
-def corpus(prose) -> str:
+def corpus(prose: Prose) -> str:
     return prose(400, num_words=3000)
 
 
@@ -90,7 +91,7 @@ def test_live_entries_are_what_a_smaller_vocabulary_would_have(corpus: str) -> N
     assert fewer == {token: number for token, number in every.items() if number < 500}
 
 
-def test_corpus_too_small_for_its_share(prose, caplog: pytest.LogCaptureFixture) -> None:
+def test_corpus_too_small_for_its_share(prose: Prose, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = train_tokenizer(prose(20), "", 4000, 0.37)
     assert tokenizer.get_vocab_size() == 4000
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -138,7 +139,7 @@ def test_corpus_that_uses_every_script() -> None:
 
 
 @pytest.mark.parametrize("unit", ["ACGT", "-", " ", "語", "1234567890"])
-def test_long_words_are_tokenized_in_parts(prose, unit: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_words_are_tokenized_in_parts(prose: Prose, unit: str, caplog: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(0)
     run = "".join(rng.choice(list(unit), size=4 * MAX_WORD + 7))
     text = f"{prose(20)} {run} {prose(20)}"
@@ -153,7 +154,7 @@ def test_long_words_are_tokenized_in_parts(prose, unit: str, caplog: pytest.LogC
 
 
 @pytest.mark.parametrize("run", ["x" * MAX_WORD, "-" * MAX_WORD, "ab1-" * MAX_WORD, " \n" * (MAX_WORD // 2 - 1)])
-def test_shorter_words_are_left_alone(prose, run: str) -> None:
+def test_shorter_words_are_left_alone(prose: Prose, run: str) -> None:
     tokenizer = train_tokenizer(f"{prose(20)} {run} {prose(20)}", "", 300, 0.1)
     assert isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
 

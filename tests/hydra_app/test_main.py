@@ -27,6 +27,7 @@ REFUSED = [
     ("optimizer.lr=0", "optimizer.lr = 0.0: must be finite and > 0"),
     ("data=text data.path=/missing.txt", "data.path = '/missing.txt': must be"),
     ("resume=nowhere", "resume = nowhere: must be a run directory"),
+    ("certify.looks=9", "certify.looks: no such key; it is now trainer.num_evals, with trainer.eval_spacing=geometric"),
     ("hydra/sweeper=smallest", "hydra/sweeper = smallest: must be given with --multirun"),
     ("model.num_layers=1,2", "model.num_layers = 1,2: must be one value: for several --multirun is missing"),
 ]
@@ -34,10 +35,6 @@ REFUSED_TOO = [  # each a process of its own again, so not all by default
     ("model.num_heads=3", "model.num_heads = 3: must be null or a divisor of model.hidden_dim = 128"),
     ("model=[1,2]", "model = [1,2]: must be one of 0L64D, 1L16D"),
     ("+foo=1", "foo = 1: must be left out: there are only certify, data, device"),
-    (
-        "search.min_steps_per_minute=5",
-        "search.min_steps_per_minute: no such key; the nearest known one is certify.min_steps_per_minute",
-    ),
     ("zzzzzz=1", "zzzzzz: no such key; --help lists those there are"),
     ("device=mps", "device.type = mps: must be auto or one that is there: "),
     ("data=text", "data.path = ???: must be given"),

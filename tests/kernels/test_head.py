@@ -18,8 +18,12 @@ WIDTHS = [1, 2, 3, 4, 5, 8, 11, 16, 24]
 CHUNKED, FUSED = Products("float32", "float32"), Products("float32", "fused")
 NORM_ERROR = 1e-6  # of a float32 gradient, relative; thrice what was measured at most
 
+Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # hidden, weight, targets
 
-def example(num_rows: int, width: int, vocab_size: int, scale: float = 1.0, dtype: torch.dtype = torch.float32):
+
+def example(
+    num_rows: int, width: int, vocab_size: int, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Operands:
     generator = torch.Generator().manual_seed(1000 * width + num_rows)
     hidden = torch.randn(num_rows, width, generator=generator)
     weight = scale * torch.randn(vocab_size, width, generator=generator)
@@ -151,7 +155,7 @@ def test_the_same_twice_and_whatever_the_memory_held_before() -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_it_equals_the_chunked_head(width: int) -> None:
     rows = example(333, width, 777)
-    for ours, theirs in zip(measured(*rows), measured(*rows, CHUNKED), strict=True):
+    for ours, theirs in zip(measured(*rows), measured(*rows, how=CHUNKED), strict=True):
         assert error(ours, theirs.double()) < 2 * NORM_ERROR
 
 
@@ -160,7 +164,7 @@ def test_it_equals_the_chunked_head(width: int) -> None:
 def test_what_is_not_finite_reaches_loss_and_gradients(operand: int, value: float) -> None:
     rows = example(40, 3, 101)
     rows[operand][-1, -1] = value
-    for ours, theirs in zip(measured(*rows), measured(*rows, CHUNKED), strict=True):
+    for ours, theirs in zip(measured(*rows), measured(*rows, how=CHUNKED), strict=True):
         assert not theirs.isfinite().all()
         assert not ours.isfinite().all()
 

@@ -4,6 +4,7 @@ import math
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from bounds import gamma
@@ -33,7 +34,7 @@ ORDINARY_BITS = st.tuples(st.integers(87, 135), st.integers(0, 127), st.booleans
 )
 
 
-def tensor(bits) -> torch.Tensor:
+def tensor(bits: npt.ArrayLike) -> torch.Tensor:
     """Bfloat16 from bit patterns."""
     return torch.from_numpy(np.asarray(bits, dtype=np.uint16).view(np.int16).copy()).view(torch.bfloat16)
 
@@ -48,7 +49,7 @@ def spacing(values: np.ndarray) -> np.ndarray:
     return np.abs(neighbour - values.astype(np.float64))
 
 
-def float64(bits) -> np.ndarray:
+def float64(bits: npt.ArrayLike) -> np.ndarray:
     return np.asarray(bits, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
 
 
@@ -56,7 +57,7 @@ def float64(bits) -> np.ndarray:
 
 
 @pytest.mark.parametrize("widen", [False, True], ids=["bfloat16", "float32 on the grid"])
-def test_ulp_of_every_bfloat16_is_the_distance_to_the_next(widen):
+def test_ulp_of_every_bfloat16_is_the_distance_to_the_next(widen: bool) -> None:
     weights = tensor(BITS)
     ulp = ulp_bf16(weights.float() if widen else weights)
     assert ulp.dtype == torch.float32
@@ -82,11 +83,11 @@ def test_ulp_of_every_bfloat16_is_the_distance_to_the_next(widen):
         (0xFF7F, 120),
     ],
 )
-def test_ulp_at_the_edges(bits, exponent):
+def test_ulp_at_the_edges(bits: int, exponent: int) -> None:
     assert ulp_bf16(tensor([bits])).item() == 2.0**exponent
 
 
-def test_ulp_keeps_the_shape_and_takes_a_transposed_view():
+def test_ulp_keeps_the_shape_and_takes_a_transposed_view() -> None:
     weights = torch.arange(6).view(2, 3).bfloat16()
     assert ulp_bf16(weights.T).shape == (3, 2)
     assert torch.equal(ulp_bf16(weights.T), ulp_bf16(weights).T)
@@ -95,13 +96,13 @@ def test_ulp_keeps_the_shape_and_takes_a_transposed_view():
 # ---------------------------------------------------------------------- displacement
 
 
-def test_displacement_of_every_bfloat16_to_its_neighbour_away_from_zero_is_one_cell():
+def test_displacement_of_every_bfloat16_to_its_neighbour_away_from_zero_is_one_cell() -> None:
     inner = FINITE & (BITS & 0x7FFF != 0x7F7F)
     displacement = lattice_displacement(tensor(BITS[inner]), tensor(BITS[inner] + 1)).numpy()
     np.testing.assert_array_equal(displacement, np.where(BITS[inner] >> 15, -1.0, 1.0))
 
 
-def test_displacement_towards_zero_is_half_a_cell_where_the_exponent_drops():
+def test_displacement_towards_zero_is_half_a_cell_where_the_exponent_drops() -> None:
     before = BITS[FINITE & (BITS & 0x7FFF != 0)]
     displacement = lattice_displacement(tensor(before), tensor(before - 1)).abs().numpy()
     halves = (before & 0x7F == 0) & ((before >> 7 & 0xFF) > 1)  # a power of two above the subnormals' spacing
@@ -109,7 +110,7 @@ def test_displacement_towards_zero_is_half_a_cell_where_the_exponent_drops():
 
 
 @given(st.lists(st.tuples(FINITE_BITS, FINITE_BITS), min_size=1, max_size=30))
-def test_displacement_equals_float64_arithmetic(pairs):
+def test_displacement_equals_float64_arithmetic(pairs: list[tuple[int, int]]) -> None:
     before, after = (np.array(bits, dtype=np.uint16) for bits in zip(*pairs, strict=True))
     expected = (float64(after) - float64(before)) / spacing(before.view(ml_dtypes.bfloat16))
     representable = np.abs(expected) < 2.0**127  # in float32, without overflow on the way
@@ -119,14 +120,14 @@ def test_displacement_equals_float64_arithmetic(pairs):
     np.testing.assert_allclose(measured.numpy()[representable], expected[representable], rtol=2.0**-23)
 
 
-def test_moving_between_the_two_zeros_is_no_motion():
+def test_moving_between_the_two_zeros_is_no_motion() -> None:
     assert lattice_displacement(tensor([0x0000, 0x8000]), tensor([0x8000, 0x0000])).tolist() == [0, 0]
 
 
 # ---------------------------------------------------------------------- token motion
 
 
-def test_token_motion_equals_numpy_in_float64():
+def test_token_motion_equals_numpy_in_float64() -> None:
     generator = np.random.default_rng(0)
     before = (generator.standard_normal((200, 48)) * 0.02).astype(ml_dtypes.bfloat16)
     step = generator.standard_normal((200, 48)) * 10.0 ** generator.uniform(-6, -2, (200, 1))
@@ -140,7 +141,7 @@ def test_token_motion_equals_numpy_in_float64():
 
 
 @given(st.data(), st.sampled_from([1, 2, 7, 64]))
-def test_moving_is_an_l1_above_zero(data, hidden_dim):
+def test_moving_is_an_l1_above_zero(data: st.DataObject, hidden_dim: int) -> None:
     row = st.lists(FINITE_BITS, min_size=hidden_dim, max_size=hidden_dim)
     before, other = (np.array(data.draw(st.lists(row, min_size=3, max_size=3)), dtype=np.uint16) for _ in range(2))
     stays = np.array(data.draw(st.lists(st.booleans(), min_size=hidden_dim, max_size=hidden_dim)))
@@ -149,7 +150,7 @@ def test_moving_is_an_l1_above_zero(data, hidden_dim):
     assert moving(tensor(before), tensor(after)).tolist() == expected.tolist()
 
 
-def test_the_smallest_motion_there_is_counts_and_a_change_of_zeros_sign_does_not():
+def test_the_smallest_motion_there_is_counts_and_a_change_of_zeros_sign_does_not() -> None:
     before = tensor([[0x0000, 0x8000], [0x0000, 0x8000], [0x7F7F, 0x0001]])
     after = tensor([[0x0001, 0x8000], [0x8000, 0x0000], [0xFF7F, 0x0001]])
     assert moving(before, after).tolist() == [True, False, True]
@@ -191,12 +192,12 @@ def one_name(found: Regimes, token: int) -> str:
         ([2], "early"),
     ],
 )
-def test_regime_of_rows_made_by_hand(cells, regime):
+def test_regime_of_rows_made_by_hand(cells: list[float], regime: str) -> None:
     assert regime_of(cells) == regime
 
 
 @pytest.mark.parametrize("hidden_dim", [1, 2, 3, 16, 64, 100, 128, 192])
-def test_regime_boundaries_at_the_neighbouring_float32(hidden_dim):
+def test_regime_boundaries_at_the_neighbouring_float32(hidden_dim: int) -> None:
     root = np.float32(math.sqrt(hidden_dim))
     above = np.nextafter(root, np.float32(np.inf))
     one_above = float(np.nextafter(np.float32(1), np.float32(2)))
@@ -215,7 +216,7 @@ def test_regime_boundaries_at_the_neighbouring_float32(hidden_dim):
 
 
 @given(st.data(), st.sampled_from([1, 2, 7, 64]))
-def test_every_row_is_in_exactly_one_regime(data, hidden_dim):
+def test_every_row_is_in_exactly_one_regime(data: st.DataObject, hidden_dim: int) -> None:
     row = st.lists(ORDINARY_BITS, min_size=hidden_dim, max_size=hidden_dim)
     before = np.array(data.draw(st.lists(row, min_size=1, max_size=8)), dtype=np.uint16)
     moves = st.lists(st.integers(-3, 3) | st.just(0), min_size=hidden_dim, max_size=hidden_dim)
@@ -230,7 +231,7 @@ def test_every_row_is_in_exactly_one_regime(data, hidden_dim):
         assert one_name(found, token) == expected
 
 
-def test_a_row_that_becomes_nan_is_in_no_regime():
+def test_a_row_that_becomes_nan_is_in_no_regime() -> None:
     before, after = torch.ones(2, 4).bfloat16(), torch.ones(2, 4).bfloat16()
     after[0, 0] = torch.nan
     found = torch.stack(regimes(token_motion(before, after), 4))
@@ -240,26 +241,26 @@ def test_a_row_that_becomes_nan_is_in_no_regime():
 # ----------------------------------------------------------------------- black holes
 
 
-def test_black_holes_are_the_groups_of_identical_rows_largest_first():
+def test_black_holes_are_the_groups_of_identical_rows_largest_first() -> None:
     rows = [[1, 2], [3, 4], [1, 2], [5, 6], [3, 4], [3, 4], [7, 8]]
     assert black_holes(torch.tensor(rows).bfloat16()) == [[1, 4, 5], [0, 2]]
 
 
-def test_no_black_holes_among_rows_that_differ():
+def test_no_black_holes_among_rows_that_differ() -> None:
     assert black_holes(torch.eye(5).bfloat16()) == []
 
 
-def test_zeros_of_different_sign_are_different_bits():
+def test_zeros_of_different_sign_are_different_bits() -> None:
     weights = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [0.0, 1.0], [-0.0, 1.0], [0.0, -1.0]]).bfloat16()
     assert sorted(black_holes(weights)) == [[0, 2], [1, 3]]
 
 
-def test_identical_nans_are_identical_bits():
+def test_identical_nans_are_identical_bits() -> None:
     assert black_holes(torch.full((3, 2), torch.nan).bfloat16()) == [[0, 1, 2]]
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0x0000, 0x8000, 0x3F80])), min_size=1, max_size=20))
-def test_black_holes_equal_a_plain_grouping(rows):
+def test_black_holes_equal_a_plain_grouping(rows: list[tuple[int, int]]) -> None:
     groups: dict[tuple[int, ...], list[int]] = {}
     for token, row in enumerate(rows):
         groups.setdefault(row, []).append(token)

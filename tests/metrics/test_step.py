@@ -41,7 +41,10 @@ def notebook_autocorr(current: np.ndarray, previous: np.ndarray) -> float:
 # ------------------------------------------------------------------------ random steps
 
 
-def random_step(seed: int, weights_dtype: torch.dtype = torch.bfloat16) -> dict:
+Step = dict[str, torch.Tensor]
+
+
+def random_step(seed: int, weights_dtype: torch.dtype = torch.bfloat16) -> Step:
     """The arguments of `measure`: tokens that stay, hop, wander and jump, all of them both dead and live."""
     generator = torch.Generator().manual_seed(seed)
     before = torch.randn(V, D, generator=generator) * 0.02
@@ -62,7 +65,7 @@ def to_bf16(weights: torch.Tensor) -> np.ndarray:
     return weights.bfloat16().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
-def recompute(step: dict, means: list[np.ndarray], lag: int) -> dict[str, float]:
+def recompute(step: Step, means: list[np.ndarray], lag: int) -> dict[str, float]:
     """Every column in float64, from the arguments of `measure` and the h_means of the steps before."""
     before, after = to_bf16(step["before"]), to_bf16(step["after"])
     vectors = step["hidden"].float().numpy().astype(np.float64).reshape(B * T, D)
@@ -99,7 +102,7 @@ def metrics(lag: int = 4, dead: np.ndarray = DEAD) -> StepMetrics:
     return StepMetrics(torch.from_numpy(dead), D, lag)
 
 
-def measured(recorder: StepMetrics, step: dict) -> dict[str, float]:
+def measured(recorder: StepMetrics, step: Step) -> dict[str, float]:
     values = recorder.measure(**step)
     assert values.dtype == torch.float32
     return dict(zip(MEASURED, values.tolist(), strict=True))
@@ -107,8 +110,8 @@ def measured(recorder: StepMetrics, step: dict) -> dict[str, float]:
 
 @pytest.mark.parametrize("weights_dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("lag", [1, 3])
-def test_every_column_equals_a_plain_recomputation(weights_dtype, lag):
-    recorder, means = metrics(lag), []
+def test_every_column_equals_a_plain_recomputation(weights_dtype: torch.dtype, lag: int) -> None:
+    recorder, means = metrics(lag), list[np.ndarray]()
     for number in range(8):
         step = random_step(number, weights_dtype)
         expected = recompute(step, means, lag)
@@ -123,7 +126,7 @@ def test_every_column_equals_a_plain_recomputation(weights_dtype, lag):
     assert sum(regimes) == pytest.approx(1)
 
 
-def test_midlife_is_counted():
+def test_midlife_is_counted() -> None:
     step = random_step(0)
     step["before"] = torch.ones(V, D).bfloat16()
     step["after"] = step["before"].clone()
@@ -135,7 +138,7 @@ def test_midlife_is_counted():
     assert values["dead_linf_max"] == 2
 
 
-def test_the_dead_are_told_from_the_living():
+def test_the_dead_are_told_from_the_living() -> None:
     step = random_step(0)
     step["after"] = step["before"].clone()
     step["after"][~DEAD] += 1
@@ -144,7 +147,7 @@ def test_the_dead_are_told_from_the_living():
     assert (values["dead_frozen"], values["dead_l1_mean"], values["dead_linf_max"]) == (1, 0, 0)
 
 
-def test_autocorrelations_are_nan_until_there_is_something_to_compare_with():
+def test_autocorrelations_are_nan_until_there_is_something_to_compare_with() -> None:
     recorder = metrics(lag=3)
     rows = [measured(recorder, random_step(number)) for number in range(5)]
     assert [math.isnan(row["h_autocorr"]) for row in rows] == [True, False, False, False, False]
@@ -161,7 +164,7 @@ def test_autocorrelations_are_nan_until_there_is_something_to_compare_with():
         (np.ones(V, bool), ["live_moving"]),
     ],
 )
-def test_what_no_token_has_is_nan(dead, undefined):
+def test_what_no_token_has_is_nan(dead: np.ndarray, undefined: list[str]) -> None:
     recorder = metrics(lag=1, dead=dead)
     measured(recorder, random_step(0))
     values = measured(recorder, random_step(1))
@@ -170,7 +173,7 @@ def test_what_no_token_has_is_nan(dead, undefined):
 
 
 @pytest.mark.parametrize("num_dead", [1, 13, 3_699, 10_000])
-def test_fractions_are_one_exactly_where_every_token_does_it(num_dead):
+def test_fractions_are_one_exactly_where_every_token_does_it(num_dead: int) -> None:
     before = torch.ones(10_000, 2).bfloat16()
     dead = torch.arange(10_000) < num_dead
     step = random_step(0) | {"hidden": torch.ones(1, 2, 2), "before": before, "after": before + 1}
@@ -179,7 +182,7 @@ def test_fractions_are_one_exactly_where_every_token_does_it(num_dead):
     assert values["live_moving"] == 1 or num_dead == 10_000
 
 
-def test_a_live_token_that_runs_off_leaves_the_dead_ones_numbers_alone():
+def test_a_live_token_that_runs_off_leaves_the_dead_ones_numbers_alone() -> None:
     step = random_step(0)
     expected = measured(metrics(), step)
     step["before"][1, 0], step["after"][1, 0] = 0.0, 1.0  # token 1 is live: 2^133 cells overflow a float32
@@ -188,7 +191,7 @@ def test_a_live_token_that_runs_off_leaves_the_dead_ones_numbers_alone():
     assert {name: values[name] for name in dead} == {name: expected[name] for name in dead}
 
 
-def test_state_round_trip_continues_as_if_unbroken():
+def test_state_round_trip_continues_as_if_unbroken() -> None:
     unbroken, first = metrics(), metrics()
     for number in range(7):
         measured(unbroken, random_step(number))
@@ -214,14 +217,14 @@ def test_state_round_trip_continues_as_if_unbroken():
     ],
     ids=["line", "bfloat16 line", "equal", "tiny", "heavy tail", "one large"],
 )
-def test_grad_norm_is_exact_for_millions_of_weights(entries):
+def test_grad_norm_is_exact_for_millions_of_weights(entries: torch.Tensor) -> None:
     """Sums in float64 are off by 1e7 * 2^-53 at most; what remains is the rounding of the result to float32."""
     exact = math.sqrt(math.fsum((part.double() ** 2).sum().item() for part in entries.split(1_000_000)))
     values = measured(metrics(), random_step(0) | {"gradient": entries})
     assert values["grad_norm"] == pytest.approx(exact, rel=FLOAT32 + 1e7 * 2.0**-53)
 
 
-def test_grad_norm_of_what_is_no_number():
+def test_grad_norm_of_what_is_no_number() -> None:
     for entry in (math.nan, math.inf):
         entries = torch.ones(100)
         entries[7] = entry

@@ -1,5 +1,7 @@
 """Linear layers and attention in bfloat16, by the CPU's own products and by float32 ones."""
 
+from collections.abc import Iterator, Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,12 +16,14 @@ either_way = pytest.mark.parametrize("has_units", [True, False], ids=["own", "fl
 
 
 @pytest.fixture
-def has_units(request):
+def has_units(request: pytest.FixtureRequest) -> Iterator[None]:
     with products.using(Products(matmul="bfloat16" if request.param else "float32", head="float32")):
         yield
 
 
-def layer_and_inputs(dtype: torch.dtype, num_in: int = 48, num_out: int = 40):
+def layer_and_inputs(
+    dtype: torch.dtype, num_in: int = 48, num_out: int = 40
+) -> tuple[Linear, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     layer = Linear(num_in, num_out).to(dtype)
     with torch.no_grad():
@@ -46,13 +50,15 @@ def sizes(layer: Linear, inputs: torch.Tensor, grad: torch.Tensor) -> list[torch
 
 def measured(layer: Linear, inputs: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
     output = layer(inputs)
-    output.backward(grad.to(output.dtype))
-    return [output.detach().flatten(0, 1), inputs.grad.flatten(0, 1), layer.weight.grad, layer.bias.grad]
+    grads = torch.autograd.grad(output, (inputs, layer.weight, layer.bias), grad.to(output.dtype))
+    return [output.detach().flatten(0, 1), grads[0].flatten(0, 1), *grads[1:]]
 
 
 @pytest.mark.parametrize("has_units", [False], indirect=True)
 @pytest.mark.parametrize("rows", [7, 100, 300, 1000])
-def test_float32_products_are_the_exact_ones_rounded_once(rows, has_units, monkeypatch):
+def test_float32_products_are_the_exact_ones_rounded_once(
+    rows: int, has_units: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear, "WIDE_ROWS", rows)  # of 300
     case = layer_and_inputs(torch.bfloat16)
     for ours, truth, size in zip(measured(*case), exact(*case), sizes(*case), strict=True):
@@ -63,20 +69,20 @@ def test_float32_products_are_the_exact_ones_rounded_once(rows, has_units, monke
 
 
 @either_way
-def test_products_are_within_bfloat16s_rounding_of_float64(has_units):
+def test_products_are_within_bfloat16s_rounding_of_float64(has_units: None) -> None:
     case = layer_and_inputs(torch.bfloat16)
     for ours, truth in zip(measured(*case), exact(*case), strict=True):
         assert ((ours.double() - truth).norm() / truth.norm()).item() < 2.0**-8
 
 
 @either_way
-def test_autocast_multiplies_in_bfloat16_and_leaves_gradients_in_float32(has_units):
+def test_autocast_multiplies_in_bfloat16_and_leaves_gradients_in_float32(has_units: None) -> None:
     layer, inputs, grad = layer_and_inputs(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = layer(inputs)
-        output.backward(grad.bfloat16())
+        grads = torch.autograd.grad(output, (inputs, layer.weight, layer.bias), grad.bfloat16())
     assert output.dtype == torch.bfloat16
-    assert {inputs.grad.dtype, layer.weight.grad.dtype, layer.bias.grad.dtype} == {torch.float32}
+    assert {each.dtype for each in grads} == {torch.float32}
     rounded = F.linear(inputs.detach().bfloat16().double(), *(each.bfloat16().double() for each in layer.parameters()))
     operands = (each.bfloat16().double().abs() for each in (inputs.detach(), *layer.parameters()))
     bound = BFLOAT16 * rounded.abs() + (1 + BFLOAT16) * gamma(48 + 2) * F.linear(*operands)
@@ -84,18 +90,24 @@ def test_autocast_multiplies_in_bfloat16_and_leaves_gradients_in_float32(has_uni
 
 
 @pytest.mark.parametrize("has_units", [False], indirect=True)
-def test_float32_is_left_as_it_is(has_units):
+def test_float32_is_left_as_it_is(has_units: None) -> None:
     layer, inputs, _ = layer_and_inputs(torch.float32)
     assert torch.equal(layer(inputs), F.linear(inputs, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("has_units", [False], indirect=True)
-def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units):
+def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units: None) -> None:
     """Those are what such a CPU takes a hundred times as long for."""
-    multiplied = []
+    multiplied: list[tuple[str, torch.dtype]] = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        def __torch_dispatch__(
+            self,
+            function: torch._ops.OpOverload,
+            types: Sequence[type],
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
+        ) -> object:
             name = function.name().split(".")[0]
             if any(word in name for word in ("mm", "attention", "linear", "dot")):
                 multiplied.extend((name, each.dtype) for each in args if isinstance(each, torch.Tensor))
@@ -114,7 +126,7 @@ def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units):
 
 
 @pytest.mark.parametrize("has_units", [False], indirect=True)
-def test_backward_keeps_no_float32_copy_of_an_operand(has_units, monkeypatch):
+def test_backward_keeps_no_float32_copy_of_an_operand(has_units: None, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
     narrow, save = transformer.save_as_bf16, torch.autograd.function.FunctionCtx.save_for_backward
 
@@ -122,7 +134,7 @@ def test_backward_keeps_no_float32_copy_of_an_operand(has_units, monkeypatch):
         kept.append(narrow(saved))
         return kept[-1]
 
-    def saving(context, *tensors):
+    def saving(context: torch.autograd.function.FunctionCtx, *tensors: torch.Tensor) -> None:
         kept.extend(tensors)
         save(context, *tensors)
 

@@ -1,6 +1,7 @@
 """The chunked head against a softmax over all logits in float64."""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ V, D = 61, 16
 
 
 @pytest.fixture(autouse=True, params=["float32_as_bf16", pytest.param("fused", marks=needs_compiler)])
-def head(request):
+def head(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both heads are held to the same."""
     with products.using(Products(matmul="float32", head=request.param)):
         yield request.param
@@ -28,7 +29,10 @@ def head(request):
 NUM_ROWS = [1, 7, CPU_CHUNK_ROWS, CPU_CHUNK_ROWS + 1, 3 * CPU_CHUNK_ROWS + 129]
 
 
-def example(num_rows: int, dtype: torch.dtype = torch.float32, vocab_size: int = V, scale: float = 1.0):
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # hidden, weight, targets; loss and the gradients of both
+
+
+def example(num_rows: int, dtype: torch.dtype = torch.float32, vocab_size: int = V, scale: float = 1.0) -> Tensors:
     generator = torch.Generator().manual_seed(num_rows)
     hidden = torch.randn(num_rows, D, generator=generator).to(dtype)
     weight = (torch.randn(vocab_size, D, generator=generator) * scale).to(dtype)
@@ -36,7 +40,7 @@ def example(num_rows: int, dtype: torch.dtype = torch.float32, vocab_size: int =
     return hidden, weight, targets
 
 
-def exact(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, factor: float = 1.0):
+def exact(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, factor: float = 1.0) -> Tensors:
     """Loss and gradients in float64, written out: no autograd, no cross_entropy."""
     hidden, weight = hidden.detach().double(), weight.detach().double()
     logits = hidden @ weight.T
@@ -50,7 +54,9 @@ def exact(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, fac
     return loss * factor, logits_grad @ weight, logits_grad.T @ hidden
 
 
-def bounds(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, factor: float = 1.0):
+def bounds(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, factor: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """How far float32 may be off from `exact`, entry by entry, whatever the order of its sums.
 
     An error in a logit is a relative one in its exponential; the softmax has two of them, and its sum's.
@@ -69,17 +75,25 @@ def bounds(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, fa
     return loss_off.mean() * abs(factor), hidden_off, weight_off, loss_off
 
 
-def assert_within(measured, expected, bound) -> None:
+def assert_within(
+    measured: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], bound: Sequence[torch.Tensor]
+) -> None:
     for name, ours, truth, allowed in zip(("loss", "hidden", "weight"), measured, expected, bound, strict=False):
         allowed = allowed + 2.0**-126  # what is smaller float32 takes for zero
         assert ((ours.double() - truth).abs() <= allowed).all(), name
 
 
-def gradients(hidden, weight, targets, factor=1.0, function=linear_cross_entropy):
+def gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    factor: float = 1.0,
+    function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = linear_cross_entropy,
+) -> Tensors:
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     loss = factor * function(hidden, weight, targets)
-    loss.backward()
-    return loss.detach(), hidden.grad, weight.grad
+    hidden_grad, weight_grad = torch.autograd.grad(loss, (hidden, weight))
+    return loss.detach(), hidden_grad, weight_grad
 
 
 def relative_error(measured: torch.Tensor, exact: torch.Tensor) -> float:
@@ -87,7 +101,7 @@ def relative_error(measured: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
-def test_float32_equals_the_full_softmax(num_rows):
+def test_float32_equals_the_full_softmax(num_rows: int) -> None:
     rows = example(num_rows)
     measured = gradients(*rows)
     assert {each.dtype for each in measured} == {torch.float32}
@@ -95,17 +109,17 @@ def test_float32_equals_the_full_softmax(num_rows):
 
 
 @pytest.mark.parametrize("factor", [3.0, 1 / 128, -1.0])
-def test_gradients_scale_with_what_flows_in(factor):
+def test_gradients_scale_with_what_flows_in(factor: float) -> None:
     rows = example(CPU_CHUNK_ROWS + 5)
-    assert_within(gradients(*rows, factor), exact(*rows, factor), bounds(*rows, factor))
+    assert_within(gradients(*rows, factor=factor), exact(*rows, factor=factor), bounds(*rows, factor=factor))
 
 
-def plain_bf16(hidden, weight, targets):
+def plain_bf16(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(hidden @ weight.T, targets)
 
 
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
-def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows):
+def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows: int) -> None:
     rows = example(num_rows, torch.bfloat16)
     expected = exact(*rows)
     measured, plain = gradients(*rows), gradients(*rows, function=plain_bf16)
@@ -116,7 +130,7 @@ def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows):
         assert error <= 1.2 * relative_error(theirs, truth) + 2.0**-12, name
 
 
-def test_a_loss_in_bfloat16_does_not_gather_rounding_over_many_chunks():
+def test_a_loss_in_bfloat16_does_not_gather_rounding_over_many_chunks() -> None:
     """What torch's own chunked loss gets wrong: it adds the chunks up in bfloat16."""
     rows = example(40 * CPU_CHUNK_ROWS + 3, torch.bfloat16, scale=0.02)
     loss, _, weight_grad = gradients(*rows)
@@ -126,20 +140,20 @@ def test_a_loss_in_bfloat16_does_not_gather_rounding_over_many_chunks():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_logits_neither_overflow_nor_underflow(dtype):
+def test_large_logits_neither_overflow_nor_underflow(dtype: torch.dtype) -> None:
     rows = example(9, dtype, scale=100.0)
     measured, expected = gradients(*rows), exact(*rows)
     if dtype == torch.float32:
         assert_within(measured, expected, bounds(*rows))
     for ours, truth in zip(measured, expected, strict=True):
         assert relative_error(ours, truth) < 2.0**-7
-    losses, _ = score(*rows[:2], rows[2][:, None])
+    losses, _ = score(rows[0], rows[1], rows[2][:, None])
     assert abs(losses.mean().item() - expected[0].item()) <= bounds(*rows)[0]
 
 
 @pytest.mark.parametrize("bound", [0.99 * SAFE_LOGIT, 1.01 * SAFE_LOGIT])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_logits_about_the_bound_of_what_needs_no_shift(bound, sign):
+def test_logits_about_the_bound_of_what_needs_no_shift(bound: float, sign: float) -> None:
     """All logits of a row near +bound or -bound, the largest ones that come without a shift and beyond it."""
     generator = torch.Generator().manual_seed(4)
     hidden, weight = torch.zeros(5, D), torch.randn(V, D, generator=generator)
@@ -154,15 +168,15 @@ def test_logits_about_the_bound_of_what_needs_no_shift(bound, sign):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", [0, 1])
-def test_what_is_no_number_makes_the_loss_none(dtype, value, where):
+def test_what_is_no_number_makes_the_loss_none(dtype: torch.dtype, value: float, where: int) -> None:
     rows = example(CPU_CHUNK_ROWS + 3, dtype)
     rows[where][-1, -1] = value
     assert not gradients(*rows)[0].isfinite()
-    assert not score(*rows[:2], rows[2][:, None])[0].mean().isfinite()
+    assert not score(rows[0], rows[1], rows[2][:, None])[0].mean().isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tokens_predicted_almost_surely_keep_an_exact_gradient(dtype):
+def test_tokens_predicted_almost_surely_keep_an_exact_gradient(dtype: torch.dtype) -> None:
     """softmax - one-hot is the difference of two near ones there: it must be taken before any rounding."""
     weight = torch.eye(V, D)
     hidden = 14 * torch.eye(D)
@@ -176,27 +190,25 @@ def test_tokens_predicted_almost_surely_keep_an_exact_gradient(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_repeated_targets_and_a_tied_weight(dtype):
+def test_repeated_targets_and_a_tied_weight(dtype: torch.dtype) -> None:
     """The head's weight is the embedding too: both paths' gradients meet in it."""
     embedding = example(3, dtype)[1].requires_grad_()
     tokens = torch.tensor([5, 5, 5, 0, V - 1])
-    linear_cross_entropy(embedding[tokens], embedding, tokens.flip(0)).backward()
+    (measured,) = torch.autograd.grad(linear_cross_entropy(embedding[tokens], embedding, tokens.flip(0)), embedding)
     twin = embedding.detach().double().requires_grad_()
-    F.cross_entropy(twin[tokens] @ twin.T, tokens.flip(0)).backward()
-    assert relative_error(embedding.grad, twin.grad) < (gamma(2 * (V + D)) if dtype == torch.float32 else 2.0**-7)
+    (expected,) = torch.autograd.grad(F.cross_entropy(twin[tokens] @ twin.T, tokens.flip(0)), twin)
+    assert relative_error(measured, expected) < (gamma(2 * (V + D)) if dtype == torch.float32 else 2.0**-7)
 
 
 @pytest.mark.parametrize("wanted", ["hidden", "weight"])
-def test_one_gradient_alone(wanted):
-    rows = dict(zip(("hidden", "weight", "targets"), example(CPU_CHUNK_ROWS + 1), strict=True))
-    rows[wanted].requires_grad_()
-    linear_cross_entropy(**rows).backward()
-    expected = dict(zip(("hidden", "weight"), exact(**rows)[1:], strict=True))
-    allowed = dict(zip(("hidden", "weight"), bounds(**rows)[1:3], strict=True))
-    assert ((rows[wanted].grad.double() - expected[wanted]).abs() <= allowed[wanted]).all()
+def test_one_gradient_alone(wanted: str) -> None:
+    rows, place = example(CPU_CHUNK_ROWS + 1), ("hidden", "weight").index(wanted)
+    rows[place].requires_grad_()
+    (measured,) = torch.autograd.grad(linear_cross_entropy(*rows), rows[place])
+    assert ((measured.double() - exact(*rows)[1 + place]).abs() <= bounds(*rows)[1 + place]).all()
 
 
-def test_without_gradients_only_the_loss():
+def test_without_gradients_only_the_loss() -> None:
     rows = example(CPU_CHUNK_ROWS + 1)
     loss = linear_cross_entropy(*rows)
     assert not loss.requires_grad
@@ -206,7 +218,7 @@ def test_without_gradients_only_the_loss():
         assert linear_cross_entropy(*rows).item() == loss.item()
 
 
-def test_gradients_equal_finite_differences():
+def test_gradients_equal_finite_differences() -> None:
     hidden, weight, targets = example(5, vocab_size=9)
     _, hidden_grad, weight_grad = gradients(hidden, weight, targets)
     generator = torch.Generator().manual_seed(1)
@@ -228,7 +240,13 @@ class LargestTensor(TorchDispatchMode):
         super().__init__()
         self.numel = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         for each in result if isinstance(result, tuple | list) else [result]:
             if isinstance(each, torch.Tensor):
@@ -237,7 +255,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_logits_never_exist_as_a_whole(dtype):
+def test_the_logits_never_exist_as_a_whole(dtype: torch.dtype) -> None:
     num_rows, vocab_size = 8 * CPU_CHUNK_ROWS, 300
     hidden, weight, targets = example(num_rows, dtype, vocab_size)
     with LargestTensor() as plain:
@@ -254,7 +272,7 @@ def test_the_logits_never_exist_as_a_whole(dtype):
 
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_score_equals_the_full_softmax(num_rows, dtype):
+def test_score_equals_the_full_softmax(num_rows: int, dtype: torch.dtype) -> None:
     hidden, weight, targets = example(num_rows, dtype)
     targets = torch.stack([targets, targets.flip(0), (targets + 1) % V], dim=1)
     losses, top = score(hidden.requires_grad_(), weight.requires_grad_(), targets)
@@ -274,7 +292,7 @@ def test_score_equals_the_full_softmax(num_rows, dtype):
 
 
 @pytest.mark.parametrize("vocab_size", [1, ARGMAX_BLOCK - 1, ARGMAX_BLOCK, 3 * ARGMAX_BLOCK, 3 * ARGMAX_BLOCK + 1])
-def test_the_most_probable_token_is_found_in_every_block(vocab_size):
+def test_the_most_probable_token_is_found_in_every_block(vocab_size: int) -> None:
     weight = torch.arange(1.0, vocab_size + 1).diag()  # row i's logits are all zero but the i-th
     hidden = torch.eye(vocab_size)
     _, top = score(hidden, weight, torch.zeros(vocab_size, 1, dtype=torch.int64))

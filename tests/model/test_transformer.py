@@ -1,22 +1,26 @@
 """The transformer against the notebook's own TinyLM, as benchmarks/notebook_loop.py has it."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bounds import gamma, likely
 from notebook_loop import TinyLM
+from torch import nn
 
 from marble_sweep.groups import AdamWConfig
 from marble_sweep.model import products
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.products import MATMULS, Products
-from marble_sweep.model.transformer import Transformer, causal_attention
+from marble_sweep.model.transformer import Block, Transformer, causal_attention
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
 
-SIZES = [  # vocab, seq_len, layers, width, heads
+Size = tuple[int, int, int, int, int]  # vocab, seq_len, layers, width, heads
+SIZES: list[Size] = [
     (50, 8, 0, 16, 1),
     (50, 8, 1, 4, 1),
     (97, 16, 2, 64, 2),
@@ -25,32 +29,34 @@ SIZES = [  # vocab, seq_len, layers, width, heads
 ]
 
 
-def build(size, seed: int = 0) -> Transformer:
+def build(size: Size, seed: int = 0) -> Transformer:
     vocab_size, seq_len, num_layers, hidden_dim, num_heads = size
     return Transformer(vocab_size, seq_len, num_layers, hidden_dim, num_heads, 4 * hidden_dim, seed)
 
 
-def shaken(size) -> Transformer:
+def shaken(size: Size) -> Transformer:
     """A model none of whose parameters is at its start: biases of 0 and gains of 1 hide mistakes."""
     model = build(size)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += torch.randn(parameter.shape, generator=generator) * 0.1
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
 
 
-def notebook_twin(model: Transformer, size) -> TinyLM:
+def notebook_twin(model: Transformer, size: Size) -> TinyLM:
     """The notebook's model with copies of our weights."""
     vocab_size, seq_len, num_layers, hidden_dim, num_heads = size
     twin = TinyLM(vocab_size, hidden_dim, num_layers, num_heads, seq_len)
-    pairs = [
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = [
         (twin.embedding.weight, model.embedding.weight),
         (twin.pos_embedding.weight, model.positions.weight),
         (twin.ln_f.weight, model.final_norm.weight),
         (twin.ln_f.bias, model.final_norm.bias),
     ]
-    for layer, block in zip(twin.transformer.layers if num_layers else [], model.blocks, strict=True):
+    for layer, block in zip(twin.layers, model.blocks, strict=True):
+        assert isinstance(layer, nn.TransformerEncoderLayer)
+        assert isinstance(block, Block)
         pairs += [
             (layer.self_attn.in_proj_weight, block.qkv.weight),
             (layer.self_attn.in_proj_bias, block.qkv.bias),
@@ -72,7 +78,7 @@ def notebook_twin(model: Transformer, size) -> TinyLM:
     return twin
 
 
-def roundings(size) -> int:
+def roundings(size: Size) -> int:
     """As many as stand one behind another between a token and a final hidden state; a sum of n terms has n."""
     _, seq_len, num_layers, width, heads = size
     of_layer = 2 * 2 * width + width + width // heads + seq_len + width + width + 4 * width
@@ -86,18 +92,18 @@ def random_tokens(vocab_size: int, *shape: int, seed: int = 2) -> torch.Tensor:
 # ----------------------------------------------------------------------- architecture
 
 
-def test_the_notebooks_model_has_2089728_parameters():
+def test_the_notebooks_model_has_2089728_parameters() -> None:
     assert sum(each.numel() for each in build((10_000, 128, 4, 128, 4)).parameters()) == 2_089_728
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_parameters_as_many_as_the_notebooks(size):
+def test_parameters_as_many_as_the_notebooks(size: Size) -> None:
     ours, theirs = build(size), TinyLM(size[0], size[3], size[2], size[4], size[1])
     assert sum(each.numel() for each in ours.parameters()) == sum(each.numel() for each in theirs.parameters())
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_logits_equal_the_notebooks(size):
+def test_logits_equal_the_notebooks(size: Size) -> None:
     model = shaken(size)
     twin = notebook_twin(model, size)
     tokens = random_tokens(size[0], 3, size[1])
@@ -111,7 +117,7 @@ def test_logits_equal_the_notebooks(size):
     torch.testing.assert_close(model(tokens) @ model.embedding.weight.T, logits, rtol=0, atol=of_logits)
 
 
-def test_no_layers_are_embeddings_and_the_final_norm():
+def test_no_layers_are_embeddings_and_the_final_norm() -> None:
     model = shaken(SIZES[0])
     tokens = random_tokens(50, 2, 8)
     summed = model.embedding.weight[tokens] + model.positions.weight[:8]
@@ -123,7 +129,7 @@ def test_no_layers_are_embeddings_and_the_final_norm():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_later_token_changes_nothing_before_it(dtype):
+def test_a_later_token_changes_nothing_before_it(dtype: torch.dtype) -> None:
     size = SIZES[2]
     model = shaken(size).to(dtype)
     tokens = random_tokens(size[0], 2, size[1])
@@ -139,7 +145,7 @@ def test_a_later_token_changes_nothing_before_it(dtype):
     assert not torch.equal(model(changed)[:, -1], hidden[:, -1]), "context reaches the last token"
 
 
-def test_a_shorter_window_is_a_prefix():
+def test_a_shorter_window_is_a_prefix() -> None:
     model = shaken(SIZES[2])
     tokens = random_tokens(97, 2, 16)
     hidden = model(tokens)[:, :5]
@@ -150,20 +156,22 @@ def test_a_shorter_window_is_a_prefix():
 # -------------------------------------------------------------------------- attention
 
 
-def exact_attention(queries, keys, values):
+def exact_attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     return scores.masked_fill(future, -math.inf).softmax(-1) @ values
 
 
-def with_gradients(attention, tensors, dtype):
+def with_gradients(
+    attention: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor], dtype: torch.dtype
+) -> list[torch.Tensor]:
     tensors = [tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors]
     attended = attention(*tensors)
-    attended.backward(torch.ones_like(attended).tril())
-    return [attended.detach(), *(tensor.grad for tensor in tensors)]
+    grads = torch.autograd.grad(attended, tensors, torch.ones_like(attended).tril())
+    return [attended.detach(), *grads]
 
 
-def test_attention_in_float32_is_exact():
+def test_attention_in_float32_is_exact() -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(2, 3, 20, 8, generator=generator) for _ in range(3)]
     measured = with_gradients(causal_attention, tensors, torch.float32)
@@ -175,13 +183,13 @@ def test_attention_in_float32_is_exact():
 
 
 @pytest.mark.parametrize("matmul", MATMULS)
-def test_attention_in_bfloat16_is_as_good_as_torchs_own(matmul):
+def test_attention_in_bfloat16_is_as_good_as_torchs_own(matmul: str) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(4, 2, 64, 32, generator=generator).bfloat16() for _ in range(3)]
     truths = with_gradients(exact_attention, tensors, torch.float64)
     with products.using(Products(matmul, head="float32")):
         ours = with_gradients(causal_attention, tensors, torch.bfloat16)
-    theirs = with_gradients(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), tensors, torch.bfloat16)
+    theirs = with_gradients(partial(F.scaled_dot_product_attention, is_causal=True), tensors, torch.bfloat16)
     for name, our, their, truth in zip(("out", "queries", "keys", "values"), ours, theirs, truths, strict=True):
         assert our.dtype == torch.bfloat16
         scale = truth.norm()
@@ -197,7 +205,7 @@ def same(first: Transformer, second: Transformer) -> bool:
     return all(map(torch.equal, first.parameters(), second.parameters()))
 
 
-def test_weights_follow_from_the_seed_alone():
+def test_weights_follow_from_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = build(SIZES[2], seed=7)
     torch.manual_seed(2)
@@ -210,12 +218,12 @@ def test_weights_follow_from_the_seed_alone():
     assert sorted(drawn) == sorted(["embedding.weight", "positions.weight", *blocks])
 
 
-def test_seed_0_is_a_seed():
+def test_seed_0_is_a_seed() -> None:
     assert same(build(SIZES[2], seed=0), build(SIZES[2], seed=0))
     assert not same(build(SIZES[2], seed=0), build(SIZES[2], seed=1))
 
 
-def test_distributions_are_the_notebooks():
+def test_distributions_are_the_notebooks() -> None:
     """Standard deviations and bounds of each weight, against those that torch's modules come with."""
     size = (2_000, 64, 1, 128, 4)
     torch.manual_seed(0)
@@ -223,7 +231,9 @@ def test_distributions_are_the_notebooks():
     for embedding in (model.embedding.weight, model.positions.weight):
         assert embedding.std().item() == pytest.approx(0.02, rel=0.03)
         assert abs(embedding.mean().item()) < 0.001
-    block, layer = model.blocks[0], twin.transformer.layers[0]
+    (block,), (layer,) = model.blocks, twin.layers
+    assert isinstance(block, Block)
+    assert isinstance(layer, nn.TransformerEncoderLayer)
     for ours, theirs in (
         (block.qkv.weight, layer.self_attn.in_proj_weight),
         (block.projection.weight, layer.self_attn.out_proj.weight),
@@ -248,7 +258,7 @@ def test_distributions_are_the_notebooks():
 
 
 @pytest.mark.parametrize("size", [(200, 24, 2, 64, 2), (200, 24, 0, 32, 1)], ids=str)
-def test_20_steps_give_the_losses_of_the_notebooks_loop(size):
+def test_20_steps_give_the_losses_of_the_notebooks_loop(size: Size) -> None:
     vocab_size, seq_len, *_ = size
     lr, weight_decay = 1e-3, 0.01
     model = build(size, seed=3)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from marble_sweep.config import EXPERIMENT_NAME, Config
 from marble_sweep.groups import MODEL_NAME
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.training.trainer import STEP_COLUMNS
 
@@ -36,7 +36,7 @@ def make_run(
     """Write a run directory as `overrides` would give it; `loss` is where the held-out loss tends to, in nats."""
     config = OmegaConf.structured(Config())
     config.model.name, config.experiment_name = MODEL_NAME, EXPERIMENT_NAME  # these follow the overrides
-    config.trainer.total_steps, config.trainer.eval_interval = steps, every
+    config.trainer.total_steps, config.trainer.num_evals = steps, max(1, steps // (every or steps))
     for key, value in (override.split("=", 1) for override in overrides):
         OmegaConf.update(config, key, yaml.safe_load(value))
     directory.mkdir(parents=True)
@@ -52,11 +52,11 @@ def make_run(
     columns = made_up_columns(step, curve, rng, settings, num_dead, freeze_at)
     if status == "diverged":
         columns["loss"][-5:] = [12, 300, 1e5, 1e9, np.nan]
-    rows = Recorder(directory / "metrics.csv", STEP_COLUMNS)
+    rows = CsvLog(directory / "metrics.csv", STEP_COLUMNS)
     rows.write([dict(zip(STEP_COLUMNS, row, strict=True)) for row in np.transpose([columns[c] for c in STEP_COLUMNS])])
     rows.close()
     evals = [made_up_eval(int(at), curve[at - 1], rng) for at in step if every and at % every == 0]
-    held_out = Recorder(directory / "evals.csv", EVAL_COLUMNS)
+    held_out = CsvLog(directory / "evals.csv", EVAL_COLUMNS)
     held_out.write(evals)
     held_out.close()
     metadata = {

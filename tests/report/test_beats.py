@@ -10,11 +10,11 @@ from helpers import tiny_config
 
 from marble_sweep.config import CertifyConfig, VerdictConfig
 from marble_sweep.early_stopping import EarlyStopping, shortfall
-from marble_sweep.metrics.margin import beats, errors_needed_by_run
+from marble_sweep.metrics.margin import beats
 from marble_sweep.metrics.step import MEASURED
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.run import judged_by, run
-from marble_sweep.runs.csv_log import Recorder
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.run import Run
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.verdict import judge
@@ -52,7 +52,7 @@ def row(margin: float, error: float) -> dict[str, float]:
 
 def write_evals(path: Path, values: dict[str, float]) -> None:
     """An evals.csv of one row, as a run writes it."""
-    file = Recorder(path, EVAL_COLUMNS)
+    file = CsvLog(path, EVAL_COLUMNS)
     file.write([values])
     file.close()
 
@@ -71,25 +71,24 @@ def test_every_place_gives_the_same_answer(margin: float, error: float, expected
     (shown,) = compare_runs([Run.read(tmp_path)]).rows
     assert (shown["beats_unigram"], shown["beats_oracle"], shown["beats_bigram"]) == (expected,) * 3
 
-    early_stopping = EarlyStopping(tiny_config("certify.looks=1", "certify.stop=true"))
+    early_stopping = EarlyStopping(tiny_config("trainer.num_evals=1", "certify.stop=true"))
     assert early_stopping.errors == 3.0
     early_stopping.look(row(margin, error), steps_per_minute=500.0)
     assert (early_stopping.ruling == "certified") is (expected is True)
     assert (shortfall(CertifyConfig(), row(margin, error), 3.0) <= 0) is (expected is True)
 
 
-def test_a_run_that_may_stop_needs_at_every_place_what_a_look_needs(
+def test_a_run_that_may_stop_needs_at_every_place_what_an_evaluation_needs(
     tmp_path: Path, make_run: Callable[..., Path]
 ) -> None:
-    """3.3 standard errors are enough for one evaluation, and too few for one of nine looks."""
-    whole = tiny_config("certify.looks=9", "trainer.total_steps=400")
-    stopping = tiny_config("certify.looks=9", "trainer.total_steps=400", "certify.stop=true")
+    """3.3 standard errors are enough for one evaluation, and too few for one of nine that may end the run."""
+    nine = ("trainer.total_steps=400", "trainer.num_evals=9")
+    whole, stopping = tiny_config(*nine), tiny_config(*nine, "certify.stop=true")
     for config, expected in ((whole, True), (stopping, False)):
         assert beats(0.33, 0.1, judged_by(config).min_standard_errors) is expected
     assert judged_by(stopping).min_standard_errors == EarlyStopping(stopping).errors
-    assert errors_needed_by_run(3.0, stop=False, looks=9, total_steps=400) == 3.0
     for name, stop in (("whole", "false"), ("stopping", "true")):
-        folder = make_run(tmp_path / name, f"certify.stop={stop}", "certify.looks=9", steps=40, every=40)
+        folder = make_run(tmp_path / name, f"certify.stop={stop}", "trainer.num_evals=9", steps=40, every=40)
         write_evals(folder / "evals.csv", row(0.33, 0.1))
     shown = {
         each["run"]: each["beats_unigram"] for each in compare_runs([Run.read(p) for p in tmp_path.iterdir()]).rows
@@ -98,7 +97,7 @@ def test_a_run_that_may_stop_needs_at_every_place_what_a_look_needs(
 
 
 def test_a_run_that_must_certify_holds_out_two_windows_or_more(tmp_path: Path) -> None:
-    stopping = ("certify.looks=2", "certify.stop=true")
+    stopping = ("trainer.num_evals=2", "certify.stop=true")
     with pytest.raises(ValueError, match=r"trainer\.eval_windows = 1: must be >= 2 with certify\.stop=true"):
         tiny_config(*stopping, "trainer.eval_windows=1")
     with pytest.raises(ValueError, match=r"data\.val_fraction = 0\.001: must be such that two windows or more"):

@@ -29,6 +29,10 @@ def edit(change: Callable[[bytes], bytes]) -> Change:
     return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
+def insert(before: bytes, text: bytes) -> Change:
+    return edit(lambda content: content.replace(before, before + text, 1))
+
+
 def set_in_json(**values: Any) -> Change:
     return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -65,7 +69,7 @@ DAMAGES: list[tuple[str, Change, str]] = [  # file, what is done to it, what is 
     *(
         (
             "metrics.csv",
-            edit(lambda text, bad=bad: text.replace(b"\n40,", b"\n40," + bad, 1)),
+            insert(b"\n40,", bad),
             "line 41: must be numbers",
         )
         for bad in (b"--", b"1.2.", b"1-", b"e", b".,", b"-,", b"1e-1.", b"1e5e", b"nan", b"inf", b"1_", b"+,", b"\r")

@@ -31,6 +31,7 @@ def test_every_row_is_found(make_run: MakeRun, tmp_path: Path) -> None:
         row = file.row(int(expected["step"]))
         assert row.keys() == expected.keys()
         for column, value in expected.items():
+            assert isinstance(column, str)
             assert row[column] == value or (math.isnan(row[column]) and math.isnan(value))
     assert file.row(0) == file.row(124) == {}
 

@@ -31,7 +31,7 @@ SWEEPER = "hydra/sweeper=smallest_schema"
 
 
 def test_discovered() -> None:
-    assert SmallestSweeper.__name__ in [each.__name__ for each in Plugins.instance().discover(Sweeper)]
+    assert SmallestSweeper.__name__ in [sweeper.__name__ for sweeper in Plugins.instance().discover(Sweeper)]
 
 
 def test_launched_jobs_return_their_values(hydra_sweep_runner: TSweepRunner, tmpdir: Any) -> None:  # noqa: F811
@@ -49,7 +49,7 @@ def test_launched_jobs_return_their_values(hydra_sweep_runner: TSweepRunner, tmp
     )
     with sweep:
         assert sweep.returns is not None
-        assert [each.return_value for each in sweep.returns[0]] == [2, 4]
+        assert [job.return_value for job in sweep.returns[0]] == [2, 4]
 
 
 @pytest.mark.parametrize("launcher_name", ["basic"])

@@ -1,4 +1,4 @@
-"""Which errors end a search at once, and which are a trial's own."""
+"""Which errors end a search at once, and which concern one trial alone."""
 
 from dataclasses import replace
 
@@ -20,9 +20,9 @@ def crash(reason: str, stage: str) -> Result:
 
 
 @pytest.mark.parametrize("complaint", [MISSING, BATCH, DEVICE])
-def test_what_the_checks_say_of_what_all_trials_share_ends_a_search(complaint: str) -> None:
-    found = shared_error(crash(f"ValueError: {complaint}", "setup"), SEARCHED, nothing_trained=True)
-    assert found == complaint
+def test_an_error_that_all_trials_share_ends_a_search(complaint: str) -> None:
+    error = shared_error(crash(f"ValueError: {complaint}", "setup"), SEARCHED, nothing_trained=True)
+    assert error == complaint
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_what_the_checks_say_of_what_all_trials_share_ends_a_search(complaint: s
         (MEMORY, "model.hidden_dim"),
     ],
 )
-def test_a_complaint_that_depends_on_what_is_searched_is_the_trials_own(complaint: str, searched: str) -> None:
+def test_an_error_that_depends_on_a_searched_key_concerns_one_trial(complaint: str, searched: str) -> None:
     result = crash(f"ValueError: {complaint}", "setup")
     assert shared_error(result, (*SEARCHED, searched), nothing_trained=True) is None
 
@@ -78,7 +78,7 @@ def test_a_process_that_cannot_start_ends_a_search(reason: str, expected: str | 
         ("OSError: [Errno 5] Input/output error", "training"),
     ],
 )
-def test_other_crashes_are_the_trials_own(reason: str, stage: str) -> None:
+def test_other_crashes_concern_one_trial(reason: str, stage: str) -> None:
     assert shared_error(crash(reason, stage), SEARCHED, nothing_trained=True) is None
 
 

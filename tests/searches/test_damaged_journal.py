@@ -1,4 +1,4 @@
-"""A journal with damage anywhere keeps every whole record; a file that is no journal is left as it is."""
+"""A damaged journal keeps every whole record; a file that is not a journal is left as it is."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ TRIALS = 3
 
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A real one, of two workers that ask and tell in turns."""
+    """A real one, of two workers that take turns."""
     path = tmp_path_factory.mktemp("journal") / "study.log"
     optuna.create_study(storage=open_storage(str(path)), study_name=NAME)
     workers = [optuna.load_study(storage=open_storage(str(path)), study_name=NAME) for _ in range(2)]
@@ -88,7 +88,7 @@ def test_damage_anywhere_keeps_every_whole_record(
     assert path.read_bytes().startswith(content)
     assert list(JournalFile(path).read_logs(0))[: len(before)] == before
     for study in (writer, study_of(path)):
-        assert [each.number for each in study.get_trials()] == list(range(TRIALS + 1))
+        assert [trial.number for trial in study.get_trials()] == list(range(TRIALS + 1))
         assert study.get_trials()[TRIALS].user_attrs == {"mark": 1}
 
 
@@ -97,7 +97,7 @@ def test_damage_anywhere_keeps_every_whole_record(
 def test_results_stay_with_their_trial(
     journal: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """A trial's number is the place at which it was created: where that record is lost, no other trial moves up."""
+    """Trials are numbered in the order of their creation: where that record is lost, no other trial moves up."""
     lines = journal.splitlines(keepends=True)
     creations = [place for place, line in enumerate(lines) if line.startswith(b'{"op_code":4')]
     assert len(creations) == TRIALS
@@ -105,7 +105,7 @@ def test_results_stay_with_their_trial(
     cut = data.draw(st.integers(1, len(lines[place]) - 1))
     half = lines[place][:cut]
     lost = data.draw(st.sampled_from([half + b"\n", half + b"\n\n", half, bytes(len(lines[place]))]))
-    path = tmp_path_factory.mktemp("stale") / "study.log"
+    path = tmp_path_factory.mktemp("lost") / "study.log"
     path.write_bytes(journal)
     whole = study_of(path).get_trials()
     path.write_bytes(b"".join([*lines[:place], lost, *lines[place + 1 :]]))
@@ -120,7 +120,7 @@ def known(trial: FrozenTrial) -> tuple[Any, ...]:
     return trial.number, trial.state, trial.value, trial.params, trial.user_attrs, trial.intermediate_values
 
 
-def test_a_loss_that_cannot_be_made_up_for_is_refused(journal: bytes, tmp_path: Path) -> None:
+def test_a_loss_that_cannot_be_repaired_is_refused(journal: bytes, tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     lines = journal.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[1:]))
@@ -140,7 +140,7 @@ def test_one_warning_names_file_and_lines(journal: bytes, tmp_path: Path, caplog
         study.ask()
         assert len(study.get_trials()) == TRIALS + 1
     last = len(others) + 4
-    assert [each.getMessage() for each in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records] == [
         f"{path}: lines 2, 3, {last}: damaged; every whole record is read, the rest is skipped"
     ]
 
@@ -158,9 +158,9 @@ def test_a_journal_that_is_replaced_is_noticed(journal: bytes, tmp_path: Path) -
     backend = JournalFile(path)
     read = list(backend.read_logs(0))
     path.write_bytes(b"my thesis")
-    with pytest.raises(JournalError, match="it has become shorter: something else has changed it"):
+    with pytest.raises(JournalError, match="it has become shorter: another program has changed it"):
         list(backend.read_logs(len(read)))
-    with pytest.raises(JournalError, match="line 1 is no record of an Optuna journal"):
+    with pytest.raises(JournalError, match="line 1 is not a record of an Optuna journal"):
         backend.append_logs([{"op_code": 4}])
     assert path.read_bytes() == b"my thesis"
 
@@ -189,7 +189,7 @@ NO_JOURNALS = {
 
 
 @pytest.mark.parametrize("content", NO_JOURNALS.values(), ids=NO_JOURNALS)
-def test_a_file_that_is_no_journal_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "thesis.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^search.storage = {path}: must be a journal file or .*: line 1 ") as raised:
@@ -199,24 +199,24 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(content: bytes, tmp_path: Pa
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
-def test_a_first_line_that_a_kill_has_torn_is_begun_anew(journal: bytes, tmp_path: Path) -> None:
+def test_a_torn_first_line_is_overwritten(journal: bytes, tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     path.write_bytes(journal[:60])
     optuna.create_study(storage=open_storage(str(path)), study_name=NAME)
     assert study_of(path).get_trials() == []
 
 
-def test_notes_that_quote_a_journal_are_none(journal: bytes, tmp_path: Path) -> None:
+def test_notes_that_quote_a_journal_are_not_one(journal: bytes, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(b"What I saw:\nIn the log were\n" + journal.splitlines(keepends=True)[0] + b"and more")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="line 1 is no record of an Optuna journal"):
+    with pytest.raises(ValueError, match="line 1 is not a record of an Optuna journal"):
         open_storage(str(path))
     assert path.read_bytes() == before
 
 
 def test_no_regular_files(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # opening one waits for whoever writes to it
+    os.mkfifo(tmp_path / "pipe")  # opening one waits for a writer
     (tmp_path / "nowhere.log").symlink_to(tmp_path / "missing.log")
     (tmp_path / "loop.log").symlink_to(tmp_path / "loop.log")
     (tmp_path / "file").write_text("text")

@@ -1,4 +1,4 @@
-"""A database that is away in mid-search: workers wait for it, and what they finish is told once it is back."""
+"""A database that is away during a search: workers wait, and report what they finish once it is back."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from marble_sweep.runs.status import DONE, read_metadata, run_directories
 from marble_sweep.searches.storage import open_storage
 from marble_sweep.searches.study import records
 
-TIMEOUT = 3  # seconds after which a worker is taken for dead
+TIMEOUT = 3  # seconds without a heartbeat after which a trial is stale
 OUTAGE = 8  # seconds
 SEARCH = (
     "hydra/sweeper=smallest",
@@ -28,8 +28,8 @@ SEARCH = (
     "model.num_layers=0,1",
     "model.hidden_dim=2,3",
     "trainer.total_steps=1500",
-    "certify.threshold=0.1",  # which nothing reaches: every size is trained to the end
-    "certify.looks=2",
+    "certify.threshold=0.1",  # nothing reaches it: every size is trained to the end
+    "trainer.num_evals=2",
     "search.study=outage",
     f"search.worker_timeout={TIMEOUT}",
 )
@@ -58,7 +58,7 @@ def trials(url: str) -> list[FrozenTrial]:
 
 
 def wait_for_steps(run_dirs: list[Path], workers: list[subprocess.Popen[bytes]]) -> None:
-    """Until every one of the runs is under way, or a worker has ended."""
+    """Wait until all runs are training, or a worker has ended."""
     while all(worker.poll() is None for worker in workers):
         if all((run_dir / "metrics.csv").exists() for run_dir in run_dirs):
             return
@@ -74,31 +74,31 @@ def test_two_workers_outlast_an_outage_and_a_restart(server: Server, tmp_path: P
         time.sleep(OUTAGE)
         server.start()
         time.sleep(TIMEOUT)
-        server.stop()  # and at once again: the connections that are kept are all broken
+        server.stop()  # and restarted at once: all open connections are broken
         server.start()
         codes = [worker.wait(240) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
-    told = [log.read_text() for log in logs]
-    assert codes == [0, 0], "\n".join(told)
-    for text in told:
+    printed = [log.read_text() for log in logs]
+    assert codes == [0, 0], "\n".join(printed)
+    for text in printed:
         assert "Traceback" not in text, text
         assert text.count("search.storage does not answer (") == text.count("search.storage answers again, after ")
         assert "search.storage does not answer (" in text
-    found = [each for each in trials(url) if "plan" in each.user_attrs]
-    # Nobody was taken for dead, nothing was trained twice, and every run's end was told.
-    assert {each.state for each in found} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    planned = [trial for trial in trials(url) if "plan" in trial.user_attrs]
+    # No trial became stale, nothing was trained twice, and the end of every run was reported.
+    assert {trial.state for trial in planned} <= {TrialState.COMPLETE, TrialState.PRUNED}
     with closing(open_storage(url)) as storage:
         tried = records(optuna.load_study(storage=storage, study_name="outage"))
-    assert Counter((each.size, each.recipe, each.seed) for each in tried).most_common(1)[0][1] == 1
+    assert Counter((record.size, record.recipe, record.seed) for record in tried).most_common(1)[0][1] == 1
     statuses = [read_metadata(path)["status"] for path in run_directories(sweep_dir)]
-    assert len(statuses) == len(found)
+    assert len(statuses) == len(planned)
     assert set(statuses) <= set(DONE)
 
 
-def test_what_was_finished_is_told_on_the_next_start(server: Server, tmp_path: Path) -> None:
+def test_a_finished_run_is_reported_on_the_next_start(server: Server, tmp_path: Path) -> None:
     url, sweep_dir, log = server.create("outage"), tmp_path / "search", tmp_path / "log"
     worker = start(url, sweep_dir, log, "search.storage_patience=2", "search.n_trials=1")
     wait_for_steps([sweep_dir / "0"], [worker])
@@ -108,19 +108,19 @@ def test_what_was_finished_is_told_on_the_next_start(server: Server, tmp_path: P
     assert "Traceback" not in log.read_text(), log.read_text()
     line = f"marble_sweep: search.storage = {url}: must answer within search.storage_patience = 2 seconds: "
     assert lines[-1].startswith(line)
-    assert [each for each in lines if each.startswith("marble_sweep:")] == [lines[-1]]
+    assert [line for line in lines if line.startswith("marble_sweep:")] == [lines[-1]]
     assert read_metadata(sweep_dir / "0")["status"] in DONE
     rows = (sweep_dir / "0" / "metrics.csv").stat()
 
     server.start()
-    (lost,) = trials(url)
-    assert lost.state == TrialState.RUNNING
+    (stale,) = trials(url)
+    assert stale.state == TrialState.RUNNING
     worker = start(url, sweep_dir, log, "search.n_trials=1")
     assert worker.wait(120) == 0, log.read_text()
-    lost, again = [each for each in trials(url) if "plan" in each.user_attrs]
-    assert (lost.state, again.user_attrs["plan"]["reason"]) == (TrialState.FAIL, "retry")
-    assert again.user_attrs["outcome"] in ("refuted", "pruned")
-    assert again.user_attrs["result"]["directory"] == str(sweep_dir / "0")
+    stale, retry = [trial for trial in trials(url) if "plan" in trial.user_attrs]
+    assert (stale.state, retry.user_attrs["plan"]["reason"]) == (TrialState.FAIL, "retry")
+    assert retry.user_attrs["outcome"] in ("refuted", "pruned")
+    assert retry.user_attrs["result"]["directory"] == str(sweep_dir / "0")
     assert [path.name for path in run_directories(sweep_dir)] == ["0"]
     assert os.path.samestat((sweep_dir / "0" / "metrics.csv").stat(), rows)
     assert (sweep_dir / "0" / "metrics.csv").stat().st_mtime_ns == rows.st_mtime_ns

@@ -1,4 +1,4 @@
-"""What a search says of itself: in JSON, in words and as a plot."""
+"""The result of a search: in JSON, in words and as a plot."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import tiny_config
+from matplotlib.axes import Axes
 from optuna.storages import InMemoryStorage
 from studies import made_up, small_space
 
@@ -18,20 +19,26 @@ from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait,
 from marble_sweep.searches.study import as_record, open_study
 
 SPACE = small_space()
-BUDGET = ("trainer.total_steps=100", "certify.looks=3", "certify.stop=true", "search.confirm_seeds=2")
+BUDGET = (
+    "trainer.total_steps=100",
+    "trainer.num_evals=3",
+    "trainer.eval_spacing=geometric",
+    "certify.stop=true",
+    "search.confirm_seeds=2",
+)
 STEPS = (50, 71, 100)
 
 
-def searched(*overrides: str, smallest: int | None, most: int = 1000) -> SearchResult:
-    """A search in which the sizes from index `smallest` on certify at step 71, and no other does."""
+def searched(*overrides: str, smallest: int | None, max_trials: int = 1000) -> SearchResult:
+    """A search where the sizes from index `smallest` on certify at step 71, and no other size does."""
     base = tiny_config(*BUDGET, *overrides)
 
-    def deciding(records: list[TrialRecord]) -> Proposal | Wait | Settled:
+    def decide_next(records: list[TrialRecord]) -> Proposal | Wait | Settled:
         return decide(SPACE, records, base.search.confirm_seeds)
 
-    shared = open_study(InMemoryStorage(), "test", SPACE, deciding, {}, timeout=60.0)
+    shared = open_study(InMemoryStorage(), "test", SPACE, decide_next, {}, timeout=60.0)
     number = 0
-    while isinstance(deciding(_attempts(shared)), Proposal) and number < most:
+    while isinstance(decide_next(_records(shared)), Proposal) and number < max_trials:
         asked = shared.ask()
         assert asked is not None
         trial, plan = asked
@@ -48,37 +55,37 @@ def searched(*overrides: str, smallest: int | None, most: int = 1000) -> SearchR
     )
 
 
-def _attempts(shared: Any) -> list[TrialRecord]:
+def _records(shared: Any) -> list[TrialRecord]:
     return [record for trial in shared.study.get_trials() if (record := as_record(trial)) is not None]
 
 
-def test_a_trial_that_was_taken_up_again_is_counted_once_and_a_crash_saves_nothing() -> None:
+def test_a_retried_trial_is_counted_once_and_a_crash_saves_nothing() -> None:
     base = tiny_config(*BUDGET)
     shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, 2), {}, timeout=60.0)
 
-    def found() -> SearchResult:
+    def so_far() -> SearchResult:
         return SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
 
-    lost, plan = shared.ask() or pytest.fail("there is a first trial")
-    lost.report(0.3, 50)
-    shared.release(lost)
-    assert (found().num_trials(), found().tokens()) == (1, 50 * 8 * 16)
-    again, same = shared.ask() or pytest.fail("it is taken up again")
+    first, plan = shared.ask() or pytest.fail("there is a first trial")
+    first.report(0.3, 50)
+    shared.release(first)
+    assert (so_far().num_trials(), so_far().tokens()) == (1, 50 * 8 * 16)
+    again, same = shared.ask() or pytest.fail("it is retried")
     assert (same.size, same.recipe, same.reason) == (plan.size, plan.recipe, "retry")
     shared.tell(again, made_up("refuted", step=100), 1, None)
-    assert (found().num_trials(), found().tokens()) == (1, 100 * 8 * 16)
+    assert (so_far().num_trials(), so_far().tokens()) == (1, 100 * 8 * 16)
     crashed, _ = shared.ask() or pytest.fail("there is more to do")
     shared.tell(crashed, made_up("failed", step=0, margin=None), 1, None)
-    assert found().as_json("running")["tokens_saved"] == {"certified_early": 0, "given_up_early": 0}
+    assert so_far().as_json("running")["tokens_saved"] == {"certified_early": 0, "given_up_early": 0}
 
 
 @pytest.fixture(scope="module")
-def found() -> SearchResult:
+def result() -> SearchResult:
     return searched(smallest=2)
 
 
-def test_the_answer(found: SearchResult) -> None:
-    answer = found.answer()
+def test_the_answer(result: SearchResult) -> None:
+    answer = result.answer()
     assert answer is not None
     assert answer["size"] == str(SPACE.sizes[2])
     assert answer["n_params"] == SPACE.sizes[2].num_parameters
@@ -87,8 +94,8 @@ def test_the_answer(found: SearchResult) -> None:
     assert answer["confirming_seeds"] == [43, 44]
 
 
-def test_the_command_trains_the_winner_for_its_whole_budget(found: SearchResult) -> None:
-    answer = found.answer()
+def test_the_command_trains_the_winner_for_its_whole_budget(result: SearchResult) -> None:
+    answer = result.answer()
     assert answer is not None
     words = answer["command"].split()
     assert words[:3] == ["python", "-m", "marble_sweep"]
@@ -97,16 +104,16 @@ def test_the_command_trains_the_winner_for_its_whole_budget(found: SearchResult)
     assert not any(word.startswith(("certify.stop", "search.")) for word in words)
 
 
-def test_json(found: SearchResult) -> None:
-    summary = found.as_json("settled")
+def test_json(result: SearchResult) -> None:
+    summary = result.as_json("settled")
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["ended"] == "settled"
     assert summary["threshold"] == "unigram"
     assert summary["looks"] == list(STEPS)
     assert summary["sizes_below"].keys() <= {"refuted", "implied"}
     assert sum(summary["sizes_below"].values()) == 2
-    assert summary["trials"] == len(found.trials) == sum(summary["outcomes"].values())
-    assert summary["tokens"] == sum(trial.user_attrs["result"]["tokens"] for trial in found.trials)
+    assert summary["trials"] == len(result.trials) == sum(summary["outcomes"].values())
+    assert summary["tokens"] == sum(trial.user_attrs["result"]["tokens"] for trial in result.trials)
     certified = summary["outcomes"]["certified"]
     assert summary["tokens_saved"] == {"certified_early": certified * 29 * 8 * 16, "given_up_early": 0}
     statuses = {row["size"]: row["status"] for row in summary["frontier"]}
@@ -114,8 +121,8 @@ def test_json(found: SearchResult) -> None:
     assert set(statuses.values()) <= set(STYLES)
 
 
-def test_words(found: SearchResult) -> None:
-    text = "\n".join(found.as_json("settled")["words"])
+def test_words(result: SearchResult) -> None:
+    text = "\n".join(result.as_json("settled")["words"])
     size = SPACE.sizes[2]
     assert f"beats the fitted unigram loss within 100 steps of 8 x 16 tokens: {size}, {size.num_parameters:,}" in text
     assert "confirmed on 2 fresh seeds of 2" in text
@@ -123,14 +130,16 @@ def test_words(found: SearchResult) -> None:
     assert "The question is settled after" in text
 
 
-def test_an_error_is_no_interruption(found: SearchResult) -> None:
-    text = "\n".join(found.as_json("error")["words"])
+def test_an_error_is_no_interruption(result: SearchResult) -> None:
+    text = "\n".join(result.as_json("error")["words"])
     assert "It ended in an error after" in text
     assert "interrupted" not in text
 
 
-def test_the_command_reads_the_same_files(found: SearchResult) -> None:
-    odd = dataclasses.replace(found, config_words=["--config-dir", "my conf"], fixed=[*found.fixed, 'notes="a b"'])
+def test_the_command_reads_the_same_files(result: SearchResult) -> None:
+    odd = dataclasses.replace(
+        result, config_options=["--config-dir", "my conf"], overrides=[*result.overrides, 'notes="a b"']
+    )
     answer = odd.answer()
     assert answer is not None
     words = shlex.split(answer["command"])
@@ -139,33 +148,33 @@ def test_the_command_reads_the_same_files(found: SearchResult) -> None:
 
 
 def test_words_where_nothing_certifies() -> None:
-    found = searched(smallest=None)
-    summary = found.as_json("settled")
+    result = searched(smallest=None)
+    summary = result.as_json("settled")
     assert summary["answer"] is None
     assert summary["words"][0].startswith("Nothing is certified: no size tried beats the fitted unigram loss")
     assert not any("To train it" in line for line in summary["words"])
-    assert found.bracket().startswith("none certified")
+    assert result.bracket().startswith("none certified")
 
 
 def test_an_answer_that_is_not_confirmed_says_so() -> None:
-    found = searched(smallest=0, most=1)
-    answer = found.answer()
+    result = searched(smallest=0, max_trials=1)
+    answer = result.answer()
     assert answer is not None
     assert not answer["confirmed"]
-    assert "not confirmed" in found.as_json("n_trials")["words"][1]
+    assert "not confirmed" in result.as_json("n_trials")["words"][1]
 
 
-def crashing(crashes: set[int], smallest: int | None, *, most: int = 100) -> SearchResult:
-    """A search in which the sizes of these indices crash, and the others certify from `smallest` on."""
+def crashing(crashes: set[int], smallest: int | None, *, max_trials: int = 100) -> SearchResult:
+    """A search where the sizes with these indices crash, and of the others those from `smallest` on certify."""
     base = tiny_config(*BUDGET)
     shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, 2), {}, timeout=60.0)
 
-    def found() -> SearchResult:
+    def so_far() -> SearchResult:
         return SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
 
-    for _ in range(most):
-        settled = not isinstance(decide(SPACE, found().records, 2), Proposal)
-        if found().ended_by(settled=settled):
+    for _ in range(max_trials):
+        settled = not isinstance(decide(SPACE, so_far().records, 2), Proposal)
+        if so_far().ended_by(settled=settled):
             break
         trial, plan = shared.ask() or pytest.fail("there is more to do")
         if plan.size in crashes:
@@ -175,16 +184,16 @@ def crashing(crashes: set[int], smallest: int | None, *, most: int = 100) -> Sea
             trial.report(-0.1 if good else 0.05, 71)
             result = made_up("certified" if good else "refuted", step=71, margin=0.14 if good else -0.05)
         shared.tell(trial, result, SPACE.sizes[plan.size].num_parameters, None)
-    return found()
+    return so_far()
 
 
-def test_a_crash_between_the_answer_and_its_proof_is_named() -> None:
-    found = crashing({1}, smallest=3)
-    assert found.ended_by(settled=True) == "crashed"
-    summary = found.as_json("crashed")
+def test_a_crash_that_keeps_the_answer_from_being_proved_is_named() -> None:
+    result = crashing({1}, smallest=3)
+    assert result.ended_by(settled=True) == "crashed"
+    summary = result.as_json("crashed")
     (crash,) = summary["crashes"]
     name = str(SPACE.sizes[1])
-    numbers = [trial.number for trial in found.trials if trial.user_attrs["outcome"] == "failed"]
+    numbers = [trial.number for trial in result.trials if trial.user_attrs["outcome"] == "failed"]
     assert crash == {"size": name, "trials": numbers, "reason": "boom"}
     assert summary["answer"]["size"] == str(SPACE.sizes[3])
     assert summary["sizes_below"]["crashed"] == 1
@@ -196,44 +205,50 @@ def test_a_crash_between_the_answer_and_its_proof_is_named() -> None:
     assert "The smallest model found that beats" in text
     assert "The question is settled" not in text
     assert {row["size"]: row["status"] for row in summary["frontier"]}[name] == "crashed"
-    assert ", 1 crashed" in found.bracket()
-    assert "2 of 3 smaller refuted" in found.bracket()
+    assert ", 1 crashed" in result.bracket()
+    assert "2 of 3 smaller refuted" in result.bracket()
+
+
+def legend(axes: Axes) -> list[str]:
+    box = axes.get_legend()
+    assert box is not None
+    return [text.get_text() for text in box.get_texts()]
 
 
 def test_the_plot_counts_a_crashed_size_as_crashed() -> None:
     summary = crashing({1}, smallest=3).as_json("crashed")
     (axes,) = frontier_figure(summary).axes
-    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    labels = set(legend(axes))
     assert "crashed (1)" in labels
     refuted = sum(row["status"] == "refuted" for row in summary["frontier"])
     assert f"refuted ({refuted})" in labels
 
 
 def test_a_crash_above_the_answer_does_not_matter() -> None:
-    found = crashing({len(SPACE.sizes) // 2}, smallest=0)
-    assert found.ended_by(settled=True) == "settled"
-    assert found.crashes() == []
+    result = crashing({len(SPACE.sizes) // 2}, smallest=0)
+    assert result.ended_by(settled=True) == "settled"
+    assert result.crashes() == []
 
 
 def test_a_search_in_which_everything_crashes_ends_after_two_sizes() -> None:
-    found = crashing(set(range(len(SPACE.sizes))), smallest=0)
-    assert found.ended_by(settled=False) == "crashed"
-    assert [trial.user_attrs["outcome"] for trial in found.trials] == ["failed"] * 4
-    assert found.num_trials() == 2  # each was repeated
-    summary = found.as_json("crashed")
+    result = crashing(set(range(len(SPACE.sizes))), smallest=0)
+    assert result.ended_by(settled=False) == "crashed"
+    assert [trial.user_attrs["outcome"] for trial in result.trials] == ["failed"] * 4
+    assert result.num_trials() == 2  # both were retried
+    summary = result.as_json("crashed")
     assert summary["words"][0] == "Nothing is certified: every trial crashed."
     assert [len(crash["trials"]) for crash in summary["crashes"]] == [2, 2]
 
 
 def test_crashes_of_an_earlier_start_are_forgotten() -> None:
-    found = crashing({1}, smallest=3)
-    again = SearchResult(SPACE, found.base, found.trials, [], first_trial=len(found.trials))
+    result = crashing({1}, smallest=3)
+    again = SearchResult(SPACE, result.base, result.trials, [], first_trial=len(result.trials))
     assert again.ended_by(settled=False) is None
     assert again.crashes() == []
     plan = decide(SPACE, again.records, 2)
     assert isinstance(plan, Proposal)
     assert (plan.size, plan.reason) == (1, "retry")
-    assert again.as_json("running")["outcomes"]["failed"] == found.as_json("crashed")["outcomes"]["failed"]
+    assert again.as_json("running")["outcomes"]["failed"] == result.as_json("crashed")["outcomes"]["failed"]
 
 
 def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
@@ -245,7 +260,7 @@ def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
         trial.report(-0.1 if plan.size >= 2 else 0.3, 71)
         outcome = "certified" if plan.size >= 2 else "too_slow"
         shared.tell(trial, made_up(outcome, step=71), space.sizes[plan.size].num_parameters, 1000.0)
-    summary = SearchResult(space, base, [each for each in shared.study.get_trials() if as_record(each)], []).as_json(
+    summary = SearchResult(space, base, [trial for trial in shared.study.get_trials() if as_record(trial)], []).as_json(
         "settled"
     )
     assert summary["sizes_below"] == {"too_slow": 2}
@@ -256,19 +271,19 @@ def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
 
 
 def test_an_answer_before_the_end_is_the_smallest_found() -> None:
-    assert "The smallest model found that beats" in searched(smallest=2, most=3).as_json("n_trials")["words"][0]
+    assert "The smallest model found that beats" in searched(smallest=2, max_trials=3).as_json("n_trials")["words"][0]
 
 
 def test_an_answer_that_nothing_had_to_confirm_is_not_called_confirmed() -> None:
-    found = searched("search.confirm_seeds=0", smallest=2)
-    summary = found.as_json("settled")
+    result = searched("search.confirm_seeds=0", smallest=2)
+    summary = result.as_json("settled")
     assert summary["answer"]["confirmed"] is False
     assert "; not confirmed: search.confirm_seeds = 0." in summary["words"][1]
-    assert found.bracket().startswith(f"{SPACE.sizes[2]} certified")
+    assert result.bracket().startswith(f"{SPACE.sizes[2]} certified")
 
 
-def test_the_bracket(found: SearchResult) -> None:
-    assert found.bracket().startswith(f"{SPACE.sizes[2]} confirmed | 2 of 2 smaller refuted, largest ")
+def test_the_bracket(result: SearchResult) -> None:
+    assert result.bracket().startswith(f"{SPACE.sizes[2]} confirmed | 2 of 2 smaller refuted, largest ")
 
 
 @pytest.mark.parametrize(
@@ -281,15 +296,15 @@ def test_the_bracket(found: SearchResult) -> None:
     ],
 )
 def test_what_ends_a_search(overrides: tuple[str, ...], reason: str | None) -> None:
-    found = searched(*overrides, smallest=2, most=1)
-    assert found.ended_by(settled=False) == reason
-    assert found.ended_by(settled=True) == "settled"
+    result = searched(*overrides, smallest=2, max_trials=1)
+    assert result.ended_by(settled=False) == reason
+    assert result.ended_by(settled=True) == "settled"
 
 
-def test_the_plot_shows_every_size_once(found: SearchResult, tmp_path: Path) -> None:
-    summary = found.as_json("settled")
+def test_the_plot_shows_every_size_once(result: SearchResult, tmp_path: Path) -> None:
+    summary = result.as_json("settled")
     (axes,) = frontier_figure(summary).axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = legend(axes)
     counts = [int(label.rpartition("(")[2].rstrip(")")) for label in labels]
     assert sum(counts) == len(summary["frontier"])
     size = SPACE.sizes[2]
@@ -298,7 +313,7 @@ def test_the_plot_shows_every_size_once(found: SearchResult, tmp_path: Path) -> 
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_search_json_is_found_beside_its_trials_only(tmp_path: Path) -> None:
+def test_search_json_is_read_beside_its_trials_only(tmp_path: Path) -> None:
     from marble_sweep.runs.run import Run
 
     runs = [Run(tmp_path / "search" / name, {}, {}, []) for name in "01"]

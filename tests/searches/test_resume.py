@@ -1,4 +1,4 @@
-"""A search of one worker, as a process: interrupted and gone on with, refused, crashing, too slow."""
+"""A search of one worker, as a process: interrupted and continued, refused, crashing, too slow."""
 
 import csv
 import json
@@ -22,14 +22,14 @@ from marble_sweep.searches.study import SPEED
 pytestmark = pytest.mark.slow  # whole searches, each in a process of its own
 
 STEPS = 800
-# Two sizes and one recipe; nothing reaches the threshold, and two looks are too few to give a run up.
+# Two sizes and one recipe. Nothing reaches the threshold, and two evaluations are too few to prune a run.
 TWO_TRIALS = (
     "hydra/sweeper=smallest",
     *TINY,
     "model.num_layers=0,1",
     "model.hidden_dim=2",
     "certify.threshold=0.1",
-    "certify.looks=2",
+    "trainer.num_evals=2",
     "trainer.checkpoint_interval=10000",
     "search.n_trials=2",
 )
@@ -50,8 +50,8 @@ def trials(sweep_dir: Path) -> list[FrozenTrial]:
 
 
 def summary(sweep_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((sweep_dir / "search.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((sweep_dir / "search.json").read_text())
+    return content
 
 
 def steps(directory: Path) -> list[int]:
@@ -73,21 +73,25 @@ def test_an_interrupted_search_goes_on(number: signal.Signals, tmp_path: Path) -
         assert summary(sweep_dir)["ended"] == "interrupted"
         assert (sweep_dir / "1" / "state.safetensors").exists()
         words = [sys.executable, *shlex.split(told.rpartition("To go on:\n")[2])[1:]]
-    # After a SIGKILL at once, while the run that lost its parent may still save its state.
+    # After a SIGKILL this starts at once, while the orphaned run may still save its state.
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
-    first, lost, again = trials(sweep_dir)
-    assert [each.state for each in (first, lost, again)] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
-    assert [Path(each.user_attrs["result"]["directory"]).name for each in (first, again)] == ["0", "1"]
-    assert lost.user_attrs["plan"]["size"] == again.user_attrs["plan"]["size"]
-    assert [sorted(each.intermediate_values) for each in (first, again)] == [LOOKS, LOOKS]
+    first, stale, retry = trials(sweep_dir)
+    assert [trial.state for trial in (first, stale, retry)] == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.COMPLETE,
+    ]
+    assert [Path(trial.user_attrs["result"]["directory"]).name for trial in (first, retry)] == ["0", "1"]
+    assert stale.user_attrs["plan"]["size"] == retry.user_attrs["plan"]["size"]
+    assert [sorted(trial.intermediate_values) for trial in (first, retry)] == [LOOKS, LOOKS]
     assert [path.name for path in run_directories(sweep_dir)] == ["0", "1"]
     assert steps(sweep_dir / "1") == list(range(1, STEPS + 1))
-    found = summary(sweep_dir)
-    assert found["ended"] == "settled"
-    assert found["trials"] == 2
-    assert found["tokens"] == 2 * STEPS * 8 * 16
+    outcome = summary(sweep_dir)
+    assert outcome["ended"] == "settled"
+    assert outcome["trials"] == 2
+    assert outcome["tokens"] == 2 * STEPS * 8 * 16
     assert len((sweep_dir / "summary.csv").read_text().splitlines()) == 3
 
 
@@ -127,7 +131,7 @@ def test_a_settled_search_trains_nothing_more(finished: Path) -> None:
 
 
 def test_a_search_that_ends_in_an_error_says_so(tmp_path: Path) -> None:
-    """A full disk is made up: where a real one fills first, nothing may be left to say it with."""
+    """The full disk is simulated: on a real one there may be no room left for the message."""
     code = (
         "from marble_sweep.hydra_app.main import main; from marble_sweep.searches.worker import Search\n"
         "def full(*_): raise OSError(28, 'No space left on device', 'study.log')\n"
@@ -156,7 +160,11 @@ def test_crashes_end_a_search(tmp_path: Path) -> None:
 
 def test_a_missing_corpus_stops_a_search_at_the_first_trial(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    words = (*(each for each in TWO_TRIALS if not each.startswith("data")), "data=text", f"data.path={text}")
+    words = (
+        *(override for override in TWO_TRIALS if not override.startswith("data")),
+        "data=text",
+        f"data.path={text}",
+    )
     words = (*words, "data.vocab_size=300")
     result = search(tmp_path / "search", *words)
     assert result.returncode == 1
@@ -179,13 +187,13 @@ def test_a_trial_that_crashes_twice_fails_the_search(tmp_path: Path) -> None:
     (sweep_dir / "1" / "checkpoints.safetensors").mkdir(parents=True)  # where a file is to be written
     result = search(sweep_dir, *TWO_TRIALS)
     assert result.returncode == 1, result.stderr
-    first, crash, again = trials(sweep_dir)
-    assert [each.user_attrs["outcome"] for each in (first, crash, again)] == ["refuted", "failed", "failed"]
-    found = summary(sweep_dir)
+    first, crash, retry = trials(sweep_dir)
+    assert [trial.user_attrs["outcome"] for trial in (first, crash, retry)] == ["refuted", "failed", "failed"]
+    outcome = summary(sweep_dir)
     size = crash.user_attrs["size"]
-    assert found["ended"] == "crashed"
-    assert [(each["size"], each["trials"]) for each in found["crashes"]] == [(size, [1, 2])]
-    assert found["sizes_below"] == {"refuted": 1, "crashed": 1}
+    assert outcome["ended"] == "crashed"
+    assert [(crash["size"], crash["trials"]) for crash in outcome["crashes"]] == [(size, [1, 2])]
+    assert outcome["sizes_below"] == {"refuted": 1, "crashed": 1}
     assert f"The question is not settled: 1 size crashed: {size} (trials 1 and 2: ValueError: " in result.stderr
     assert "The question is settled" not in result.stderr
     (sweep_dir / "1" / "checkpoints.safetensors").rmdir()
@@ -198,12 +206,12 @@ def test_a_trial_that_crashes_twice_fails_the_search(tmp_path: Path) -> None:
 def test_what_is_too_slow_is_ruled_out(tmp_path: Path) -> None:
     result = search(tmp_path / "search", *TWO_TRIALS, "certify.min_steps_per_minute=1e12")
     assert result.returncode == 0, result.stderr
-    found = trials(tmp_path / "search")
-    assert len(found) == 2
-    for trial in found:
+    tried = trials(tmp_path / "search")
+    assert len(tried) == 2
+    for trial in tried:
         assert trial.state == TrialState.PRUNED
         assert trial.user_attrs["outcome"] == "too_slow"
-        assert trial.user_attrs["result"]["step"] == 28  # the first look
+        assert trial.user_attrs["result"]["step"] == 28  # the first evaluation
         assert trial.constraints[SPEED] > 1e11
     assert summary(tmp_path / "search")["answer"] is None
 

@@ -1,4 +1,4 @@
-"""Four workers, each a process, on one study: one of them is killed in mid-trial, and nothing is lost or done twice."""
+"""Four worker processes on one study: one of them is killed during a trial, and nothing is lost or done twice."""
 
 import contextlib
 import os
@@ -35,8 +35,8 @@ SEARCH = (
     "trainer.total_steps=200",
     "trainer.batch_size=8",
     "trainer.seq_len=16",
-    "trainer.checkpoint_interval=10",  # rows reach the disk early: the run that is to be killed has long to go
-    "certify.looks=2",
+    "trainer.checkpoint_interval=10",  # rows reach the disk early, long before the run ends
+    "trainer.num_evals=2",
     "search.confirm_seeds=2",
     f"search.study={STUDY}",
     "search.worker_timeout=5",
@@ -82,7 +82,7 @@ OPENED: list[PatientStorage] = []
 
 @pytest.fixture(autouse=True)
 def _closing() -> Iterator[None]:
-    """Close the databases that a test has looked into."""
+    """Close the databases that a test has opened."""
     yield
     while OPENED:
         OPENED.pop().close()
@@ -95,9 +95,9 @@ def load(storage: str) -> optuna.Study:
 
 
 def wait_for_victim(storage: str, workers: list[subprocess.Popen[bytes]], sweep_dirs: list[Path]) -> tuple[int, int]:
-    """Stop a worker that trains a size nobody else has tried; returns its place and its trial's number.
+    """Stop a worker that trains a size no other worker has tried; returns its place and its trial's number.
 
-    When this returns the training process, which a stopped worker does not stop, is at work.
+    When this returns, its training process is at work: stopping the worker does not stop it.
     """
     give_up = time.monotonic() + PATIENCE
     while all(worker.poll() is None for worker in workers):
@@ -106,8 +106,8 @@ def wait_for_victim(storage: str, workers: list[subprocess.Popen[bytes]], sweep_
             study = load(storage)
             break
     while any(worker.poll() is None for worker in workers) and time.monotonic() < give_up:
-        trials = [each for each in study.get_trials() if PLAN in each.user_attrs]
-        sizes = Counter(each.user_attrs["size"] for each in trials)
+        trials = [trial for trial in study.get_trials() if PLAN in trial.user_attrs]
+        sizes = Counter(trial.user_attrs["size"] for trial in trials)
         for trial in trials:
             size = trial.user_attrs["size"]
             if trial.state != TrialState.RUNNING or size not in SIZES_TO_REFUTE or sizes[size] > 1:
@@ -136,7 +136,7 @@ def has_rows(path: Path) -> bool:
 def work(
     storage: str, sweep_dirs: list[Path], logs: Path, *overrides: str
 ) -> tuple[list[FrozenTrial], FrozenTrial, list[str]]:
-    """Run all workers and kill one; returns the trials, the killed worker's last one, and what the others said."""
+    """Run all workers and kill one; returns the trials, the killed worker's last one, and what the others printed."""
     workers = [
         start(storage, sweep_dir, logs / f"{place}.log", *overrides) for place, sweep_dir in enumerate(sweep_dirs)
     ]
@@ -150,29 +150,29 @@ def work(
             worker.kill()
             worker.wait()
     lock_directory(sweep_dirs[place] / str(number), "the killed run, which ends by itself").release()
-    told = [(logs / f"{each}.log").read_text() for each in range(NUM_WORKERS)]
+    printed = [(logs / f"{worker}.log").read_text() for worker in range(NUM_WORKERS)]
     codes = [worker.returncode for worker in workers]
-    assert codes == [-signal.SIGKILL if each == place else 0 for each in range(NUM_WORKERS)], "\n".join(told)
-    assert "Traceback" not in "".join(told), "\n".join(told)
+    assert codes == [-signal.SIGKILL if worker == place else 0 for worker in range(NUM_WORKERS)], "\n".join(printed)
+    assert "Traceback" not in "".join(printed), "\n".join(printed)
     trials = load(storage).get_trials()
-    return trials, trials[number], [text for each, text in enumerate(told) if each != place]
+    return trials, trials[number], [text for worker, text in enumerate(printed) if worker != place]
 
 
 def check(storage: str, trials: list[FrozenTrial], killed: FrozenTrial, sweep_dirs: list[Path]) -> FrozenTrial:
-    """What holds for every way to share a study. Returns the trial that took up the killed worker's."""
-    found = records(load(storage))
-    for record in found:
+    """Check what holds for every way to share a study. Returns the retry of the killed worker's trial."""
+    tried = records(load(storage))
+    for record in tried:
         assert trials[record.number].state == STATES[record.outcome], record
-    assert {each.state for each in trials if PLAN not in each.user_attrs} <= {TrialState.FAIL}  # withdrawn
+    assert {trial.state for trial in trials if PLAN not in trial.user_attrs} <= {TrialState.FAIL}  # withdrawn
 
-    kept = [(each.size, each.recipe, each.seed) for each in found if each.outcome != "stale"]
+    kept = [(record.size, record.recipe, record.seed) for record in tried if record.outcome != "stale"]
     assert Counter(kept).most_common(1)[0][1] == 1
     plan = killed.user_attrs[PLAN]
     assert killed.state == TrialState.FAIL
     assert "outcome" not in killed.user_attrs
-    (again,) = [each for each in found if (each.size, each.seed) == (plan["size"], 0) and each.number > killed.number][
-        :1
-    ]
+    (again,) = [
+        record for record in tried if (record.size, record.seed) == (plan["size"], 0) and record.number > killed.number
+    ][:1]
     assert list(again.recipe) == plan["recipe"]
     assert trials[again.number].user_attrs[PLAN]["reason"] == "retry"
     assert again.outcome in ("refuted", "pruned")
@@ -184,9 +184,9 @@ def check(storage: str, trials: list[FrozenTrial], killed: FrozenTrial, sweep_di
     return trials[again.number]
 
 
-def answer(told: str) -> str:
-    """The lines that say what was found, without what it cost and where it is."""
-    lines = told.splitlines()
+def answer(printed: str) -> str:
+    """The lines with the answer, without its cost and directory."""
+    lines = printed.splitlines()
     first = next(
         place for place, line in enumerate(lines) if line.startswith(("The smallest model", "Nothing is cert"))
     )
@@ -196,11 +196,11 @@ def answer(told: str) -> str:
 def test_a_journal_and_one_directory(tmp_path: Path) -> None:
     sweep_dirs = [tmp_path / "search"] * NUM_WORKERS
     storage = str(tmp_path / "study.log")
-    trials, killed, told = work(storage, sweep_dirs, tmp_path)
+    trials, killed, printed = work(storage, sweep_dirs, tmp_path)
     again = check(storage, trials, killed, sweep_dirs)
-    assert len(set(map(answer, told))) == 1
-    assert "0L3D" in answer(told[0])
-    # The run whose worker was killed was gone on with, where it was, to its end.
+    assert len(set(map(answer, printed))) == 1
+    assert "0L3D" in answer(printed[0])
+    # The killed worker's run was continued in its directory, to its end.
     assert Path(again.user_attrs["result"]["directory"]) == tmp_path / "search" / str(killed.number)
     ends = {"refuted": "finished", "pruned": "pruned"}
     assert read_metadata(Path(again.user_attrs["result"]["directory"]))["status"] == ends[again.user_attrs["outcome"]]
@@ -209,23 +209,23 @@ def test_a_journal_and_one_directory(tmp_path: Path) -> None:
 def test_a_journal_and_a_directory_each(tmp_path: Path) -> None:
     sweep_dirs = [tmp_path / f"search{place}" for place in range(NUM_WORKERS)]
     storage = str(tmp_path / "study.log")
-    trials, killed, told = work(storage, sweep_dirs, tmp_path)
+    trials, killed, printed = work(storage, sweep_dirs, tmp_path)
     check(storage, trials, killed, sweep_dirs)
-    assert len(set(map(answer, told))) == 1
+    assert len(set(map(answer, printed))) == 1
 
 
 def test_a_database_and_one_directory(database: str, tmp_path: Path) -> None:
     sweep_dirs = [tmp_path / "search"] * NUM_WORKERS
-    trials, killed, told = work(database, sweep_dirs, tmp_path)
+    trials, killed, printed = work(database, sweep_dirs, tmp_path)
     check(database, trials, killed, sweep_dirs)
-    assert len(set(map(answer, told))) == 1
+    assert len(set(map(answer, printed))) == 1
 
 
 def test_trials_are_counted_over_all_workers(database: str, tmp_path: Path) -> None:
-    """Also one that is lost when all are begun: it is taken up again, though no further one may begin."""
+    """A stale trial is retried even when search.n_trials have begun."""
     sweep_dirs = [tmp_path / "search"] * NUM_WORKERS
-    trials, killed, told = work(database, sweep_dirs, tmp_path, "search.n_trials=6")
+    trials, killed, printed = work(database, sweep_dirs, tmp_path, "search.n_trials=6")
     check(database, trials, killed, sweep_dirs)
-    assert len([each for each in records(load(database)) if each.outcome != "stale"]) == 6
-    assert len(set(map(answer, told))) == 1
-    assert all("search.n_trials is used up after 6 trials" in each for each in told)
+    assert len([record for record in records(load(database)) if record.outcome != "stale"]) == 6
+    assert len(set(map(answer, printed))) == 1
+    assert all("search.n_trials is used up after 6 trials" in text for text in printed)

@@ -2,24 +2,24 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.hydra_app.sweep_syntax import parse
-from marble_sweep.searches.space import Dimension, Space, build
+from marble_sweep.searches.space import Dimension, Space, Value, build
 
 
 def dimensions(*words: str) -> dict[str, Dimension]:
-    return {each.key: each for each in parse(words, OverridesParser.create())[0]}
+    return {dimension.key: dimension for dimension in parse(words, OverridesParser.create())[0]}
 
 
-def one(word: str) -> Dimension:
-    (found,) = dimensions(word).values()
-    return found
+def only_dimension(word: str) -> Dimension:
+    (dimension,) = dimensions(word).values()
+    return dimension
 
 
-def num_parameters(params: dict) -> int:
-    layers, width = params.get("model.num_layers", 0), params.get("model.hidden_dim", 4)
+def num_parameters(params: dict[str, Value]) -> int:
+    layers, width = int(params.get("model.num_layers", 0)), int(params.get("model.hidden_dim", 4))
     if width == 13:
         raise ValueError("model.hidden_dim = 13: must be another number")
     return 100 * width + layers * width * width
@@ -50,12 +50,12 @@ def space(*words: str) -> Space:
         ("a=tag(log,int(interval(1,3)))", IntDistribution(1, 3, log=True), (1, 2, 3)),
     ],
 )
-def test_sweeps(word: str, distribution: object, values: tuple) -> None:
-    found = one(word)
-    assert found.distribution == distribution
-    assert found.values == pytest.approx(values) if isinstance(values[0], float) else found.values == values
-    assert all(distribution._contains(distribution.to_internal_repr(value)) for value in found.values)
-    assert found.ordered == (not isinstance(values[0], str))
+def test_sweeps(word: str, distribution: BaseDistribution, values: tuple[Value, ...]) -> None:
+    dimension = only_dimension(word)
+    assert dimension.distribution == distribution
+    assert dimension.values == pytest.approx(values) if isinstance(values[0], float) else dimension.values == values
+    assert all(distribution._contains(distribution.to_internal_repr(value)) for value in dimension.values)
+    assert dimension.ordered == (not isinstance(values[0], str))
 
 
 @pytest.mark.parametrize("word", ["a=interval(2,1)", "a=tag(log,interval(0,1))", "a=range(3,3)"])
@@ -82,18 +82,18 @@ def test_endless_products_are_refused_before_they_are_laid_out() -> None:
         require_few(OverridesParser.create().parse_overrides(words))
 
 
-def test_the_last_word_on_a_key_counts() -> None:
-    found, fixed = parse(["a=1,2", "b=5", "a=7", "b=range(3)", "c=1", "c=2"], OverridesParser.create())
-    assert [each.key for each in found] == ["b"]
+def test_the_last_override_of_a_key_counts() -> None:
+    swept, fixed = parse(["a=1,2", "b=5", "a=7", "b=range(3)", "c=1", "c=2"], OverridesParser.create())
+    assert [dimension.key for dimension in swept] == ["b"]
     assert fixed == {"a": "a=7", "c": "c=2"}
 
 
-def test_sizes_ascend_and_what_cannot_be_is_left_out() -> None:
-    found = space("model.num_layers=range(0,3)", "model.hidden_dim=12,13,2", "optimizer.lr=interval(0,1)")
-    assert [str(size) for size in found.sizes] == ["0L2D", "1L2D", "2L2D", "0L12D", "1L12D", "2L12D"]
-    assert [size.num_parameters for size in found.sizes] == [200, 204, 208, 1200, 1344, 1488]
-    assert found.impossible == ("model.hidden_dim = 13: must be another number",) * 3
-    assert [each.key for each in found.recipes] == ["optimizer.lr"]
+def test_sizes_ascend_and_impossible_ones_are_left_out() -> None:
+    searched = space("model.num_layers=range(0,3)", "model.hidden_dim=12,13,2", "optimizer.lr=interval(0,1)")
+    assert [str(size) for size in searched.sizes] == ["0L2D", "1L2D", "2L2D", "0L12D", "1L12D", "2L12D"]
+    assert [size.num_parameters for size in searched.sizes] == [200, 204, 208, 1200, 1344, 1488]
+    assert searched.impossible == ("model.hidden_dim = 13: must be another number",) * 3
+    assert [dimension.key for dimension in searched.recipes] == ["optimizer.lr"]
 
 
 def test_a_space_without_any_possible_size_is_refused() -> None:
@@ -102,28 +102,28 @@ def test_a_space_without_any_possible_size_is_refused() -> None:
 
 
 def test_a_space_of_recipes_alone_has_one_size() -> None:
-    found = space("precision=bf16,fp32")
-    assert [str(size) for size in found.sizes] == ["the only size"]
-    assert found.params(0, (1.0,)) == {"precision": "fp32"}
+    searched = space("precision=bf16,fp32")
+    assert [str(size) for size in searched.sizes] == ["the only size"]
+    assert searched.params(0, (1.0,)) == {"precision": "fp32"}
 
 
 def test_half_way_between_recipes() -> None:
-    found = space("optimizer.lr=tag(log,interval(1e-3,1))", "optimizer.weight_decay=interval(0,1)")
-    assert found.params(0, (4.0, 1.5)) == {"optimizer.lr": 0.1, "optimizer.weight_decay": 0.375}
-    assert found.params(0, (3.5, 0.0))["optimizer.lr"] == 0.0562  # the geometric mean of 0.0316 and 0.1
+    searched = space("optimizer.lr=tag(log,interval(1e-3,1))", "optimizer.weight_decay=interval(0,1)")
+    assert searched.params(0, (4.0, 1.5)) == {"optimizer.lr": 0.1, "optimizer.weight_decay": 0.375}
+    assert searched.params(0, (3.5, 0.0))["optimizer.lr"] == 0.0562  # the geometric mean of 0.0316 and 0.1
 
 
 def test_long_ranges_of_recipes_are_thinned_and_sizes_are_not() -> None:
-    found = space("model.hidden_dim=range(2,12)", "trainer.batch_size=range(1,102)")
-    assert len(found.sizes) == 10
-    (batch,) = found.recipes
+    searched = space("model.hidden_dim=range(2,12)", "trainer.batch_size=range(1,102)")
+    assert len(searched.sizes) == 10
+    (batch,) = searched.recipes
     assert batch.values == (1, 26, 51, 76, 101)
     assert batch.distribution == IntDistribution(1, 101)
     (log,) = space("trainer.batch_size=tag(log,int(interval(1,256)))").recipes
     assert log.values == (1, 4, 16, 64, 256)
 
 
-def test_narrower_means_the_same_but_for_the_width() -> None:
+def test_narrower_means_a_smaller_width_and_nothing_else() -> None:
     sizes = {str(size): size for size in space("model.num_layers=0,1", "model.hidden_dim=2,3").sizes}
     assert sizes["0L2D"].narrower_than(sizes["0L3D"])
     assert not sizes["0L3D"].narrower_than(sizes["0L2D"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marble_sweep.hydra_app.sweep_syntax import parse
-from marble_sweep.searches.space import Space, build
+from marble_sweep.searches.space import Space, Value, build
 from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide, forget_crashes
 
 STEPS = (100, 200, 400)
@@ -24,8 +24,8 @@ def make_space(*words: str) -> Space:
     default = ("model.num_layers=range(0,3)", "model.hidden_dim=range(2,17)", "optimizer.lr=tag(log,interval(1e-3,1))")
     dimensions, _ = parse(words or default, OverridesParser.create())
 
-    def num_parameters(params: dict) -> int:
-        layers, width = params.get("model.num_layers", 0), params.get("model.hidden_dim", 2)
+    def num_parameters(params: dict[str, Value]) -> int:
+        layers, width = int(params.get("model.num_layers", 0)), int(params.get("model.hidden_dim", 2))
         return 1000 * width + layers * width
 
     return build(dimensions, num_parameters)
@@ -36,10 +36,10 @@ FEW_SIZES = make_space("model.num_layers=0,1", "model.hidden_dim=range(2,7)", "o
 
 
 def train(space: Space, world: World, number: int, plan: Proposal) -> TrialRecord:
-    """What a trial of this plan comes to: certified at the first look above 0."""
+    """The record of a trial with this plan: certified at the first evaluation above 0."""
     params = space.params(plan.size, plan.recipe)
-    layers, width = params.get("model.num_layers", 0), params.get("model.hidden_dim", 2)
-    last = world(layers, width, math.log10(params.get("optimizer.lr", 0.03)), plan.seed)
+    layers, width = int(params.get("model.num_layers", 0)), int(params.get("model.hidden_dim", 2))
+    last = world(layers, width, math.log10(float(params.get("optimizer.lr", 0.03))), plan.seed)
     margins = {}
     for step in STEPS:
         margins[step] = last - 0.05 * math.log2(STEPS[-1] / step)
@@ -48,12 +48,12 @@ def train(space: Space, world: World, number: int, plan: Proposal) -> TrialRecor
     return TrialRecord(number, plan.size, plan.recipe, plan.seed, "refuted", margins)
 
 
-def search(space: Space, world: World, *, most: int = 200) -> tuple[list[TrialRecord], list[str]]:
-    """One worker's records until it is settled, and why each was made."""
+def search(space: Space, world: World, *, max_trials: int = 200) -> tuple[list[TrialRecord], list[str]]:
+    """One worker's records until the search is settled, and the reasons of its trials."""
     records: list[TrialRecord] = []
     reasons = []
     while isinstance(plan := decide(space, records, SEEDS), Proposal):
-        assert len(records) < most
+        assert len(records) < max_trials
         reasons.append(plan.reason)
         records.append(train(space, world, len(records), plan))
     assert plan == Settled()
@@ -66,7 +66,7 @@ def answer(space: Space, records: list[TrialRecord]) -> str | None:
 
 
 def hill(boundary: float, peak: float = -1.5, depth: float = 0.0) -> World:
-    """Wider is better and `boundary` just does; `peak` is the best log10 lr, a layer costs `depth`."""
+    """Wider is better, from `boundary` on it certifies; `peak` is the best log10 lr, a layer costs `depth`."""
     return lambda layers, width, lr, seed: 0.3 * math.log2(width / boundary) - 0.2 * (lr - peak) ** 2 - depth * layers
 
 
@@ -86,7 +86,7 @@ def test_a_rate_between_two_of_the_grid_is_found_where_it_may_matter() -> None:
     # At 0.0562 the margin is 0.004; at its neighbours on the grid, a quarter of a decade off, it is below 0.
     records, _ = search(SPACE, lambda layers, width, lr, seed: hill(4.99, -1.25)(layers, width, lr, seed) + 0.003)
     assert answer(SPACE, records) == "0L5D"
-    assert {each.recipe for each in records if each.outcome == "certified" and each.seed == 0} >= {(3.5,)}
+    assert {record.recipe for record in records if record.outcome == "certified" and record.seed == 0} >= {(3.5,)}
 
 
 def test_depth_that_helps_is_found() -> None:
@@ -117,10 +117,10 @@ def test_no_smaller_size_is_left_open_and_no_larger_one_trained() -> None:
     assert state.confirmed(top)
     assert state.open_below(top) == []
     proven = math.inf
-    for each in records:
-        assert each.seed != 0 or SPACE.sizes[each.size].num_parameters < proven
-        if each.outcome == "certified":
-            proven = min(proven, SPACE.sizes[each.size].num_parameters)
+    for record in records:
+        assert record.seed != 0 or SPACE.sizes[record.size].num_parameters < proven
+        if record.outcome == "certified":
+            proven = min(proven, SPACE.sizes[record.size].num_parameters)
 
 
 def test_a_refuted_size_has_only_worse_neighbours() -> None:
@@ -140,8 +140,8 @@ def test_a_lucky_seed_is_not_an_answer() -> None:
 
     records, reasons = search(SPACE, world)
     assert answer(SPACE, records) == "0L5D"
-    failed = [each for each in records if each.seed == 2 and each.outcome == "refuted"]
-    assert {str(SPACE.sizes[each.size]) for each in failed} == {"0L4D"}
+    failed = [record for record in records if record.seed == 2 and record.outcome == "refuted"]
+    assert {str(SPACE.sizes[record.size]) for record in failed} == {"0L4D"}
     assert reasons.count("confirm") >= 2 + SEEDS
 
 
@@ -177,28 +177,28 @@ def test_a_single_size_and_no_recipe() -> None:
 def test_every_choice_of_an_unordered_recipe_is_tried() -> None:
     space = make_space("model.hidden_dim=2,4", "precision=bf16,fp32,mixed")
     records, _ = search(space, lambda layers, width, lr, seed: -1.0)
-    tried = {each.recipe for each in records if space.sizes[each.size].params == (("model.hidden_dim", 4),)}
+    tried = {record.recipe for record in records if space.sizes[record.size].params == (("model.hidden_dim", 4),)}
     assert tried == {(0.0,), (1.0,), (2.0,)}
 
 
-def test_a_lost_trial_comes_first_and_once() -> None:
+def test_a_stale_trial_is_retried_first_and_once() -> None:
     records, _ = search(SPACE, hill(4.99))
-    lost = TrialRecord(6, records[6].size, records[6].recipe, records[6].seed, "stale")
-    plan = decide(SPACE, [*records[:6], lost], SEEDS)
+    stale = TrialRecord(6, records[6].size, records[6].recipe, records[6].seed, "stale")
+    plan = decide(SPACE, [*records[:6], stale], SEEDS)
     assert isinstance(plan, Proposal)
-    assert (plan.size, plan.recipe, plan.seed, plan.reason) == (lost.size, lost.recipe, lost.seed, "retry")
-    # Taken up, or overtaken by a smaller answer, it is done with.
-    after = decide(SPACE, [*records[:6], lost, records[6]], SEEDS)
+    assert (plan.size, plan.recipe, plan.seed, plan.reason) == (stale.size, stale.recipe, stale.seed, "retry")
+    # Once retried it plays no further part.
+    after = decide(SPACE, [*records[:6], stale, records[6]], SEEDS)
     assert after == decide(SPACE, records[:7], SEEDS)
 
 
 def test_a_crashed_confirmation_is_repeated_once() -> None:
-    size = SPACE.sizes.index(next(each for each in SPACE.sizes if str(each) == "0L4D"))
+    size = SPACE.sizes.index(next(size for size in SPACE.sizes if str(size) == "0L4D"))
     records, _ = search(SPACE, hill(3.99))
-    first = next(each for each in records if each.seed == 1)
+    first = next(record for record in records if record.seed == 1)
     assert first.size == size
     crash = TrialRecord(len(records), size, first.recipe, 1, "failed")
-    rest = [each for each in records if each is not first]
+    rest = [record for record in records if record is not first]
     plan = decide(SPACE, [*rest, crash], SEEDS)
     assert plan == Proposal(size, first.recipe, 1, "retry")
     state = SearchState(SPACE, [*rest, crash, first], SEEDS)
@@ -214,14 +214,14 @@ def test_a_crashed_confirmation_is_repeated_once() -> None:
 
 
 def search_with_crashes(
-    space: Space, world: World, crashes: Callable[[int, float, int], bool], *, most: int = 400
+    space: Space, world: World, crashes: Callable[[int, float, int], bool], *, max_trials: int = 400
 ) -> tuple[list[TrialRecord], SearchState]:
-    """One worker's records until nothing is left; `crashes` says of a size, a recipe and a seed that it crashes."""
+    """One worker's records until nothing is left; `crashes` decides by size, recipe and seed."""
     records: list[TrialRecord] = []
     while isinstance(plan := decide(space, records, SEEDS), Proposal):
-        assert len(records) < most
+        assert len(records) < max_trials
         if crashes(plan.size, plan.recipe[0], plan.seed):
-            # It looked well up to there: what a crash leaves is no evidence.
+            # Its margin was good until then: what a crash leaves is no evidence.
             records.append(TrialRecord(len(records), plan.size, plan.recipe, plan.seed, "failed", {100: 9.0}))
         else:
             records.append(train(space, world, len(records), plan))
@@ -239,14 +239,14 @@ def test_a_size_whose_middle_recipe_loses_and_whose_neighbours_crash_is_not_refu
         space, lambda layers, width, lr, seed: 1.0 if width == 4 else -0.5, lambda size, at, seed: size == 0 and at != 3
     )
     assert answer(space, records) == "hidden_dim=4"
-    assert [each.outcome for each in records if each.size == 0 and each.recipe == (3.0,)] == ["refuted"]
+    assert [record.outcome for record in records if record.size == 0 and record.recipe == (3.0,)] == ["refuted"]
     assert state.refuted == set()
     assert state.crashed == {0}
     assert state.open_below(1) == [0]
 
 
-def test_a_crash_that_does_not_come_again_changes_nothing() -> None:
-    """Every configuration crashes at its first try: the answer and what is refuted are those of a world without."""
+def test_a_crash_that_does_not_recur_changes_nothing() -> None:
+    """Every configuration crashes at its first try: the answer and the refuted sizes are as without crashes."""
     alone, _ = search(SPACE, hill(4.99))
     seen: set[tuple[int, float, int]] = set()
 
@@ -256,7 +256,7 @@ def test_a_crash_that_does_not_come_again_changes_nothing() -> None:
         return first
 
     records, state = search_with_crashes(SPACE, hill(4.99), at_first)
-    assert [each for each in records if each.outcome == "failed"]
+    assert [record for record in records if record.outcome == "failed"]
     assert len(records) == 2 * len(alone)
     assert answer(SPACE, records) == answer(SPACE, alone) == "0L5D"
     assert (state.refuted, state.crashed) == (SearchState(SPACE, alone, SEEDS).refuted, set())
@@ -270,20 +270,20 @@ def test_a_crash_that_does_not_come_again_changes_nothing() -> None:
     seed=st.integers(0, 10**6),
 )
 def test_crashes_refute_nothing_wherever_they_strike(boundary: int, peak: float, chance: float, seed: int) -> None:
-    """What is refuted in a world with crashes cannot certify; each trial crashes at most twice."""
+    """A size refuted among crashes cannot certify, and no configuration crashes more than twice."""
     world = hill(boundary - 0.01, peak)
 
     def crashes(size: int, at: float, confirming: int) -> bool:
         return random.Random(f"{seed} {size} {at} {confirming}").random() < chance
 
     records, state = search_with_crashes(FEW_SIZES, world, crashes)
-    tries = Counter((each.size, each.recipe, each.seed) for each in records if each.outcome == "failed")
+    tries = Counter((record.size, record.recipe, record.seed) for record in records if record.outcome == "failed")
     assert set(tries.values()) <= {1, 2}
     for size in state.refuted:
         params = dict(FEW_SIZES.sizes[size].params)
         assert world(int(params["model.num_layers"]), int(params["model.hidden_dim"]), peak, 0) < 0
         assert size not in state.crashed
-    # Whatever is left between the answer and its proof has crashed.
+    # The sizes that keep the answer from being proved have crashed.
     assert set(state.open_below(state.smallest())) <= state.crashed
 
 
@@ -293,11 +293,11 @@ def test_narrower_sizes_do_not_wait_for_one_that_crashed() -> None:
     assert state.crashed == {wide}
     assert index_of("1L15D") in state.refuted
     assert state.open_below(None) == [wide]
-    assert len([each for each in records if each.size == wide and each.recipe == (3.0,)]) <= 2
+    assert len([record for record in records if record.size == wide and record.recipe == (3.0,)]) <= 2
 
 
-def test_a_crash_says_nothing_of_where_the_boundary_is() -> None:
-    """The bisection goes on around a size that crashed, as if it were not there."""
+def test_a_crash_says_nothing_about_the_boundary() -> None:
+    """The bisection goes on around a crashed size, as if it were not in the space."""
     first = decide(SPACE, [], SEEDS)
     assert isinstance(first, Proposal)
     crash = TrialRecord(0, first.size, first.recipe, 0, "failed")
@@ -307,7 +307,7 @@ def test_a_crash_says_nothing_of_where_the_boundary_is() -> None:
     assert (after.size, after.reason) == (first.size + 1, "probe")
 
 
-def test_a_search_that_starts_again_tries_once_more_what_crashed() -> None:
+def test_a_search_that_starts_again_retries_crashes() -> None:
     first = decide(SPACE, [], SEEDS)
     assert isinstance(first, Proposal)
     crashes = [TrialRecord(number, first.size, first.recipe, 0, "failed") for number in (0, 1)]
@@ -337,13 +337,13 @@ def test_a_rejected_recipe_counts_with_the_seed_that_rejected_it() -> None:
     ]
     state = SearchState(SPACE, [lucky, failed, *around], SEEDS)
     assert state.margin(size, (3.0,)) == -0.2
-    # By its lucky seed alone it would be no miss at all, and a quarter-decade beside it not worth a trial either.
+    # By its lucky seed alone it would not be a near miss, and the quarter-decades beside it not worth a trial.
     assert list(state.next_recipes(size)) == []
     near = TrialRecord(1, size, (3.0,), 1, "refuted", {200: -0.3, 400: -0.005})
     assert list(SearchState(SPACE, [lucky, near, *around], SEEDS).next_recipes(size)) == [(3.5,), (2.5,)]
 
 
-def test_recipes_are_compared_at_the_last_look_that_both_had() -> None:
+def test_recipes_are_compared_at_the_last_common_evaluation() -> None:
     size = len(SPACE.sizes) - 1
     early = TrialRecord(0, size, (3.0,), 0, "pruned", {100: -0.4, 200: -0.3})
     late = TrialRecord(1, size, (4.0,), 0, "refuted", {100: -0.5, 200: -0.35, 400: -0.1})
@@ -372,7 +372,7 @@ def test_a_neighbour_given_up_early_makes_no_near_miss() -> None:
     ]
 
 
-def test_a_size_with_a_trial_under_way_is_not_refuted() -> None:
+def test_a_size_with_a_running_trial_is_not_refuted() -> None:
     worse = {400: -0.5}
     ended = recipes_tried((3.0, {400: -0.2}), (2.0, worse))
     assert SearchState(SPACE, [*ended, TrialRecord(2, 0, (4.0,), 0, "running")], SEEDS).refuted == set()
@@ -419,7 +419,7 @@ def test_the_recipe_that_certified_quickest_is_confirmed() -> None:
 # ------------------------------------------------------------------------------------- several workers
 
 
-def test_a_second_worker_hopes_that_the_first_ones_probe_succeeds() -> None:
+def test_a_second_worker_assumes_that_the_first_ones_probe_succeeds() -> None:
     first = decide(SPACE, [], SEEDS)
     assert isinstance(first, Proposal)
     second = decide(SPACE, [TrialRecord(0, first.size, first.recipe, 0, "running")], SEEDS)
@@ -428,17 +428,17 @@ def test_a_second_worker_hopes_that_the_first_ones_probe_succeeds() -> None:
     assert second.size < first.size
 
 
-def test_a_lost_trial_that_no_longer_matters_is_not_taken_up() -> None:
-    lost = TrialRecord(0, 5, (3.0,), 0, "stale")
+def test_a_stale_trial_that_no_longer_matters_is_not_retried() -> None:
+    stale = TrialRecord(0, 5, (3.0,), 0, "stale")
     smaller = TrialRecord(1, 2, (3.0,), 0, "certified", {100: 0.1})
-    plan = decide(SPACE, [lost, smaller], SEEDS)
+    plan = decide(SPACE, [stale, smaller], SEEDS)
     assert isinstance(plan, Proposal)
     assert (plan.size, plan.reason) != (5, "retry")
     assert plan.size <= 2
 
 
 def together(space: Space, world: World, workers: int, order: random.Random) -> list[TrialRecord]:
-    """Attempts of workers that start as soon as they can and end in any order."""
+    """Records of workers that start as soon as they can and end in any order."""
     records: dict[int, TrialRecord] = {}
     running: dict[int, Proposal] = {}
     while True:
@@ -472,11 +472,11 @@ def test_any_number_of_workers_comes_to_the_same_answer_and_repeats_nothing(
     records = together(SPACE, world, workers, random.Random(seed))
     alone, _ = search(SPACE, world)
     assert answer(SPACE, records) == answer(SPACE, alone)
-    tried = [(each.size, each.recipe, each.seed) for each in records]
+    tried = [(record.size, record.recipe, record.seed) for record in records]
     assert len(set(tried)) == len(tried)
 
 
-def test_a_decision_depends_on_the_attempts_alone() -> None:
+def test_a_decision_depends_on_the_records_alone() -> None:
     records, _ = search(SPACE, hill(4.99))
     for end in range(len(records)):
         plan = decide(SPACE, records[:end], SEEDS)
@@ -490,6 +490,6 @@ def test_the_known_world_has_the_answer_that_the_tests_claim() -> None:
     good = [
         size.num_parameters
         for size, lr in itertools.product(SPACE.sizes, [step / 10 for step in range(-30, 1)])
-        if world(dict(size.params)["model.num_layers"], dict(size.params)["model.hidden_dim"], lr, 0) >= 0
+        if world(int(dict(size.params)["model.num_layers"]), int(dict(size.params)["model.hidden_dim"]), lr, 0) >= 0
     ]
     assert min(good) == 1000 * 4 + 2 * 4

@@ -1,7 +1,8 @@
-"""How a trial's end looks to Optuna: its states, constraints and plots."""
+"""How Optuna sees the end of a trial: states, constraints and plots."""
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import optuna
 import optuna.visualization
@@ -19,6 +20,7 @@ from marble_sweep.searches.study import (
     DIVERGED_VIOLATION,
     HEARTBEAT,
     LOSS,
+    OLD_HEARTBEAT,
     PLAN,
     SPEED,
     SharedStudy,
@@ -35,8 +37,8 @@ def shared(tmp_path: Path) -> SharedStudy:
     return join(open_storage(str(tmp_path / "study.log")))
 
 
-def ended(shared: SharedStudy, outcome: str, *, slowest: float | None = 1000.0) -> FrozenTrial:
-    """A trial of a size of its own that two looks saw."""
+def ended(shared: SharedStudy, outcome: str, *, min_steps_per_minute: float | None = 1000.0) -> FrozenTrial:
+    """An ended trial of a size of its own, evaluated twice."""
     shared.sampler.decide = lambda tried: Proposal(SIZES[outcome], (2.0,), 0, "probe")
     asked = shared.ask()
     assert asked is not None
@@ -44,7 +46,7 @@ def ended(shared: SharedStudy, outcome: str, *, slowest: float | None = 1000.0) 
     trial.report(1.0, 14)
     trial.report(LACKING[outcome], 20)
     speed = 500.0 if outcome == "too_slow" else 2000.0
-    shared.tell(trial, made_up(outcome, steps_per_minute=speed), 100 + SIZES[outcome], slowest)
+    shared.tell(trial, made_up(outcome, steps_per_minute=speed), 100 + SIZES[outcome], min_steps_per_minute)
     return shared.study.get_trials()[trial.number]
 
 
@@ -67,28 +69,26 @@ def test_an_outcome_in_optunas_words(
     assert trial.constraints == constraints
     assert trial.value == (100 + SIZES[outcome] if state == TrialState.COMPLETE else trial.value)
     assert trial.user_attrs["outcome"] == outcome
-    assert [each.outcome for each in records(shared.study)] == [outcome]
+    assert [record.outcome for record in records(shared.study)] == [outcome]
 
 
 def test_constraints_come_before_the_state(shared: SharedStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optuna ranks a pruned trial by its last value, as if it were feasible, unless it has constraints by then."""
-    seen = []
+    seen: list[dict[str, float]] = []
     tell = optuna.Study.tell
-    monkeypatch.setattr(
-        optuna.Study,
-        "tell",
-        lambda study, trial, *rest, **named: (
-            seen.append(study.get_trials()[trial.number].constraints),
-            tell(study, trial, *rest, **named),
-        ),
-    )
+
+    def telling(study: optuna.Study, trial: optuna.Trial, *rest: Any, **named: Any) -> FrozenTrial:
+        seen.append(study.get_trials()[trial.number].constraints)
+        return tell(study, trial, *rest, **named)
+
+    monkeypatch.setattr(optuna.Study, "tell", telling)
     for outcome in ("pruned", "diverged", "too_slow"):
         ended(shared, outcome)
     assert all(max(constraints.values()) > 0 for constraints in seen)
 
 
 def test_without_a_limit_speed_constrains_nothing(shared: SharedStudy) -> None:
-    assert ended(shared, "certified", slowest=None).constraints == {LOSS: -0.2}
+    assert ended(shared, "certified", min_steps_per_minute=None).constraints == {LOSS: -0.2}
 
 
 def test_the_best_trial_is_a_certified_one(shared: SharedStudy) -> None:
@@ -117,11 +117,11 @@ def test_optunas_plots(name: str, shared: SharedStudy) -> None:
     assert sum(len(trace.y) for trace in figure.data) >= 2
 
 
-def test_a_worker_that_dies_while_it_tells_leaves_a_lost_trial(shared: SharedStudy) -> None:
+def test_a_worker_that_dies_while_it_reports_the_end_leaves_a_stale_trial(shared: SharedStudy) -> None:
     asked = shared.ask()
     assert asked is not None
     trial, plan = asked
-    trial.set_user_attr("outcome", "certified")  # the first thing that is told; the margin would be next
+    trial.set_user_attr("outcome", "certified")  # written first; the constraints and the state would come next
     shared.fail_stale_trials(alone=True)
     (record,) = records(shared.study)
     assert record.outcome == "stale"
@@ -130,20 +130,21 @@ def test_a_worker_that_dies_while_it_tells_leaves_a_lost_trial(shared: SharedStu
     assert (again[1].size, again[1].recipe, again[1].seed, again[1].reason) == (plan.size, plan.recipe, 0, "retry")
 
 
-def test_time_without_a_worker_is_not_counted(shared: SharedStudy) -> None:
-    """A search that was killed on Monday and goes on on Tuesday has not used up a day of search.max_minutes."""
+@pytest.mark.parametrize("attribute", [HEARTBEAT, OLD_HEARTBEAT])
+def test_time_without_a_worker_is_not_counted(attribute: str, shared: SharedStudy) -> None:
+    """A search that is killed on Monday and continues on Tuesday has not used a day of search.max_minutes."""
     ended(shared, "certified")
     asked = shared.ask()
     assert asked is not None
-    asked[0].set_user_attr(HEARTBEAT, 3.0)
+    asked[0].set_user_attr(attribute, 3.0)
     shared.fail_stale_trials(alone=True)
     trials = shared.study.get_trials()
     assert trials[1].datetime_start is not None
     trials[1].datetime_start -= timedelta(days=1)
     told = trials[0].duration
     assert told is not None
-    found = SearchResult(small_space(), tiny_config(), trials, [])
-    assert found.seconds() == pytest.approx(told.total_seconds() + 3)
+    result = SearchResult(small_space(), tiny_config(), trials, [])
+    assert result.seconds() == pytest.approx(told.total_seconds() + 3)
 
 
 def test_trials_without_a_plan_are_none(shared: SharedStudy) -> None:

@@ -1,4 +1,4 @@
-"""Many workers on one study: nothing is planned twice, whoever dies or dozes off in between."""
+"""Many workers on one study: nothing is planned twice, whichever worker dies or is slow."""
 
 import random
 import threading
@@ -21,7 +21,7 @@ ANSWER = 3  # the smallest size that certifies
 
 
 class DeathError(Exception):
-    """What befalls a worker."""
+    """A worker dies."""
 
 
 class Worker(threading.Thread):
@@ -36,7 +36,7 @@ class Worker(threading.Thread):
 
     def decide(self, tried: list[TrialRecord]) -> Proposal | Wait | Settled:
         decision = decide_freely(tried)
-        time.sleep(self.random.random() / 100)  # whoever decides at the same time decides the same
+        time.sleep(self.random.random() / 100)  # workers that decide at the same time decide the same
         if self.dies == "before its plan":
             raise DeathError
         return decision
@@ -67,29 +67,29 @@ class Worker(threading.Thread):
 def work_together(
     storages: Sequence[BaseStorage], deaths: Sequence[str | None], seed: int, timeout: float = TIMEOUT
 ) -> None:
-    """All workers at once; what they leave must be one search, with nothing in it twice."""
+    """Run all workers at once; together they must make one search without repetitions."""
     workers = [Worker(storage, seed, dies, timeout) for storage, dies in zip(storages, deaths, strict=True)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert [each.error for each in workers if each.error is not None] == []
+    assert [worker.error for worker in workers if worker.error is not None] == []
     check(storages[0])
 
 
 def check(storage: BaseStorage) -> None:
-    found = records(join(storage).study)
-    assert isinstance(decide_freely(found), Settled)
-    kept = {configuration(each): each for each in found if each.outcome != "stale"}
-    assert len(kept) == sum(each.outcome != "stale" for each in found)
-    assert {each.outcome for each in kept.values()} == {"certified", "refuted"}
-    for lost in found:
-        if lost.outcome == "stale" and configuration(lost) in kept:
-            assert kept[configuration(lost)].number > lost.number
+    tried = records(join(storage).study)
+    assert isinstance(decide_freely(tried), Settled)
+    kept = {configuration(record): record for record in tried if record.outcome != "stale"}
+    assert len(kept) == sum(record.outcome != "stale" for record in tried)
+    assert {record.outcome for record in kept.values()} == {"certified", "refuted"}
+    for stale in tried:
+        if stale.outcome == "stale" and configuration(stale) in kept:
+            assert kept[configuration(stale)].number > stale.number
 
 
 def configuration(record: TrialRecord) -> tuple[int, tuple[float, ...], int]:
-    """What must not be trained twice."""
+    """What must be trained only once."""
     return record.size, record.recipe, record.seed
 
 
@@ -108,15 +108,15 @@ def test_nothing_is_planned_twice_in_a_journal(tmp_path: Path) -> None:
     work_together(storages, [None, "before its plan", None, "with its plan"], 0)
 
 
-def test_a_dead_ticket_ends_no_other() -> None:
-    """Those who wait for it live, and say so: when its time is up they decide one after the other."""
+def test_a_dead_workers_ticket_ends_no_other() -> None:
+    """The workers that wait for it send heartbeats: once it is stale they decide one after the other."""
     storage = InMemoryStorage()
     work_together([storage] * 4, ["before its plan", None, None, None], 0, timeout=2.0)
     trials = join(storage).study.get_trials()
-    assert sum(PLAN not in each.user_attrs and OUTCOME not in each.user_attrs for each in trials) == 1
+    assert sum(PLAN not in trial.user_attrs and OUTCOME not in trial.user_attrs for trial in trials) == 1
 
 
-def test_who_was_taken_for_dead_plans_nothing() -> None:
+def test_a_worker_whose_trial_became_stale_plans_nothing() -> None:
     storage, asleep, wake = InMemoryStorage(), threading.Event(), threading.Event()
 
     def doze(tried: list[TrialRecord]) -> Proposal | Wait | Settled:
@@ -134,12 +134,12 @@ def test_who_was_taken_for_dead_plans_nothing() -> None:
     thread.join()
     assert asked is not None
     assert answers == [None]
-    assert [each.state for each in awake.study.get_trials()] == [TrialState.FAIL, TrialState.RUNNING]
-    assert [PLAN in each.user_attrs for each in awake.study.get_trials()] == [False, True]
+    assert [trial.state for trial in awake.study.get_trials()] == [TrialState.FAIL, TrialState.RUNNING]
+    assert [PLAN in trial.user_attrs for trial in awake.study.get_trials()] == [False, True]
 
 
-def test_what_comes_too_late_changes_nothing() -> None:
-    """A worker that was taken for dead tells of a trial that another one has taken up."""
+def test_a_late_end_changes_nothing() -> None:
+    """A worker reports the end of a trial that another worker has ended as stale."""
     storage = InMemoryStorage()
     late, other = join(storage), join(storage)
     asked = late.ask()
@@ -149,7 +149,7 @@ def test_what_comes_too_late_changes_nothing() -> None:
     late.release(asked[0])
     (trial,) = other.study.get_trials()
     assert trial.state == TrialState.FAIL
-    assert [each.outcome for each in records(other.study)] == ["stale"]
+    assert [record.outcome for record in records(other.study)] == ["stale"]
     again = other.ask()
     assert again is not None
     assert again[1].reason == "retry"

@@ -1,4 +1,4 @@
-"""What a trial's watcher reports reaches the study, whatever befalls the storage and the run's files meanwhile."""
+"""A TrialWatch reports to the study whatever happens to the storage and the run's files meanwhile."""
 
 import time
 from pathlib import Path
@@ -15,9 +15,9 @@ from marble_sweep.searches.study import HEARTBEAT, SharedStudy
 from marble_sweep.searches.trial_watch import TrialWatch
 
 AWAY = OSError(5, "Input/output error")
-TIMEOUT = 0.6  # seconds; six beats in that time
+TIMEOUT = 0.6  # seconds; six heartbeats in that time
 ROWS = "step,val_loss,val_loss_se\n28,6.0,0.1\n40,5.5,0.1\n"
-CONFIG = ("certify.threshold=5.0", "certify.looks=2", "certify.stop=true")
+CONFIG = ("certify.threshold=5.0", "trainer.num_evals=2", "certify.stop=true")
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def watch(shared: SharedStudy, run_dir: Path) -> TrialWatch:
     return TrialWatch(asked[0], config, run_dir, TIMEOUT, lambda step: None)
 
 
-def beaten(shared: SharedStudy, *, more_than: float = 0.0) -> FrozenTrial:
-    """The trial, once its worker has given another sign of life; pytest's time limit ends a wait in vain."""
+def after_heartbeat(shared: SharedStudy, *, more_than: float = 0.0) -> FrozenTrial:
+    """The trial once it has a heartbeat above `more_than` seconds. pytest's time limit ends the wait."""
     while True:
         (trial,) = shared.study.get_trials()
         if trial.user_attrs.get(HEARTBEAT, 0.0) > more_than:
@@ -49,26 +49,30 @@ def beaten(shared: SharedStudy, *, more_than: float = 0.0) -> FrozenTrial:
         time.sleep(0.02)
 
 
-def test_beats_and_looks_go_on_after_an_outage(shared: SharedStudy, within: Unreliable, tmp_path: Path) -> None:
+def test_heartbeats_and_evaluations_go_on_after_an_outage(
+    shared: SharedStudy, within: Unreliable, tmp_path: Path
+) -> None:
     watching = watch(shared, tmp_path / "run")
     write_text(tmp_path / "run" / "evals.csv", ROWS)
     within.failures = {"set_trial_intermediate_value": [AWAY] * 2, "set_trial_user_attr": [AWAY] * 2}
     with watching:
-        beat = beaten(shared).user_attrs[HEARTBEAT]
-        trial = beaten(shared, more_than=beat)
+        heartbeat = after_heartbeat(shared).user_attrs[HEARTBEAT]
+        trial = after_heartbeat(shared, more_than=heartbeat)
     assert not any(within.failures.values())
     assert sorted(trial.intermediate_values) == [28, 40]
 
 
-def test_beats_go_on_while_rows_cannot_be_read(shared: SharedStudy, tmp_path: Path) -> None:
+def test_heartbeats_go_on_while_rows_cannot_be_read(shared: SharedStudy, tmp_path: Path) -> None:
     watching = watch(shared, tmp_path / "run")
     (tmp_path / "run" / "evals.csv").mkdir()
     with watching:
-        beat = beaten(shared).user_attrs[HEARTBEAT]
-        beaten(shared, more_than=beat)
+        heartbeat = after_heartbeat(shared).user_attrs[HEARTBEAT]
+        after_heartbeat(shared, more_than=heartbeat)
 
 
-def test_what_was_not_reported_is_reported_at_the_end(shared: SharedStudy, within: Unreliable, tmp_path: Path) -> None:
+def test_an_evaluation_that_was_not_reported_is_reported_at_the_end(
+    shared: SharedStudy, within: Unreliable, tmp_path: Path
+) -> None:
     watching = watch(shared, tmp_path / "run")
     write_text(tmp_path / "run" / "evals.csv", ROWS)
     within.failures = {"set_trial_intermediate_value": [AWAY]}

@@ -1,6 +1,8 @@
 """A step never waits for its device: on the meta device, which holds no data, whoever looks at a value fails."""
 
 import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +20,13 @@ V = 300
 
 
 @pytest.fixture
-def _meta_as_a_device(monkeypatch):
+def _meta_as_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch has on every accelerator and not on meta: autocast, generators and fused optimizers."""
     build = updater.build_optimizers
 
     class Generator(torch.Generator):
         def __new__(cls, device: torch.device | str = "cpu") -> "Generator":
-            return super().__new__(cls, "cpu")
+            return super().__new__(cls, "cpu")  # type: ignore[call-arg] # torch's stub knows only its __init__
 
     monkeypatch.setattr(PrecisionPolicy, "autocast", lambda self, device: contextlib.nullcontext())
     monkeypatch.setattr(updater, "build_optimizers", lambda *args, reference: build(*args, reference=True))
@@ -32,7 +34,7 @@ def _meta_as_a_device(monkeypatch):
 
 
 @pytest.fixture
-def trainer(_meta_as_a_device, request, tmp_path):
+def trainer(_meta_as_a_device: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Trainer]:
     config = tiny_config(f"precision={request.param}")
     model = build_model(config, V).to(META, POLICIES[request.param].param_dtype)
     windows = torch.zeros(32, config.trainer.seq_len, dtype=torch.int32, device=META)
@@ -46,7 +48,7 @@ def trainer(_meta_as_a_device, request, tmp_path):
 
 
 @pytest.mark.parametrize("trainer", ["bf16", "bf16_pure", "fp32"], indirect=True)
-def test_a_step_looks_at_no_value(trainer):
+def test_a_step_looks_at_no_value(trainer: Trainer) -> None:
     for _ in range(2 * trainer.batches.steps_per_epoch):
         trainer.take_step()
     assert {row.device for row in trainer.pending.device} == {META}

@@ -29,23 +29,23 @@ def neighbours(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50), st.integers(0, 99)
 )
-def test_only_the_two_neighbours_come_out(values, seed):
-    values = np.array(values, dtype=np.float32)
-    rounded = round_stochastic(torch.from_numpy(values), generator(seed))
+def test_only_the_two_neighbours_come_out(values: list[float], seed: int) -> None:
+    exact = np.array(values, dtype=np.float32)
+    rounded = round_stochastic(torch.from_numpy(exact), generator(seed))
     assert rounded.dtype == torch.bfloat16
-    below, above = neighbours(values)
-    rounded = rounded.double().numpy()
-    assert ((rounded == below) | (rounded == above)).all()
+    below, above = neighbours(exact)
+    given_back = rounded.double().numpy()
+    assert ((given_back == below) | (given_back == above)).all()
 
 
-def test_both_neighbours_come_out():
+def test_both_neighbours_come_out() -> None:
     values = torch.full((1_000,), 1 + 2.0**-8)  # half way between 1 and the next
     assert set(round_stochastic(values, generator()).tolist()) == {1.0, 1 + 2.0**-7}
 
 
 @pytest.mark.parametrize("share", [2**-16, 0.01, 0.25, 0.5, 0.75, 0.999])
 @pytest.mark.parametrize("base", [1.0, -1.0, 0.0157470703125, -3e-40])
-def test_the_mean_is_the_value(base, share):
+def test_the_mean_is_the_value(base: float, share: float) -> None:
     base = float(torch.tensor(base).bfloat16())
     bits = torch.tensor(base).view(torch.int32) + round(share * 2**16)
     value = bits.view(torch.float32)
@@ -56,7 +56,7 @@ def test_the_mean_is_the_value(base, share):
     assert abs(drawn.mean().item() - value.double().item()) < 5 * sigma
 
 
-def test_the_mean_over_many_values_is_theirs():
+def test_the_mean_over_many_values_is_theirs() -> None:
     values = torch.randn(400_000, generator=generator(1)) * 0.02
     below, above = neighbours(values.numpy())
     error = round_stochastic(values, generator(2)).double().numpy() - values.double().numpy()
@@ -65,7 +65,7 @@ def test_the_mean_over_many_values_is_theirs():
     assert (error**2).sum() == pytest.approx(variance.sum(), rel=0.02)  # neighbours are drawn one by one
 
 
-def test_values_on_the_lattice_stay():
+def test_values_on_the_lattice_stay() -> None:
     bits = torch.arange(1 << 16, dtype=torch.int32)
     lattice = bits.to(torch.uint16).view(torch.bfloat16)
     finite = lattice[lattice.isfinite()]
@@ -73,7 +73,7 @@ def test_values_on_the_lattice_stay():
     assert torch.equal(rounded.view(torch.int16), finite.view(torch.int16)), "bit for bit, signs of zero too"
 
 
-def test_what_is_no_number_stays_so():
+def test_what_is_no_number_stays_so() -> None:
     values = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan])
     # A NaN whose only bit is among those cut off must not become an infinity.
     faint = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)
@@ -83,7 +83,7 @@ def test_what_is_no_number_stays_so():
         assert rounded[2:].isnan().all()
 
 
-def test_draws_come_from_the_generator_alone():
+def test_draws_come_from_the_generator_alone() -> None:
     values = torch.randn(1_000, generator=generator(1))
     before = torch.get_rng_state()
     first, second = (round_stochastic(values, generator(3)) for _ in range(2))
@@ -92,7 +92,7 @@ def test_draws_come_from_the_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_every_policy_of_the_config_is_there():
+def test_every_policy_of_the_config_is_there() -> None:
     assert tuple(POLICIES) == PRECISIONS
 
 
@@ -106,7 +106,7 @@ def test_every_policy_of_the_config_is_there():
         ("fp32", torch.float32, torch.float32),
     ],
 )
-def test_products_are_computed_where_the_policy_says(name, stored, product):
+def test_products_are_computed_where_the_policy_says(name: str, stored: torch.dtype, product: torch.dtype) -> None:
     policy = POLICIES[name]
     weight = torch.ones(4, 4, dtype=policy.param_dtype)
     with policy.autocast(weight.device):

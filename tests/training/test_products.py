@@ -51,7 +51,7 @@ def choose(config: Config) -> Products:
     return choose_products(config, CPU, VOCAB_SIZE)
 
 
-def stored(folder: Path) -> list[dict]:
+def stored(folder: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_text()) for path in (folder / "cache").glob("products-*/choice.json")]
 
 
@@ -63,7 +63,7 @@ def rewrite(entry: Path, choice: str) -> None:
     (entry / "manifest.json").write_text(json.dumps({"sha256": digests}))
 
 
-def test_the_schema_offers_what_there_is():
+def test_the_schema_offers_what_there_is() -> None:
     assert ("auto", *MATMULS) == groups.MATMULS
     assert ("auto", *HEADS) == groups.HEADS
 
@@ -71,21 +71,21 @@ def test_the_schema_offers_what_there_is():
 # ------------------------------------------------------------------------- deciding
 
 
-def test_the_quickest_single_time_decides():
+def test_the_quickest_single_time_decides() -> None:
     assert decide({"a": [5.0, 3.0, 9.0], "b": [4.0, 4.0, 4.0]}, "b") == "a"
 
 
-def test_what_was_used_before_stays_unless_another_is_clearly_quicker():
+def test_what_was_used_before_stays_unless_another_is_clearly_quicker() -> None:
     assert decide({"a": [GAIN * 1.01], "b": [1.0]}, "b") == "b"
     assert decide({"a": [GAIN * 0.99], "b": [1.0]}, "b") == "a"
 
 
-def test_what_was_not_timed_is_not_chosen():
+def test_what_was_not_timed_is_not_chosen() -> None:
     assert decide({"a": [], "b": [2.0], "c": [1.0]}, "a") == "c"
     assert decide({"a": [], "b": [2.0]}, "b") == "b"
 
 
-def test_candidates_take_turns_and_the_hopeless_are_left_out():
+def test_candidates_take_turns_and_the_hopeless_are_left_out() -> None:
     calls = []
 
     def trial(name: str, share: int) -> None:
@@ -100,7 +100,7 @@ def test_candidates_take_turns_and_the_hopeless_are_left_out():
     assert calls == [("slow", PROBE), ("quick", PROBE)] * 2 + [("quick", 1)] * REPEATS
 
 
-def test_measuring_leaves_the_threads_as_they_were():
+def test_measuring_leaves_the_threads_as_they_were() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -115,7 +115,7 @@ def test_measuring_leaves_the_threads_as_they_were():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "mixed", "fp32"])
-def test_a_choice_is_one_of_the_candidates_and_is_kept(precision, tmp_path):
+def test_a_choice_is_one_of_the_candidates_and_is_kept(precision: str, tmp_path: Path) -> None:
     config = tiny_config(f"precision={precision}")
     chosen = choose(config)
     matmuls, heads = candidates(config, CPU)
@@ -128,7 +128,7 @@ def test_a_choice_is_one_of_the_candidates_and_is_kept(precision, tmp_path):
     assert products.current() == DEFAULT, "to choose is not to use"
 
 
-def test_what_the_cache_holds_is_what_every_run_takes(tmp_path):
+def test_what_the_cache_holds_is_what_every_run_takes(tmp_path: Path) -> None:
     """The second of two machines' or processes' measurements does not count."""
     config = tiny_config("precision=fp32")
     choose(config)
@@ -144,19 +144,19 @@ def test_what_the_cache_holds_is_what_every_run_takes(tmp_path):
     assert choose(config).head == "fused"
 
 
-def test_other_shapes_are_other_choices(tmp_path):
+def test_other_shapes_are_other_choices(tmp_path: Path) -> None:
     for width in (4, 8):
         choose(tiny_config("precision=fp32", f"model.hidden_dim={width}"))
     assert len(stored(tmp_path)) == 2
 
 
-def test_float32_is_never_rounded_inside():
+def test_float32_is_never_rounded_inside() -> None:
     """bfloat16 inside would be another precision than the one asked for."""
     matmuls, heads = candidates(tiny_config("precision=fp32"), CPU)
     assert (matmuls, set(heads)) == (["float32"], {"float32", "fused"})
 
 
-def test_what_is_fixed_by_hand_is_not_measured(tmp_path):
+def test_what_is_fixed_by_hand_is_not_measured(tmp_path: Path) -> None:
     config = tiny_config("device.matmul=bfloat16", "device.head=float32")
     assert choose(config) == Products("bfloat16", "float32")
     assert stored(tmp_path) == []
@@ -173,13 +173,13 @@ def test_what_is_fixed_by_hand_is_not_measured(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(overrides, message):
+def test_what_cannot_be_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match="must be") as raised:
         choose(tiny_config(*overrides))
     assert message in str(raised.value)
 
 
-def test_a_gpu_multiplies_operands_as_they_are():
+def test_a_gpu_multiplies_operands_as_they_are() -> None:
     cuda = torch.device("cuda")
     assert as_metadata(choose_products(tiny_config(), cuda, VOCAB_SIZE), cuda) is None
     with pytest.raises(ValueError, match=r"device.head = fused: must be auto on cuda"):
@@ -187,7 +187,7 @@ def test_a_gpu_multiplies_operands_as_they_are():
 
 
 @pytest.mark.usefixtures("_no_compiler")
-def test_without_a_compiler_the_head_is_another_and_the_log_says_why(caplog):
+def test_without_a_compiler_the_head_is_another_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert choose(tiny_config("precision=fp32")).head == "float32"
     assert caplog.messages == [
@@ -196,7 +196,7 @@ def test_without_a_compiler_the_head_is_another_and_the_log_says_why(caplog):
 
 
 @needs_compiler
-def test_a_compiler_that_has_gone_is_done_without(monkeypatch, tmp_path):
+def test_a_compiler_that_has_gone_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The cache says fused, from a time when there was one."""
     config = tiny_config("precision=fp32")
     choose(config)
@@ -209,7 +209,7 @@ def test_a_compiler_that_has_gone_is_done_without(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("_no_compiler")
-def test_a_head_that_is_asked_for_and_cannot_be_compiled_is_refused():
+def test_a_head_that_is_asked_for_and_cannot_be_compiled_is_refused() -> None:
     with pytest.raises(ValueError, match=r"device.head = fused: must be another on this machine: no C"):
         choose(tiny_config("device.head=fused"))
 
@@ -217,20 +217,20 @@ def test_a_head_that_is_asked_for_and_cannot_be_compiled_is_refused():
 # ------------------------------------------------------------------------- resuming
 
 
-def test_a_resumed_run_keeps_what_it_recorded():
+def test_a_resumed_run_keeps_what_it_recorded() -> None:
     config, recorded = tiny_config(), Products("bfloat16", "float32")
     assert recorded_products({"products": as_metadata(recorded, CPU)}, config, CPU) == recorded
     assert recorded_products({}, config, CPU) == DEFAULT, "an earlier version's run"
 
 
 @pytest.mark.parametrize("recorded", [{}, [], "fused", {"matmul": "float32"}, {"matmul": "float32", "head": "other"}])
-def test_damaged_records_are_refused(recorded):
+def test_damaged_records_are_refused(recorded: object) -> None:
     with pytest.raises(ValueError, match=r"products\.(matmul|head) = .*: must be one that cpu has"):
         recorded_products({"products": recorded}, tiny_config(), CPU)
 
 
 @pytest.mark.usefixtures("_no_compiler")
-def test_to_resume_without_the_runs_compiled_head_is_refused():
+def test_to_resume_without_the_runs_compiled_head_is_refused() -> None:
     recorded = {"products": {"matmul": "float32", "head": "fused"}}
     with pytest.raises(ValueError, match=r"device.head = fused: must be another on this machine"):
         recorded_products(recorded, tiny_config(), CPU)

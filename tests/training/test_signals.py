@@ -86,8 +86,8 @@ def test_requests_come_through_where_signals_interrupt(number: signal.Signals) -
 
 # ------------------------------------------------------------------------- processes
 
-LONG = (*TINY, "trainer.total_steps=100000", "trainer.checkpoint_interval=100000", "trainer.eval_interval=0")
-SEARCH = ("hydra/sweeper=smallest", *LONG, "model.hidden_dim=2", "model.num_layers=0,1", "certify.looks=2")
+LONG = (*TINY, "trainer.total_steps=100000", "trainer.checkpoint_interval=100000", "trainer.num_evals=1")
+SEARCH = ("hydra/sweeper=smallest", *LONG, "model.hidden_dim=2", "model.num_layers=0,1", "trainer.num_evals=2")
 KINDS = {
     "run": ([*LONG, "hydra.run.dir=run"], "run"),
     "sweep": (["--multirun", *LONG, "seed=0,1", "hydra.sweep.dir=sweep"], "sweep/0"),
