@@ -190,6 +190,28 @@ double head(
     return loss;
 }
 
+/* Copies rows of WIDTH float32 or bfloat16 numbers to out[row * row_stride + column * column_stride], in float32.
+   Returns the largest sum of a row's squares; NaN where there is one. */
+float widen(const void *values, int is_bfloat16, long rows, long row_stride, long column_stride, float *out) {
+    float largest = 0;
+    for (long row = 0; row < rows; row++) {
+        float square = 0;
+        for (long d = 0; d < WIDTH; d++) {
+            float value;
+            if (is_bfloat16) {
+                const uint32_t bits = (uint32_t)((const uint16_t *)values)[row * WIDTH + d] << 16;
+                memcpy(&value, &bits, sizeof value);
+            } else {
+                value = ((const float *)values)[row * WIDTH + d];
+            }
+            square += value * value;
+            out[row * row_stride + d * column_stride] = value;
+        }
+        if (!(square <= largest) && !isnan(largest)) largest = square;
+    }
+    return largest;
+}
+
 /* grad_weight (vocab, WIDTH) = the sum of num_parts gradients (num_parts, WIDTH, padded), in their order. */
 void add_up(const float *parts, long num_parts, long vocab, long padded, float *grad_weight) {
     for (long v = 0; v < padded; v += LANES) {

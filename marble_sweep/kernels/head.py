@@ -32,42 +32,47 @@ class FusedHead:
     """The compiled head of one width. Raises CompilerError where it cannot be compiled."""
 
     def __init__(self, width: int) -> None:
+        self.width = width
         library = load_library("head.c", WIDTH=width)
         pointer, number = ctypes.c_void_p, ctypes.c_long
-        self._head, self._add_up = library.head, library.add_up
+        self._head, self._add_up, self._widen = library.head, library.add_up, library.widen
         self._head.argtypes = [pointer] * 3 + [number] * 3 + [ctypes.c_int] + [pointer] * 3
         self._head.restype = ctypes.c_double
         self._add_up.argtypes = [pointer, number, number, number, pointer]
         self._add_up.restype = None
+        self._widen.argtypes = [pointer, ctypes.c_int, number, number, number, pointer]
+        self._widen.restype = ctypes.c_float
 
     def __call__(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, needs_shift: bool, gradients: bool
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, safe_logit: float, gradients: bool
     ) -> HeadResult:
-        """hidden (N, D), weight (V, D), targets (N,) int64, all on the CPU.
+        """hidden (N, D), weight (V, D), both float32 or bfloat16, targets (N,) int64, all on the CPU.
 
-        `needs_shift` is whether a logit may be beyond the range of exp. Raises IndexError for a target beyond V.
+        Rows whose logits might be larger than `safe_logit` are shifted by the largest one before exp. Raises
+        TypeError, ValueError or IndexError for what the compiled code must not be given.
         """
         (num_rows, width), vocab_size = hidden.shape, len(weight)
-        require_targets(targets, vocab_size)
-        hidden, targets = hidden.float().contiguous(), targets.contiguous()
+        self._require_operands(hidden, weight, targets)
+        targets = targets.contiguous()
         padded = -(-vocab_size // MAX_LANES) * MAX_LANES
-        columns = torch.zeros(width, padded)
-        columns[:, :vocab_size] = weight.T
-        size = -(-num_rows // MAX_PARTS)
-        size = -(-size // GROUP) * GROUP
+        # Torch would wake its own threads for some of this, which takes longer than to do it here.
+        rows, columns = torch.empty(num_rows, width), torch.empty(width, padded)
+        columns[:, vocab_size:] = 0
+        longest = self._widened(hidden, rows, width, 1) * self._widened(weight, columns, 1, padded)
+        needs_shift = not longest < safe_logit**2  # NaN needs it too: it must reach the loss
+        size = -(-num_rows // (MAX_PARTS * GROUP)) * GROUP
         starts = range(0, num_rows, max(size, 1))
         grad_hidden = torch.empty(num_rows, width) if gradients else None
         grad_parts = torch.empty(len(starts), width, padded) if gradients else None
         losses = [0.0] * len(starts)
         num_threads = min(torch.get_num_threads(), max(len(starts), 1))
-        buffers = torch.empty(num_threads, GROUP, padded)
         left: deque[int | None] = deque([*range(len(starts)), *[None] * num_threads])
 
         def work(buffer: Tensor) -> None:
             for part in iter(left.popleft, None):
                 start = starts[part]
                 losses[part] = self._head(
-                    hidden[start:].data_ptr(),
+                    rows[start:].data_ptr(),
                     columns.data_ptr(),
                     targets[start:].data_ptr(),
                     min(size, num_rows - start),
@@ -79,27 +84,44 @@ class FusedHead:
                     None if grad_parts is None else grad_parts[part].data_ptr(),
                 )
 
-        run_in_threads(work, buffers)
-        grad_weight = None
-        if grad_parts is not None:
-            grad_weight = torch.zeros(vocab_size, width)
-            if starts:
-                self._add_up(grad_parts.data_ptr(), len(starts), vocab_size, padded, grad_weight.data_ptr())
+        run_in_threads(work, torch.empty(num_threads, GROUP, padded))
+        grad_weight = None if grad_parts is None else self._added_up(grad_parts, vocab_size)
         return HeadResult(sum(losses), grad_hidden, grad_weight)
+
+    def _require_operands(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+        """Compiled code reads whatever it is pointed at, and writes wherever a target points."""
+        for operand in (hidden, weight):
+            if operand.dtype not in (torch.float32, torch.bfloat16) or operand.device.type != "cpu":
+                kind = f"{operand.dtype} on {operand.device}"
+                raise TypeError(f"operands must be float32 or bfloat16 on the CPU, not {kind}")
+            if operand.shape[1] != self.width:
+                raise ValueError(f"operands must be of width {self.width}, not {operand.shape[1]}")
+        if len(targets) != len(hidden) or targets.dtype != torch.int64:
+            raise ValueError(f"targets must be {len(hidden)} of int64, not {len(targets)} of {targets.dtype}")
+        if len(targets):
+            low, high = torch.aminmax(targets)
+            if low < 0 or high >= len(weight):
+                raise IndexError(f"targets must be in [0, {len(weight)}): they are in [{low}, {high}]")
+
+    def _added_up(self, parts: Tensor, vocab_size: int) -> Tensor:
+        """The sum of parts (num_parts, D, padded) in their order, (V, D)."""
+        num_parts, width, padded = parts.shape
+        total = torch.zeros(vocab_size, width)
+        if num_parts:
+            self._add_up(parts.data_ptr(), num_parts, vocab_size, padded, total.data_ptr())
+        return total
+
+    def _widened(self, values: Tensor, out: Tensor, row_stride: int, column_stride: int) -> float:
+        """Have `out` hold the values in float32; returns the largest squared length of a row."""
+        values = values.contiguous()
+        is_bf16 = values.dtype == torch.bfloat16
+        return self._widen(values.data_ptr(), is_bf16, len(values), row_stride, column_stride, out.data_ptr())
 
 
 @functools.cache
 def fused_head(width: int) -> FusedHead:
     """The compiled head of a width, loaded once. Raises CompilerError where it cannot be compiled."""
     return FusedHead(width)
-
-
-def require_targets(targets: Tensor, vocab_size: int) -> None:
-    """Compiled code would write wherever a target points."""
-    if len(targets):
-        low, high = torch.aminmax(targets)
-        if low < 0 or high >= vocab_size:
-            raise IndexError(f"targets must be in [0, {vocab_size}): they are in [{low}, {high}]")
 
 
 def run_in_threads(work: Callable[[Tensor], None], buffers: Tensor) -> None:

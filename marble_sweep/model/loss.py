@@ -97,10 +97,8 @@ def chunked_head(hidden: Tensor, weight: Tensor, targets: Tensor, *, gradients: 
 
 def compiled_head(hidden: Tensor, weight: Tensor, targets: Tensor, *, gradients: bool) -> HeadResult:
     """The head by compiled code, on the CPU. Raises CompilerError where there is none."""
-    states, matrix = hidden.float(), weight.float()
     compiled = fused_head(hidden.shape[1])
-    shifts = needs_shift(states, matrix)
-    loss, *grads = compiled(states, matrix, targets, needs_shift=shifts, gradients=gradients)
+    loss, *grads = compiled(hidden, weight, targets, safe_logit=SAFE_LOGIT, gradients=gradients)
     return HeadResult(torch.tensor(loss, dtype=torch.float32), *grads)
 
 

@@ -9,7 +9,7 @@ from compilers import needs_compiler
 
 from marble_sweep.kernels.head import GROUP, MAX_LANES, MAX_PARTS, fused_head
 from marble_sweep.model import products
-from marble_sweep.model.loss import linear_cross_entropy, needs_shift
+from marble_sweep.model.loss import SAFE_LOGIT, linear_cross_entropy, needs_shift
 from marble_sweep.model.products import Products
 
 pytestmark = needs_compiler
@@ -177,6 +177,18 @@ def test_a_target_beyond_the_vocabulary_is_refused(target: int) -> None:
         measured(hidden, weight, targets)
 
 
+def test_operands_that_compiled_code_cannot_read_are_refused() -> None:
+    hidden, weight, targets = example(10, 3, 101)
+    for operands in ((hidden.double(), weight), (hidden, weight.half())):
+        with pytest.raises(TypeError, match="operands must be float32 or bfloat16 on the CPU"):
+            fused_head(3)(*operands, targets, safe_logit=SAFE_LOGIT, gradients=True)
+    with pytest.raises(ValueError, match="operands must be of width 3, not 2"):
+        fused_head(3)(hidden, weight[:, :2], targets, safe_logit=SAFE_LOGIT, gradients=True)
+    for few in (targets[:-1], targets.int()):
+        with pytest.raises(ValueError, match="targets must be 10 of int64"):
+            fused_head(3)(hidden, weight, few, safe_logit=SAFE_LOGIT, gradients=True)
+
+
 def test_operands_of_any_strides() -> None:
     hidden, weight, targets = example(50, 4, 101)
     expected = measured(hidden, weight, targets)
@@ -186,7 +198,7 @@ def test_operands_of_any_strides() -> None:
 
 def test_no_rows_at_all() -> None:
     result = fused_head(3)(
-        torch.empty(0, 3), torch.ones(7, 3), torch.empty(0, dtype=torch.int64), needs_shift=False, gradients=True
+        torch.empty(0, 3), torch.ones(7, 3), torch.empty(0, dtype=torch.int64), safe_logit=SAFE_LOGIT, gradients=True
     )
     assert result.loss == 0
     assert result.grad_weight is not None
@@ -198,12 +210,14 @@ def test_an_exponential_is_within_its_bound() -> None:
     logits = torch.linspace(-59.0, 0.0, 20_011)[:, None]
     weight = torch.tensor([[1.0], [0.0]])
     result = fused_head(1)(
-        logits, weight, torch.zeros(len(logits), dtype=torch.int64), needs_shift=False, gradients=True
+        logits, weight, torch.zeros(len(logits), dtype=torch.int64), safe_logit=SAFE_LOGIT, gradients=True
     )
     assert result.grad_hidden is not None
     truth = torch.expm1(logits.double().neg()).add(2).reciprocal()  # the first word's probability
     # d loss / d x = p - 1 is near -1 where p is small: p itself is the gradient of the second word's loss.
-    other = fused_head(1)(logits, weight, torch.ones(len(logits), dtype=torch.int64), needs_shift=False, gradients=True)
+    other = fused_head(1)(
+        logits, weight, torch.ones(len(logits), dtype=torch.int64), safe_logit=SAFE_LOGIT, gradients=True
+    )
     assert other.grad_hidden is not None
     relative = (other.grad_hidden.double() / truth - 1).abs()
     # exp2's 1.6e-7; x log2(e) is rounded, and log2(e) itself, each x half units; the sum, the quotient.
