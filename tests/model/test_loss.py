@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import FLOAT32, gamma
-from compilers import needs_compiler
+from compilers import has_compiler, needs_compiler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from marble_sweep.kernels.head import MAX_LANES, MAX_PARTS
 from marble_sweep.model import products
 from marble_sweep.model.loss import ARGMAX_BLOCK, CPU_CHUNK_ROWS, SAFE_LOGIT, linear_cross_entropy, needs_shift, score
-from marble_sweep.model.products import Products
+from marble_sweep.model.products import HEADS, Products
 
 V, D = 61, 16
 
@@ -128,6 +128,45 @@ def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows: int) -> None:
         error = relative_error(ours, truth)
         assert error < 2.0**-7, name  # a unit in bfloat16's last place
         assert error <= 1.2 * relative_error(theirs, truth) + 2.0**-12, name
+
+
+@pytest.mark.parametrize("num_rows", NUM_ROWS)
+def test_logits_in_bfloat16_are_about_as_good_as_the_plain_formula(num_rows: int) -> None:
+    """The head `bfloat16` rounds its logits, as the plain formula does."""
+    rows = example(num_rows, torch.bfloat16)
+    with products.using(Products(matmul="float32", head="bfloat16")):
+        measured = gradients(*rows)
+    plain, expected = gradients(*rows, function=plain_bf16), exact(*rows)
+    for name, ours, theirs, truth in zip(("loss", "hidden", "weight"), measured, plain, expected, strict=True):
+        error = relative_error(ours, truth)
+        assert error < 2.0**-6, name  # two units in bfloat16's last place
+        # Rows divided by their sums are rounded once more than there.
+        assert error <= 2 * relative_error(theirs, truth) + 2.0**-10, name
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_what_multiplies(name: str) -> None:
+    """The dtypes of the operands tell the ways of torch's apart; the compiled one multiplies nothing in torch."""
+    multiplied: set[torch.dtype] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self,
+            func: torch._ops.OpOverload,
+            types: Sequence[type],
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
+        ) -> object:
+            if func.name().split(".")[0] in ("aten::mm", "aten::addmm_"):
+                multiplied.update(each.dtype for each in args if isinstance(each, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    if name == "fused" and not has_compiler():
+        pytest.skip("no C compiler is here")
+    with products.using(Products(matmul="float32", head=name)), Watch():
+        gradients(*example(CPU_CHUNK_ROWS + 5, torch.bfloat16))
+    expected = {"fused": set(), "bfloat16": {torch.bfloat16}}
+    assert multiplied == expected.get(name, {torch.float32})
 
 
 def test_a_loss_in_bfloat16_does_not_gather_rounding_over_many_chunks() -> None:
