@@ -9,7 +9,10 @@ rounds' ratios to the notebook's loop. Every contender trains on the same window
 
 - notebook: benchmarks/notebook_loop.py, bfloat16, with the notebook's metrics at every step
 - gpt2 bf16, gpt2 fp32: GPT-2 of the same shape in transformers' own Trainer, without metrics
-- the precision policies: marble_sweep's own loop, all its metrics at every step, rows written; `bf16 bare`: no metrics
+- plain bf16, plain fp32: benchmarks/plain_gpt.py, a plain loop over plain torch, without metrics
+- torch's head: plain fp32 with torch's own linear_cross_entropy, in the chunks that it chooses; from torch 2.13 on
+- the precision policies: marble_sweep's own loop, all its metrics at every step, rows written; `bf16 bare`: no metrics;
+  `bf16 unmeasured`: the products that a run has where none are chosen by measurement
 
 Peak memory is the process's (on a GPU, what torch allocated there). `first step` counts from the start of the process.
 Then one more process per setting says where the time of a bf16 step goes.
@@ -40,9 +43,10 @@ if TYPE_CHECKING:
 VOCAB_SIZE, NUM_LIVE = 10_000, 6_300  # the rest are dead tokens, as in the notebook's corpus
 # Written out: importing marble_sweep before torch would set how the peers' threads wait.
 POLICIES = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
-PEERS = ("notebook", "gpt2 bf16", "gpt2 fp32")
-CONTENDERS = (*PEERS, *POLICIES, "bf16 bare")
-IN_FLOAT32 = ("gpt2 fp32", "fp32")
+TORCHS_HEAD = "torch's head"
+PEERS = ("notebook", "gpt2 bf16", "gpt2 fp32", "plain bf16", "plain fp32", TORCHS_HEAD)
+CONTENDERS = (*PEERS, *POLICIES, "bf16 bare", "bf16 unmeasured")
+IN_FLOAT32 = ("gpt2 fp32", "plain fp32", TORCHS_HEAD, "fp32")
 WARM_UP_STEPS, LEAST_STEPS = 2, 3
 PARTS = "parts"  # the process that times each part of a step
 
@@ -164,6 +168,16 @@ def train_gpt2(setting: Setting, device: str, on_step: Callable[[], bool], *, bf
         Trainer(model, arguments, train_dataset=rows, callbacks=[Stop()]).train()
 
 
+def train_plain(setting: Setting, device: str, on_step: Callable[[], bool], name: str) -> None:
+    import torch
+    from plain_gpt import PlainGPT, all_logits, torchs_head, train
+
+    torch.manual_seed(42)
+    model = PlainGPT(VOCAB_SIZE, setting.hidden_dim, setting.num_layers, setting.heads(), setting.seq_len)
+    head = torchs_head if name == TORCHS_HEAD else all_logits
+    train(model, zipf_windows(setting), setting.batch_size, device, on_step, bf16=name == "plain bf16", head=head)
+
+
 def compose(setting: Setting, device: str, precision: str = "bf16") -> "Config":
     """The config of a run of ours."""
     from marble_sweep.hydra_app.compose import compose_config
@@ -181,14 +195,16 @@ def compose(setting: Setting, device: str, precision: str = "bf16") -> "Config":
 
 
 @contextlib.contextmanager
-def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Trainer"]:
+def made_trainer(setting: Setting, device: str, precision: str, *, choose: bool = True) -> Iterator["Trainer"]:
     """Everything of a run but the corpus and the evaluation, in a directory that goes afterwards."""
     import torch
 
     from marble_sweep.data.batches import Batches
+    from marble_sweep.model import products
     from marble_sweep.run import build_model
     from marble_sweep.training.device import choose_device
     from marble_sweep.training.precision import POLICIES
+    from marble_sweep.training.products import choose_products
     from marble_sweep.training.progress import Progress
     from marble_sweep.training.trainer import Trainer
     from marble_sweep.training.writer import RunWriter
@@ -199,15 +215,17 @@ def made_trainer(setting: Setting, device: str, precision: str) -> Iterator["Tra
     model = build_model(config, VOCAB_SIZE).to(place, policy.param_dtype)
     batches = Batches(zipf_windows(setting).int().to(place), setting.batch_size, config.seed)
     dead_mask = torch.arange(VOCAB_SIZE, device=place) >= NUM_LIVE
-    with tempfile.TemporaryDirectory() as folder:
+    chosen = choose_products(config, place, VOCAB_SIZE) if choose else products.DEFAULT
+    with tempfile.TemporaryDirectory() as folder, products.using(chosen):
         writer = RunWriter(Path(folder), dead_mask)
         yield Trainer(config, model, batches, dead_mask, writer, Progress(config.trainer.total_steps, show=False))
         writer.close()
 
 
-def train_ours(setting: Setting, device: str, on_step: Callable[[], bool], precision: str, *, bare: bool) -> None:
-    with made_trainer(setting, device, precision) as trainer:
-        if bare:
+def train_ours(setting: Setting, device: str, on_step: Callable[[], bool], contender: str) -> None:
+    precision, _, how = contender.partition(" ")
+    with made_trainer(setting, device, precision, choose=how != "unmeasured") as trainer:
+        if how == "bare":
             leave_metrics_out(trainer)
         seen, stopped = 0, False
 
@@ -305,8 +323,10 @@ def work(contender: str, setting: Setting, device: str, seconds: float, began: f
         train_notebook(setting, device, clock)
     elif contender.startswith("gpt2"):
         train_gpt2(setting, device, clock, bf16=contender == "gpt2 bf16")
+    elif contender in PEERS:
+        train_plain(setting, device, clock, contender)
     else:
-        train_ours(setting, device, clock, contender.removesuffix(" bare"), bare=contender.endswith("bare"))
+        train_ours(setting, device, clock, contender)
     if device == "cuda":
         memory = torch.cuda.max_memory_allocated()
     else:

@@ -9,6 +9,8 @@ from marble_sweep.checks import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, UNIT
 
 PRECISIONS = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MATMULS = ("auto", "float32", "bfloat16")
+HEADS = ("auto", "float32", "float32_as_bf16", "bfloat16", "fused")
 MODEL_NAME = "${.num_layers}L${.hidden_dim}D"
 MIN_HEAD_DIM = 32
 NUM_BYTES = 256  # a byte-level vocabulary starts with one token a byte
@@ -169,10 +171,15 @@ class DeviceConfig(Checked):
 
     type: str = "auto"  # auto takes cuda, then mps, then cpu
     num_threads: int | None = bounded(None, Interval(1, MAX_THREADS))  # of the CPU; null leaves torch's choice
+    # How a CPU multiplies; auto takes what it measures to be quickest.
+    matmul: str = "auto"
+    head: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.type in DEVICES, "device.type", self.type, f"one of {', '.join(DEVICES)}")
+        for name, allowed in (("type", DEVICES), ("matmul", MATMULS), ("head", HEADS)):
+            value = getattr(self, name)
+            require(value in allowed, f"device.{name}", value, f"one of {', '.join(allowed)}")
 
 
 @dataclass

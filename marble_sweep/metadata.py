@@ -145,6 +145,9 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
         "device": f"{metadata['machine']['accelerator'] or metadata['device']}, "
         f"{counted(metadata['machine']['num_threads'], 'CPU thread')}, precision {metadata['precision']}",
     }
+    if metadata["products"] is not None:
+        matmul, head = metadata["products"]["matmul"], metadata["products"]["head"]
+        lines["products"] = f"layers {matmul}, head {head}"
     if seconds_per_step is not None:
         estimate = duration(steps_left * seconds_per_step)
         lines["time"] = f"about {estimate} for {steps_left:,} steps, evaluations not counted"

@@ -22,6 +22,7 @@ from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, summarize
+from marble_sweep.model.products import using
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs import layout
@@ -41,6 +42,7 @@ from marble_sweep.training.estimate import seconds_per_step
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.memory import require_memory
 from marble_sweep.training.precision import POLICIES
+from marble_sweep.training.products import as_metadata, choose_products, recorded_products
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.signals import stop_requests
 from marble_sweep.training.trainer import Trainer
@@ -57,16 +59,24 @@ def run(config: Config, directory: Path, *, resume: bool = False, show: bool = T
     `interrupted`, with the state saved. `show` asks for a progress bar. Raises ValueError for a config that does not
     fit the data or the machine and for a directory that holds another run, OSError where it cannot be written.
     """
-    with claimed(directory, config, resume=resume), logging_to(directory / layout.LOG), cpu_threads(config.device):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(directory, config, resume=resume))
+        stack.enter_context(logging_to(directory / layout.LOG))
+        stack.enter_context(cpu_threads(config.device))
         started = time.monotonic()
-        trainer, metadata = prepare(config, directory, resume=resume, show=show)
+        trainer, metadata = prepare(config, directory, stack, resume=resume, show=show)
         status, verdict = train(trainer, metadata, started, show=show)
         log_outcome(directory, status, trainer.step, verdict)
         return status
 
 
-def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tuple[Trainer, dict[str, Any]]:
-    """The trainer and the metadata of the run. After this its directory says that it is running."""
+def prepare(
+    config: Config, directory: Path, stack: contextlib.ExitStack, *, resume: bool, show: bool
+) -> tuple[Trainer, dict[str, Any]]:
+    """The trainer and the metadata of the run. After this its directory says that it is running.
+
+    The run's products are in use until `stack` ends.
+    """
     policy = POLICIES[config.precision.name]
     device = choose_device(config.device, policy)
     require_memory(config, device, config.autocorrelation_lag)
@@ -81,8 +91,14 @@ def prepare(config: Config, directory: Path, *, resume: bool, show: bool) -> tup
         target_bytes = eval_windows(corpus.val_bytes, seq_len, config.trainer.eval_windows)[:, 1:]
         evaluator = Evaluator(held_out.to(device), baselines, int(target_bytes.sum()), policy, batch_size)
 
-    metadata = describe(config, corpus, baselines, model, batches, device)
     resume = resume and has_begun(directory)
+    if resume:
+        products = recorded_products(read_metadata(directory), config, device)
+    else:
+        products = choose_products(config, device, len(corpus.dead_mask))
+    stack.enter_context(using(products))
+    metadata = describe(config, corpus, baselines, model, batches, device)
+    metadata["products"] = as_metadata(products, device)
     if resume:
         refuse_other_data(directory, metadata)
     trainer = Trainer(

@@ -1,5 +1,6 @@
 """Configs composed as the program does it, and a run small enough for tests."""
 
+import contextlib
 from pathlib import Path
 
 from marble_sweep.config import Config
@@ -37,8 +38,8 @@ def compose_config(*overrides: str) -> Config:
 
 def train_only(config: Config, directory: Path, *, resume: bool = False) -> RunStatus:
     """Train as `run` does, without the verdict and the plots, which take longer than forty tiny steps."""
-    with claimed(directory, config, resume=resume), stop_requests() as should_stop:
-        trainer, _ = prepare(config, directory, resume=resume, show=False)
+    with claimed(directory, config, resume=resume), stop_requests() as should_stop, contextlib.ExitStack() as stack:
+        trainer, _ = prepare(config, directory, stack, resume=resume, show=False)
         return trainer.train(should_stop)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from marble_sweep.checks import Checked, is_plain_text
 from marble_sweep.config import BASELINES, NOT_OF_A_RUN, OBJECTIVES, SCHEMAS, SPACINGS, Config, dump, load
-from marble_sweep.groups import DEVICES, PRECISIONS
+from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS
 from marble_sweep.run import run
 
 # What YAML, OmegaConf or Hydra might take for something other than text.
@@ -89,6 +89,8 @@ HOSTILE = [
 text = st.sampled_from(HOSTILE) | st.text().filter(lambda drawn: drawn != "???" and is_plain_text(drawn))
 CHOICES = {
     "device.type": st.sampled_from(DEVICES),
+    "device.matmul": st.sampled_from(MATMULS),
+    "device.head": st.sampled_from(HEADS),
     "precision.name": st.sampled_from(PRECISIONS),
     "trainer.eval_spacing": st.sampled_from(SPACINGS),
     "certify.threshold": st.sampled_from(BASELINES) | st.floats(1e-3, 1e3).map(str) | st.just("1e3"),

@@ -4,8 +4,11 @@ import time
 
 import pytest
 import step
+import torch
+from plain_gpt import PlainGPT
 from step import POLICIES, Clock, Setting
 
+from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.training import precision
 
@@ -49,6 +52,30 @@ def test_gpt2_takes_steps(bf16: bool) -> None:
     assert steps.count == 3
 
 
+@pytest.mark.parametrize("name", ["plain bf16", "plain fp32", step.TORCHS_HEAD])
+def test_the_plain_loop_takes_steps(name: str) -> None:
+    if name == step.TORCHS_HEAD and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        pytest.skip("this torch has no linear_cross_entropy")
+    steps = Steps()
+    step.train_plain(TINY, "cpu", steps, name)
+    assert steps.count == 3
+
+
+def test_the_plain_model_computes_what_ours_does() -> None:
+    """With the same weights its hidden states are those of our transformer, so the same arithmetic is timed."""
+    plain, ours = PlainGPT(50, 32, 2, 1, 8), Transformer(50, 8, 2, 32, 1, 128, seed=0)
+    names = {"attention_norm": "norms.0", "mlp_norm": "norms.1", "qkv": "attention_in", "projection": "attention_out"}
+    names |= {"mlp_up": "mlp.0", "mlp_down": "mlp.2", "final_norm": "blocks.2"}
+    state = {}
+    for name, value in ours.state_dict().items():
+        for part, its_name in names.items():
+            name = name.replace(f"{part}.", f"{its_name}.")
+        state[name] = value
+    plain.load_state_dict(state)
+    tokens = torch.arange(16).view(2, 8)
+    torch.testing.assert_close(plain(tokens), ours(tokens))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("bare", [False, True], ids=["all metrics", "bare"])
 def test_ours_takes_steps_and_writes_its_rows(policy: str, bare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +88,7 @@ def test_ours_takes_steps_and_writes_its_rows(policy: str, bare: bool, monkeypat
 
     monkeypatch.setattr(CsvLog, "write", writing)
     steps = Steps()
-    step.train_ours(TINY, "cpu", steps, policy, bare=bare)
+    step.train_ours(TINY, "cpu", steps, f"{policy} bare" if bare else policy)
     assert [row["step"] for row in written] == [1, 2, 3]
     assert steps.count == 3
     assert all((row["loss"] == 0) == bare for row in written)

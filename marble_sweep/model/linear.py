@@ -1,4 +1,4 @@
-"""nn.Linear for bfloat16 on CPUs that cannot multiply it.
+"""nn.Linear for bfloat16 on CPUs that multiply float32 more quickly.
 
 Few CPUs have units for bfloat16 products that beat their float32 ones; where torch must do without, it multiplies
 bfloat16 a hundred times more slowly than float32 (docs/LOG.md). There the operands are widened, which is exact,
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Tiles (AMX); a torch that cannot tell is taken to have none.
-CPU_MULTIPLIES_BF16 = hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities().get("amx_bf16", False)
+from marble_sweep.model import products
+
 WIDE_ROWS = 2048
 
 
 def needs_float32_matmul(operand: Tensor) -> bool:
-    """Whether products of this bfloat16 (or autocast) operand are better done in float32."""
-    if operand.device.type != "cpu" or CPU_MULTIPLIES_BF16:
+    """Whether products of this operand, bfloat16 by itself or under autocast, are done in float32."""
+    if operand.device.type != "cpu" or products.current().matmul == "bfloat16":
         return False
     return operand.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
 

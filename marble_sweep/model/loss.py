@@ -1,16 +1,20 @@
-"""Cross-entropy of a tied head, some hundred rows at a time: the (N, V) logits never exist as a whole.
+"""Cross-entropy of a tied head, some rows at a time: the (N, V) logits never exist as a whole.
 
-Whatever the dtype of the operands, softmax, losses and the sums over chunks are float32.
+Whatever the dtype of the operands, softmax, losses and the sums over chunks are float32. On a CPU the head is
+one of products.HEADS: chunks of some hundred rows through torch's products, or compiled code.
 """
 
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from marble_sweep.kernels.head import fused_head
+from marble_sweep.model import products
 
 CPU_CHUNK_ROWS = 256  # few enough for the caches, enough to keep a product at full speed
 GPU_CHUNK_ROWS = 4096  # enough work for one kernel to fill a GPU
@@ -23,20 +27,21 @@ def chunk_rows(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def float32_products(*operands: Tensor) -> Iterator[list[Tensor]]:
-    """The operands as the head multiplies them: on the CPU in float32, elsewhere as they are.
+def head_operands(hidden: Tensor, weight: Tensor, head: str) -> Iterator[list[Tensor]]:
+    """The operands as a head multiplies them: on the CPU in float32 unless it is `bfloat16`, elsewhere as they are.
 
-    A CPU's float32 products are exact for bfloat16 operands and need no conversion of logits. Where the
-    operands are bfloat16, oneDNN may multiply in bfloat16 inside, with float32 sums: quick where the CPU
-    has tiles for that.
+    A CPU's float32 products are exact for bfloat16 operands and need no conversion of logits. With
+    `float32_as_bf16` operands that are bfloat16 may be multiplied as such inside, with float32 sums.
     """
     mkldnn: Any = torch.backends.mkldnn  # whose settings torch adds at run time
     settings = mkldnn.matmul
     before = settings.fp32_precision
-    if operands[0].device.type == "cpu" and operands[0].dtype == torch.bfloat16:
+    on_cpu, is_bf16 = hidden.device.type == "cpu", hidden.dtype == torch.bfloat16
+    if on_cpu and is_bf16 and head == "float32_as_bf16":
         settings.fp32_precision = "bf16"
+    as_they_are = not on_cpu or (is_bf16 and head == "bfloat16")
     try:
-        yield [each.float() if each.device.type == "cpu" else each for each in operands]
+        yield [operand if as_they_are else operand.float() for operand in (hidden, weight)]
     finally:
         settings.fp32_precision = before
 
@@ -52,48 +57,72 @@ def needs_shift(hidden: Tensor, weight: Tensor) -> bool:
     return not longest_squared.item() < SAFE_LOGIT**2  # NaN needs it too: it must reach the loss
 
 
+class HeadResult(NamedTuple):
+    """What comes of all rows together. The gradients are None where nobody wants them."""
+
+    loss: Tensor  # the sum of the rows' losses, a float32 scalar
+    hidden_grad: Tensor | None  # (N, D), of that sum
+    weight_grad: Tensor | None  # (V, D) float32
+
+
+def chunked_head(hidden: Tensor, weight: Tensor, targets: Tensor, *, gradients: bool, head: str) -> HeadResult:
+    """The head by torch's products. A gradient is worked out while a chunk's logits are at hand."""
+    num_rows, chunk = hidden.shape[0], chunk_rows(hidden.device)
+    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    hidden_grad = torch.empty_like(hidden) if gradients else None
+    weight_grad = torch.zeros_like(weight, dtype=torch.float32) if gradients else None
+    with head_operands(hidden, weight, head) as (states, matrix):
+        buffer = matrix.new_empty(min(chunk, num_rows), len(matrix))
+        shifts = needs_shift(states, matrix)
+        for start in range(0, num_rows, chunk):
+            rows = states[start : start + chunk]
+            target = targets[start : start + chunk, None]
+            logits = torch.mm(rows, matrix.T, out=buffer[: len(rows)]).float()  # (rows, V)
+            if shifts:
+                logits -= logits.amax(1, keepdim=True)
+            target_logits = logits.gather(1, target)
+            exps = logits.exp_()  # softmax is exps / sums; dividing what comes of them is less work
+            sums = exps.sum(1, keepdim=True)
+            loss += (sums.log() - target_logits).sum()
+            if hidden_grad is not None and weight_grad is not None:
+                # d loss / d logits = softmax - one-hot; the mean's 1 / N is applied in backward.
+                logits_grad = exps.scatter_add_(1, target, -sums).to(matrix.dtype)  # times sums
+                hidden_grad[start : start + chunk] = (logits_grad @ matrix) / sums
+                scaled = (rows / sums).to(matrix.dtype)
+                if weight_grad.dtype == matrix.dtype:
+                    weight_grad.addmm_(logits_grad.T, scaled)
+                else:
+                    weight_grad += logits_grad.T @ scaled
+    return HeadResult(loss, hidden_grad, weight_grad)
+
+
+def compiled_head(hidden: Tensor, weight: Tensor, targets: Tensor, *, gradients: bool) -> HeadResult:
+    """The head by compiled code, on the CPU. Raises CompilerError where there is none."""
+    compiled = fused_head(hidden.shape[1])
+    loss, *grads = compiled(hidden, weight, targets, safe_logit=SAFE_LOGIT, gradients=gradients)
+    return HeadResult(torch.tensor(loss, dtype=torch.float32), *grads)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradient is worked out in the forward pass, while a chunk's logits are at hand."""
+    """The gradient is worked out in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        num_rows, chunk = hidden.shape[0], chunk_rows(hidden.device)
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        needs_gradient = any(ctx.needs_input_grad)
-        hidden_grad = torch.empty_like(hidden) if needs_gradient else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
-        with float32_products(hidden, weight) as (states, matrix):
-            buffer = matrix.new_empty(min(chunk, num_rows), len(matrix))
-            shifts = needs_shift(states, matrix)
-            for start in range(0, num_rows, chunk):
-                rows = states[start : start + chunk]
-                target = targets[start : start + chunk, None]
-                logits = torch.mm(rows, matrix.T, out=buffer[: len(rows)]).float()  # (rows, V)
-                if shifts:
-                    logits -= logits.amax(1, keepdim=True)
-                target_logits = logits.gather(1, target)
-                exps = logits.exp_()  # softmax is exps / sums; dividing what comes of them is less work
-                sums = exps.sum(1, keepdim=True)
-                loss += (sums.log() - target_logits).sum()
-                if hidden_grad is not None and weight_grad is not None:
-                    # d loss / d logits = softmax - one-hot; the mean's 1 / N is applied in backward.
-                    logits_grad = exps.scatter_add_(1, target, -sums).to(matrix.dtype)  # times sums
-                    hidden_grad[start : start + chunk] = (logits_grad @ matrix) / sums
-                    scaled = (rows / sums).to(matrix.dtype)
-                    if weight_grad.dtype == matrix.dtype:
-                        weight_grad.addmm_(logits_grad.T, scaled)
-                    else:
-                        weight_grad += logits_grad.T @ scaled
-        ctx.num_rows = num_rows
-        ctx.save_for_backward(hidden_grad, weight_grad, weight)
-        return loss / num_rows
+        gradients, head = any(ctx.needs_input_grad), products.current().head
+        if head == "fused" and hidden.device.type == "cpu":
+            result = compiled_head(hidden, weight, targets, gradients=gradients)
+        else:
+            result = chunked_head(hidden, weight, targets, gradients=gradients, head=head)
+        ctx.num_rows, ctx.dtype = len(hidden), hidden.dtype
+        ctx.save_for_backward(result.hidden_grad, result.weight_grad)
+        return result.loss / len(hidden)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden_grad, weight_grad, weight = ctx.saved_tensors
+        hidden_grad, weight_grad = ctx.saved_tensors
         scale = grad_outputs[0] / ctx.num_rows
-        return (hidden_grad * scale).to(hidden_grad.dtype), (weight_grad * scale).to(weight.dtype), None
+        return (hidden_grad * scale).to(ctx.dtype), (weight_grad * scale).to(ctx.dtype), None
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -113,7 +142,8 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     num_rows, vocab_size, chunk = len(hidden), len(weight), chunk_rows(hidden.device)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
     top = torch.empty(num_rows, dtype=torch.int64, device=hidden.device)
-    with float32_products(hidden, weight) as (states, matrix):
+    # Ever so slightly different logits would do for training, but not for the most probable token.
+    with head_operands(hidden, weight, "float32_as_bf16") as (states, matrix):
         num_blocks = math.ceil(vocab_size / ARGMAX_BLOCK)
         shape = min(chunk, num_rows), num_blocks * ARGMAX_BLOCK
         buffer = matrix.new_full(shape, -math.inf)  # what is beyond the vocabulary stays so

@@ -11,7 +11,8 @@ import torch
 from marble_sweep.checks import require
 from marble_sweep.config import Config
 from marble_sweep.groups import MarkovConfig, MuonConfig, OptimizerConfig, SGDConfig
-from marble_sweep.model import linear
+from marble_sweep.kernels.head import GROUP, MAX_WIDTH
+from marble_sweep.model import products
 from marble_sweep.model.loss import chunk_rows
 from marble_sweep.training.precision import POLICIES
 
@@ -38,9 +39,11 @@ def training_bytes(config: Config, device: torch.device, lag: int) -> dict[str, 
     tokens, width = trainer.batch_size * trainer.seq_len, model.hidden_dim
     # Backward needs the operands of each layer's products: four of the width, and the MLP's before and after GELU.
     kept = model.num_layers * (4 * width + 2 * model.mlp_dim) + width
-    rows = min(trainer.batch_size * (trainer.seq_len - 1), chunk_rows(device))
+    # The compiled head, where there is one, has a buffer of few rows.
+    is_narrow = device.type == "cpu" and width <= MAX_WIDTH
+    rows = min(trainer.batch_size * (trainer.seq_len - 1), GROUP if is_narrow else chunk_rows(device))
     activations = tokens * kept * policy.compute_dtype.itemsize + rows * config.data.vocab_size * 4
-    if device.type == "cpu" and policy.compute_dtype == torch.bfloat16 and linear.CPU_MULTIPLIES_BF16:
+    if device.type == "cpu" and policy.compute_dtype == torch.bfloat16 and products.current().matmul == "bfloat16":
         # Attention there writes its scores out.
         activations += model.num_layers * model.heads * tokens * trainer.seq_len * policy.compute_dtype.itemsize
     return {

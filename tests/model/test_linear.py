@@ -1,22 +1,24 @@
 """Linear layers and attention in bfloat16, by the CPU's own products and by float32 ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bounds import BFLOAT16, gamma
 
-from marble_sweep.model import linear, transformer
+from marble_sweep.model import linear, products, transformer
 from marble_sweep.model.linear import Linear, _WideLinear
+from marble_sweep.model.products import Products
 from marble_sweep.model.transformer import Transformer
 
 either_way = pytest.mark.parametrize("has_units", [True, False], ids=["own", "float32"], indirect=True)
 
 
 @pytest.fixture
-def has_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "CPU_MULTIPLIES_BF16", request.param)
+def has_units(request: pytest.FixtureRequest) -> Iterator[None]:
+    with products.using(Products(matmul="bfloat16" if request.param else "float32", head="float32")):
+        yield
 
 
 def layer_and_inputs(

@@ -1,14 +1,17 @@
 """The chunked head against a softmax over all logits in float64."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bounds import FLOAT32, gamma
+from compilers import has_compiler, needs_compiler
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from marble_sweep.kernels.head import MAX_LANES, MAX_PARTS
+from marble_sweep.model import products
 from marble_sweep.model.loss import (
     ARGMAX_BLOCK,
     CPU_CHUNK_ROWS,
@@ -17,8 +20,18 @@ from marble_sweep.model.loss import (
     needs_shift,
     token_losses,
 )
+from marble_sweep.model.products import HEADS, Products
 
 V, D = 61, 16
+
+
+@pytest.fixture(autouse=True, params=["float32_as_bf16", pytest.param("fused", marks=needs_compiler)])
+def head(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both heads are held to the same."""
+    with products.using(Products(matmul="float32", head=request.param)):
+        yield request.param
+
+
 # Below a chunk, one row, a chunk exactly, one row more, several and a bit.
 NUM_ROWS = [1, 7, CPU_CHUNK_ROWS, CPU_CHUNK_ROWS + 1, 3 * CPU_CHUNK_ROWS + 129]
 
@@ -122,6 +135,45 @@ def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows: int) -> None:
         error = relative_error(ours, truth)
         assert error < 2.0**-7, name  # a unit in bfloat16's last place
         assert error <= 1.2 * relative_error(theirs, truth) + 2.0**-12, name
+
+
+@pytest.mark.parametrize("num_rows", NUM_ROWS)
+def test_logits_in_bfloat16_are_about_as_good_as_the_plain_formula(num_rows: int) -> None:
+    """The head `bfloat16` rounds its logits, as the plain formula does."""
+    rows = example(num_rows, torch.bfloat16)
+    with products.using(Products(matmul="float32", head="bfloat16")):
+        measured = gradients(*rows)
+    plain, expected = gradients(*rows, function=plain_bf16), exact(*rows)
+    for name, ours, theirs, truth in zip(("loss", "hidden", "weight"), measured, plain, expected, strict=True):
+        error = relative_error(ours, truth)
+        assert error < 2.0**-6, name  # two units in bfloat16's last place
+        # Rows divided by their sums are rounded once more than there.
+        assert error <= 2 * relative_error(theirs, truth) + 2.0**-10, name
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_what_multiplies(name: str) -> None:
+    """The dtypes of the operands tell the ways of torch's apart; the compiled one multiplies nothing in torch."""
+    multiplied: set[torch.dtype] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self,
+            func: torch._ops.OpOverload,
+            types: Sequence[type],
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
+        ) -> object:
+            if func.name().split(".")[0] in ("aten::mm", "aten::addmm_"):
+                multiplied.update(each.dtype for each in args if isinstance(each, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    if name == "fused" and not has_compiler():
+        pytest.skip("no C compiler is here")
+    with products.using(Products(matmul="float32", head=name)), Watch():
+        gradients(*example(CPU_CHUNK_ROWS + 5, torch.bfloat16))
+    expected = {"fused": set(), "bfloat16": {torch.bfloat16}}
+    assert multiplied == expected.get(name, {torch.float32})
 
 
 def test_a_loss_in_bfloat16_does_not_gather_rounding_over_many_chunks() -> None:
@@ -262,7 +314,8 @@ def test_the_logits_never_exist_as_a_whole(dtype: torch.dtype) -> None:
     assert plain.numel >= num_rows * vocab_size, "the watch works"
     with LargestTensor() as ours:
         gradients(hidden, weight, targets)
-    assert ours.numel <= CPU_CHUNK_ROWS * vocab_size
+    # Either way as large for any number of rows: logits of a chunk, or the compiled head's gradient in parts.
+    assert ours.numel <= max(CPU_CHUNK_ROWS * vocab_size, MAX_PARTS * D * (vocab_size + MAX_LANES))
     with LargestTensor() as scoring:
         token_losses(hidden, weight, targets[:, None])
     assert scoring.numel < CPU_CHUNK_ROWS * (vocab_size + ARGMAX_BLOCK)

@@ -12,8 +12,9 @@ from notebook_loop import TinyLM
 from torch import nn
 
 from marble_sweep.groups import AdamWConfig
-from marble_sweep.model import linear
+from marble_sweep.model import products
 from marble_sweep.model.loss import linear_cross_entropy
+from marble_sweep.model.products import MATMULS, Products
 from marble_sweep.model.transformer import Block, Transformer, causal_attention
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
@@ -181,13 +182,13 @@ def test_attention_in_float32_is_exact() -> None:
         )
 
 
-@pytest.mark.parametrize("has_units", [True, False], ids=["own products", "float32 products"])
-def test_attention_in_bfloat16_is_as_good_as_torchs_own(has_units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "CPU_MULTIPLIES_BF16", has_units)
+@pytest.mark.parametrize("matmul", MATMULS)
+def test_attention_in_bfloat16_is_as_good_as_torchs_own(matmul: str) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(4, 2, 64, 32, generator=generator).bfloat16() for _ in range(3)]
     truths = with_gradients(exact_attention, tensors, torch.float64)
-    ours = with_gradients(causal_attention, tensors, torch.bfloat16)
+    with products.using(Products(matmul, head="float32")):
+        ours = with_gradients(causal_attention, tensors, torch.bfloat16)
     theirs = with_gradients(partial(F.scaled_dot_product_attention, is_causal=True), tensors, torch.bfloat16)
     for name, our, their, truth in zip(("out", "queries", "keys", "values"), ours, theirs, truths, strict=True):
         assert our.dtype == torch.bfloat16

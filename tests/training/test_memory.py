@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import tiny_config
 
+from marble_sweep.kernels.head import MAX_WIDTH
 from marble_sweep.run import run
 from marble_sweep.training import memory
 from marble_sweep.training.memory import container_bytes, corpus_bytes, require_memory, training_bytes
@@ -52,6 +53,16 @@ def test_a_run_takes_what_was_estimated_and_not_much_more(sizes: tuple[str, ...]
     measured = int(result.stdout.split()[-1])
     assert estimate <= measured, f"{estimate / 1e6:.0f} MB estimated, {measured / 1e6:.0f} MB taken"
     assert estimate > measured / 6, f"{estimate / 1e6:.0f} MB estimated, {measured / 1e6:.0f} MB taken"
+
+
+def test_a_narrow_models_logits_count_as_the_compiled_head_holds_them() -> None:
+    """The estimate must not exceed what a run takes, and that head has eight rows of them at a time."""
+    wide, narrow = (
+        training_bytes(tiny_config("data.vocab_size=60000", "model.num_layers=0", f"model.hidden_dim={width}"), CPU, 1)
+        for width in (MAX_WIDTH + 1, MAX_WIDTH)
+    )
+    assert wide["activations"] > 100 * 60_000 * 4
+    assert 8 * 60_000 * 4 <= narrow["activations"] < 9 * 60_000 * 4
 
 
 @pytest.mark.parametrize(
