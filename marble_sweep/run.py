@@ -22,7 +22,7 @@ from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, summarize
-from marble_sweep.model.products import using
+from marble_sweep.model.products import Products, using
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs import layout
@@ -86,16 +86,10 @@ def prepare(
     held_out, baselines = measure_held_out(config, corpus)
     model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
     batches = Batches(windows(corpus.train_tokens, seq_len).to(device), batch_size, config.seed)
-    evaluator = None
-    if held_out is not None:
-        target_bytes = eval_windows(corpus.val_bytes, seq_len, config.trainer.eval_windows)[:, 1:]
-        evaluator = Evaluator(held_out.to(device), baselines, int(target_bytes.sum()), policy, batch_size)
+    evaluator = None if held_out is None else build_evaluator(config, corpus, held_out.to(device), baselines)
 
     resume = resume and has_begun(directory)
-    if resume:
-        products = recorded_products(read_metadata(directory), config, device)
-    else:
-        products = choose_products(config, device, len(corpus.dead_mask))
+    products = products_for(config, directory, device, len(corpus.dead_mask), resume=resume)
     stack.enter_context(using(products))
     metadata = describe(config, corpus, baselines, model, batches, device)
     metadata["products"] = as_metadata(products, device)
@@ -223,6 +217,20 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
         mlp_dim=model.mlp_dim,
         seed=config.seed,
     )
+
+
+def products_for(config: Config, directory: Path, device: torch.device, vocab_size: int, *, resume: bool) -> Products:
+    """How the run multiplies: a resumed one as it began, so that its numbers stay the same; a new one the quickest."""
+    if resume:
+        return recorded_products(read_metadata(directory), config, device)
+    return choose_products(config, device, vocab_size)
+
+
+def build_evaluator(config: Config, corpus: Corpus, held_out: torch.Tensor, baselines: Baselines) -> Evaluator:
+    """The evaluator on `held_out`, windows on the run's device."""
+    trainer = config.trainer
+    target_bytes = eval_windows(corpus.val_bytes, trainer.seq_len, trainer.eval_windows)[:, 1:].sum()
+    return Evaluator(held_out, baselines, int(target_bytes), POLICIES[config.precision.name], trainer.batch_size)
 
 
 def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | None, Baselines]:

@@ -49,7 +49,7 @@ class FusedHead:
         """hidden (N, D), weight (V, D), both float32 or bfloat16, targets (N,) int64, all on the CPU.
 
         Rows whose logits might be larger than `safe_logit` are shifted by the largest one before exp. Raises
-        TypeError, ValueError or IndexError for what the compiled code must not be given.
+        TypeError or IndexError for what the compiled code must not be given.
         """
         (num_rows, width), vocab_size = hidden.shape, len(weight)
         self._require_operands(hidden, weight, targets)
@@ -72,16 +72,9 @@ class FusedHead:
             for part in iter(left.popleft, None):
                 start = starts[part]
                 losses[part] = self._head(
-                    rows[start:].data_ptr(),
-                    columns.data_ptr(),
-                    targets[start:].data_ptr(),
-                    min(size, num_rows - start),
-                    vocab_size,
-                    padded,
-                    needs_shift,
-                    buffer.data_ptr(),
-                    None if grad_hidden is None else grad_hidden[start:].data_ptr(),
-                    None if grad_parts is None else grad_parts[part].data_ptr(),
+                    *(pointer_to(rows, start), pointer_to(columns), pointer_to(targets, start)),
+                    *(min(size, num_rows - start), vocab_size, padded, needs_shift),
+                    *(pointer_to(buffer), pointer_to(grad_hidden, start), pointer_to(grad_parts, part)),
                 )
 
         run_in_threads(work, torch.empty(num_threads, GROUP, padded))
@@ -95,9 +88,9 @@ class FusedHead:
                 kind = f"{operand.dtype} on {operand.device}"
                 raise TypeError(f"operands must be float32 or bfloat16 on the CPU, not {kind}")
             if operand.shape[1] != self.width:
-                raise ValueError(f"operands must be of width {self.width}, not {operand.shape[1]}")
+                raise TypeError(f"operands must be of width {self.width}, not {operand.shape[1]}")
         if len(targets) != len(hidden) or targets.dtype != torch.int64:
-            raise ValueError(f"targets must be {len(hidden)} of int64, not {len(targets)} of {targets.dtype}")
+            raise TypeError(f"targets must be {len(hidden)} of int64, not {len(targets)} of {targets.dtype}")
         if len(targets):
             low, high = torch.aminmax(targets)
             if low < 0 or high >= len(weight):
@@ -122,6 +115,11 @@ class FusedHead:
 def fused_head(width: int) -> FusedHead:
     """The compiled head of a width, loaded once. Raises CompilerError where it cannot be compiled."""
     return FusedHead(width)
+
+
+def pointer_to(values: Tensor | None, index: int = 0) -> int | None:
+    """Where values[index] begins; null where there are none."""
+    return None if values is None else values[index:].data_ptr()
 
 
 def run_in_threads(work: Callable[[Tensor], None], buffers: Tensor) -> None:

@@ -269,7 +269,7 @@ def test_gradients_pass_gradcheck() -> None:
     hidden, weight, targets = example(5, torch.float64, vocab_size=9)
 
     def loss(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return linear_cross_entropy(hidden, weight, targets).double()
+        return linear_cross_entropy(hidden.float(), weight.float(), targets).double()
 
     rows = hidden.requires_grad_(), weight.requires_grad_()
     assert torch.autograd.gradcheck(loss, rows, eps=1e-2, atol=2e-4, rtol=1e-3)
