@@ -32,6 +32,7 @@ MEASURED = (
     "updates_lost",
 )
 
+WITHOUT_FLOAT64 = ("mps",)  # kinds of devices
 NORM_CHUNK = 1 << 20  # entries that are converted to float64 at a time
 
 
@@ -39,9 +40,9 @@ def exact_norm(values: Tensor) -> Tensor:
     """The L2 norm of millions of entries, a scalar.
 
     A dot product in float32 is off by 1e-4 on some CPUs and loses entries below 1e-19, whose squares it cannot
-    hold. float64 does neither. A device without float64 (mps) adds float32 squares up pairwise.
+    hold. float64 does neither. A device without float64 adds float32 squares up pairwise.
     """
-    if values.device.type == "mps":
+    if values.device.type in WITHOUT_FLOAT64:
         return values.float().square().sum().sqrt()
     parts = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in values.split(NORM_CHUNK)]
     return torch.linalg.vector_norm(torch.stack(parts))
