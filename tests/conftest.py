@@ -4,8 +4,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
+
+from marble_sweep.process import shorten_openmp_spin
+
+# Several tests at once, each with several threads that wait for each other at full speed, would take an hour.
+shorten_openmp_spin()  # before torch is loaded, as the command line does
+import torch  # noqa: E402
 
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
