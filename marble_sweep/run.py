@@ -79,7 +79,7 @@ def prepare(
     """
     policy = POLICIES[config.precision.name]
     device = choose_device(config.device, policy)
-    require_memory(config, device, config.autocorrelation_lag)
+    require_memory(config, device)
     corpus = load_corpus(config.data)
     seq_len, batch_size = config.trainer.seq_len, config.trainer.batch_size
     require_enough(corpus, batch_size, seq_len)
@@ -146,7 +146,7 @@ def log_outcome(directory: Path, status: RunStatus, step: int, verdict: Verdict 
         log.info("Interrupted at step %d; continue with:\n  %s", step, resume_command(directory))
         return
     if status == RunStatus.DIVERGED:
-        loss = Run.read(directory).steps.table()["loss"].iloc[-1]
+        loss = Run.read(directory).steps.row(step)["loss"]
         log.info("Diverged: the loss became %s at step %d.", "NaN" if math.isnan(loss) else "infinite", step)
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 

@@ -12,7 +12,6 @@ from marble_sweep.checks import require
 from marble_sweep.config import Config
 from marble_sweep.groups import MarkovConfig, MuonConfig, OptimizerConfig, SGDConfig
 from marble_sweep.kernels.head import GROUP, MAX_WIDTH
-from marble_sweep.model import products
 from marble_sweep.model.loss import chunk_rows
 from marble_sweep.training.precision import POLICIES
 
@@ -29,7 +28,7 @@ SETTING_OF_PART = {
 MEMORY_SETTINGS = ("model.num_layers", "model.hidden_dim", "data.vocab_size", "trainer.batch_size", "trainer.seq_len")
 
 
-def training_bytes(config: Config, device: torch.device, lag: int) -> dict[str, int]:
+def training_bytes(config: Config, device: torch.device) -> dict[str, int]:
     """The bytes of each part of what training holds at the end of a backward pass, on its device."""
     policy, model, trainer = POLICIES[config.precision.name], config.model, config.trainer
     param_bytes, state_bytes = policy.param_dtype.itemsize, policy.optimizer_dtype.itemsize
@@ -43,13 +42,13 @@ def training_bytes(config: Config, device: torch.device, lag: int) -> dict[str, 
     is_narrow = device.type == "cpu" and width <= MAX_WIDTH
     rows = min(trainer.batch_size * (trainer.seq_len - 1), GROUP if is_narrow else chunk_rows(device))
     activations = tokens * kept * policy.compute_dtype.itemsize + rows * config.data.vocab_size * 4
-    if device.type == "cpu" and policy.compute_dtype == torch.bfloat16 and products.current().matmul == "bfloat16":
-        # Attention there writes its scores out.
+    if device.type == "cpu" and policy.compute_dtype == torch.bfloat16 and config.device.matmul == "bfloat16":
+        # Attention there writes its scores out. With `auto` it is not known yet whether it will.
         activations += model.num_layers * model.heads * tokens * trainer.seq_len * policy.compute_dtype.itemsize
     return {
         "weights and optimizer": config.num_parameters * per_weight,
         "activations": activations,
-        "means of h": lag * width * 4,
+        "means of h": config.autocorrelation_lag * width * 4,
     }
 
 
@@ -101,12 +100,9 @@ def container_bytes() -> int | None:
         return None
 
 
-def require_memory(config: Config, device: torch.device, lag: int) -> None:
-    """Raise ValueError where the run cannot fit, before anything of it is made.
-
-    `lag` is the number of means of h that the step's metrics remember.
-    """
-    needed = training_bytes(config, device, lag)
+def require_memory(config: Config, device: torch.device) -> None:
+    """Raise ValueError where the run cannot fit, before anything of it is made."""
+    needed = training_bytes(config, device)
     require_room(config, needed, available_bytes(device), device.type)
     # The weights are drawn in float32 on the CPU; the corpus is made before them.
     on_host = {"weights and optimizer": 4 * config.num_parameters}

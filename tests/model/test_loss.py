@@ -125,16 +125,24 @@ def plain_bf16(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     return F.cross_entropy(hidden @ weight.T, targets)
 
 
+def assert_as_good_as_plain(
+    rows: Tensors, measured: Sequence[torch.Tensor], *, largest: float, factor: float, rest: float
+) -> None:
+    """Loss and gradients are within `largest` of the exact ones, and about as near as the plain formula's."""
+    plain, expected = gradients(*rows, function=plain_bf16), exact(*rows)
+    for name, ours, theirs, truth in zip(("loss", "hidden", "weight"), measured, plain, expected, strict=True):
+        error = relative_error(ours, truth)
+        assert error < largest, name
+        assert error <= factor * relative_error(theirs, truth) + rest, name
+
+
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
 def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows: int) -> None:
     rows = example(num_rows, torch.bfloat16)
-    expected = exact(*rows)
-    measured, plain = gradients(*rows), gradients(*rows, function=plain_bf16)
-    assert [each.dtype for each in measured] == [torch.float32, torch.bfloat16, torch.bfloat16]
-    for name, ours, theirs, truth in zip(("loss", "hidden", "weight"), measured, plain, expected, strict=True):
-        error = relative_error(ours, truth)
-        assert error < 2.0**-7, name  # a unit in bfloat16's last place
-        assert error <= 1.2 * relative_error(theirs, truth) + 2.0**-12, name
+    measured = gradients(*rows)
+    assert [tensor.dtype for tensor in measured] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    # A unit in bfloat16's last place.
+    assert_as_good_as_plain(rows, measured, largest=2.0**-7, factor=1.2, rest=2.0**-12)
 
 
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
@@ -143,12 +151,8 @@ def test_logits_in_bfloat16_are_about_as_good_as_the_plain_formula(num_rows: int
     rows = example(num_rows, torch.bfloat16)
     with products.using(Products(matmul="float32", head="bfloat16")):
         measured = gradients(*rows)
-    plain, expected = gradients(*rows, function=plain_bf16), exact(*rows)
-    for name, ours, theirs, truth in zip(("loss", "hidden", "weight"), measured, plain, expected, strict=True):
-        error = relative_error(ours, truth)
-        assert error < 2.0**-6, name  # two units in bfloat16's last place
-        # Rows divided by their sums are rounded once more than there.
-        assert error <= 2 * relative_error(theirs, truth) + 2.0**-10, name
+    # Two units in bfloat16's last place; rows divided by their sums are rounded once more than there.
+    assert_as_good_as_plain(rows, measured, largest=2.0**-6, factor=2, rest=2.0**-10)
 
 
 @pytest.mark.parametrize("name", HEADS)

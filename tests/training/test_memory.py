@@ -46,7 +46,7 @@ def test_a_run_takes_what_was_estimated_and_not_much_more(sizes: tuple[str, ...]
     precision, optimizer = kind.split()
     words = [f"precision={precision}", f"optimizer={optimizer}", *sizes]
     config = tiny_config("data.num_tokens=40000", *words)
-    estimate = max(sum(training_bytes(config, CPU, config.autocorrelation_lag).values()), corpus_bytes(config))
+    estimate = max(sum(training_bytes(config, CPU).values()), corpus_bytes(config))
     command = [sys.executable, "-c", MEASURE, str(tmp_path), *words]
     path = {"PYTHONPATH": ":".join(sys.path)}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | path)
@@ -58,7 +58,7 @@ def test_a_run_takes_what_was_estimated_and_not_much_more(sizes: tuple[str, ...]
 def test_a_narrow_models_logits_count_as_the_compiled_head_holds_them() -> None:
     """The estimate must not exceed what a run takes, and that head has eight rows of them at a time."""
     wide, narrow = (
-        training_bytes(tiny_config("data.vocab_size=60000", "model.num_layers=0", f"model.hidden_dim={width}"), CPU, 1)
+        training_bytes(tiny_config("data.vocab_size=60000", "model.num_layers=0", f"model.hidden_dim={width}"), CPU)
         for width in (MAX_WIDTH + 1, MAX_WIDTH)
     )
     assert wide["activations"] > 100 * 60_000 * 4
@@ -83,7 +83,7 @@ def test_what_cannot_fit_is_refused_before_it_is_made(
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
     config = tiny_config(*overrides)
     with pytest.raises(ValueError, match="must be smaller for the run to fit in memory") as caught:
-        require_memory(config, CPU, config.autocorrelation_lag)
+        require_memory(config, CPU)
     line = str(caught.value)
     assert line.startswith(f"{field} = ")
     assert "GiB" in line
@@ -95,21 +95,21 @@ def test_what_cannot_fit_is_refused_before_it_is_made(
 
 def test_what_fits_is_taken_and_where_nothing_is_known_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
-    require_memory(config, CPU, 10)
-    needed = sum(training_bytes(config, CPU, 10).values())
+    require_memory(config, CPU)
+    needed = sum(training_bytes(config, CPU).values())
     meminfo = tmp_path / "meminfo"
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     enough = max(needed, corpus_bytes(config)) // 1024 + 1
     meminfo.write_text(f"MemAvailable: {enough} kB\nSwapFree: 0 kB\n")
-    require_memory(config, CPU, 10)
+    require_memory(config, CPU)
     meminfo.write_text(f"MemAvailable: {enough // 2} kB\nSwapFree: 0 kB\n")
     with pytest.raises(ValueError, match="must be smaller"):
-        require_memory(config, CPU, 10)
+        require_memory(config, CPU)
     meminfo.write_text(f"MemAvailable: {enough // 2} kB\nSwapFree: {enough} kB\n")
-    require_memory(config, CPU, 10)
+    require_memory(config, CPU)
     meminfo.unlink()
-    require_memory(config, CPU, 10)
+    require_memory(config, CPU)
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "memory.stat").write_text("anon 600\nfile 300\n")
     assert container_bytes() == 400  # files in the cache make room
     with pytest.raises(ValueError, match="must be smaller"):
-        require_memory(tiny_config(), CPU, 10)
+        require_memory(tiny_config(), CPU)
     (tmp_path / "memory.max").write_text("max\n")
     assert container_bytes() is None
 
