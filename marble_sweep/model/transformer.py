@@ -77,11 +77,11 @@ class Block(nn.Module):
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:  # (B, T, D)
-        batch_size, num_tokens, hidden_dim = hidden.shape
+        shape = batch_size, num_tokens, _ = hidden.shape
         qkv = recompute_operand(lambda hidden: self.qkv(self.attention_norm(hidden)), hidden)
         qkv = qkv.view(batch_size, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-        attended = causal_attention(*qkv.unbind(0)).transpose(1, 2).reshape(batch_size, num_tokens, hidden_dim)
-        hidden = hidden + self.projection(attended)
+        attended = causal_attention(*qkv.unbind(0)).transpose(1, 2)  # (B, T, H, D/H)
+        hidden = hidden + recompute_operand(lambda heads: self.projection(heads.reshape(shape)), attended)
         up = recompute_operand(lambda hidden: self.mlp_up(self.mlp_norm(hidden)), hidden)
         return hidden + recompute_operand(lambda up: self.mlp_down(F.gelu(up)), up)
 

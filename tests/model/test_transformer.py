@@ -337,8 +337,8 @@ def test_what_is_worked_out_again_changes_no_bit_and_repeats_no_product(monkeypa
     recomputed, calls_again = block_and_back(torch.float32)
     assert all(map(torch.equal, recomputed, kept))
     more = {name: number - calls[name] for name, number in calls_again.items() if number != calls[name]}
-    more.pop("detach", None)
-    assert more == {"gelu": 1, "native_layer_norm": 2}
+    assert (more.pop("gelu"), more.pop("native_layer_norm")) == (1, 2)
+    assert more.keys() <= {"clone", "_unsafe_view", "detach", "t", "transpose", "view"}  # copies, and no work at all
 
 
 def test_nothing_is_worked_out_again_in_bfloat16_or_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
