@@ -224,7 +224,8 @@ def inodes_of(sweep_dir: Path, *names: str) -> list[int]:
 
 @pytest.mark.slow
 def test_systematic_failures_end_a_sweep(tmp_path: Path) -> None:
-    result = sweep(tmp_path / "sweep", "trainer.batch_size=100000", "seed=0,1,2,3", "sweep.max_failures=2", "sweep.workers=1")
+    one_by_one = ("sweep.max_failures=2", "sweep.workers=1")
+    result = sweep(tmp_path / "sweep", "trainer.batch_size=100000", "seed=0,1,2,3", *one_by_one)
     assert result.returncode == 1
     assert statuses(tmp_path / "sweep") == {"0": "failed", "1": "failed"}
     assert "2 failed, 2 to do" in result.stderr
