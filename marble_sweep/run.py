@@ -37,7 +37,7 @@ from marble_sweep.runs.files import (
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
-from marble_sweep.training.device import choose_device, cpu_threads
+from marble_sweep.training.device import choose_device, cpu_threads, recorded_threads
 from marble_sweep.training.estimate import seconds_per_step
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.memory import require_memory
@@ -65,7 +65,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(directory, config, resume=resume))
         stack.enter_context(logging_to(directory / layout.LOG))
-        stack.enter_context(cpu_threads(config.device))
+        stack.enter_context(cpu_threads(threads_for(config, directory, resume=resume)))
         started = time.monotonic()
         trainer, metadata = prepare(config, directory, stack, resume=resume, show=show, shared=shared)
         status, verdict = train(trainer, metadata, started, show=show)
@@ -220,6 +220,16 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
         mlp_dim=model.mlp_dim,
         seed=config.seed,
     )
+
+
+def threads_for(config: Config, directory: Path, *, resume: bool) -> int | None:
+    """The CPU threads that config asks for, or that a resumed run began with, as their number decides how sums round.
+
+    None leaves them to torch.
+    """
+    if config.device.num_threads is not None or not resume:
+        return config.device.num_threads
+    return recorded_threads(read_metadata(directory))
 
 
 def products_for(

@@ -231,7 +231,8 @@ def inodes_of(sweep_dir: Path, *names: str) -> list[int]:
 
 @pytest.mark.slow
 def test_systematic_failures_end_a_sweep(tmp_path: Path) -> None:
-    result = sweep(tmp_path / "sweep", "trainer.batch_size=100000", "seed=0,1,2,3", "sweep.max_failures=2")
+    one_by_one = ("sweep.max_failures=2", "sweep.workers=1")
+    result = sweep(tmp_path / "sweep", "trainer.batch_size=100000", "seed=0,1,2,3", *one_by_one)
     assert result.returncode == 1
     assert statuses(tmp_path / "sweep") == {"0": "failed", "1": "failed"}
     assert "2 failed, 2 to do" in result.stderr
@@ -239,9 +240,8 @@ def test_systematic_failures_end_a_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(tmp_path / "sweep", "seed=0,1", "trainer.total_steps=1500"), stderr=subprocess.PIPE, text=True
-    )
+    words = command(tmp_path / "sweep", "seed=0,1", "trainer.total_steps=1500", "sweep.workers=1")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "sweep" / "0" / "metrics.csv", process)
     os.kill(training_process(process.pid), signal.SIGKILL)
     _, told = process.communicate(timeout=120)
@@ -255,7 +255,7 @@ def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGKILL))],
 )
 def test_an_interrupted_sweep_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    long = ("trainer.total_steps=300", "seed=0,1", "trainer.state_interval=0.3")
+    long = ("trainer.total_steps=300", "seed=0,1", "trainer.state_interval=0.3", "sweep.workers=1")
     process = subprocess.Popen(command(tmp_path / "sweep", *long), stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "sweep" / "0" / "metrics.csv", process)
     process.send_signal(number)
