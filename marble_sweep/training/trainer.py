@@ -134,7 +134,7 @@ class Trainer:
         self.step += 1
         tokens = next(self.batches)  # (B, T)
         loss, hidden = self.loss(tokens)
-        self.model.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         lr = self.config.optimizer.lr * lr_scale(self.config.schedule, self.step, self.config.trainer.total_steps)
         self.optimizer.step(lr)
