@@ -8,7 +8,6 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 
 # Hydra's own grid, as `hydra/sweeper=basic`: that its jobs are known beforehand shows in nothing but its name.
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 @contextlib.contextmanager
@@ -57,8 +57,11 @@ def is_raised_by_hydra(error: Exception) -> bool:
 
 
 def launches_here(launcher: Launcher) -> bool:
-    """Whether it is Hydra's own launcher, which runs a job in this process: it has no public name."""
-    return isinstance(launcher, BasicLauncher)
+    """Whether it is Hydra's own launcher, which runs a job in this process: it has no public name.
+
+    Hydra imports the modules of plugins anew when it looks for them, so its class is not the one that others import.
+    """
+    return f"{type(launcher).__module__}.{type(launcher).__qualname__}" == BASIC_LAUNCHER
 
 
 def run_here(config: DictConfig, number: int, context: HydraContext, task: TaskFunction) -> JobReturn:
