@@ -136,7 +136,7 @@ class Trainer:
         """One step, in the notebook's order: forward, backward, update, measure. Never waits for the device."""
         self.step += 1
         tokens = next(self.batches)  # (B, T)
-        self.model.zero_grad(set_to_none=True)  # first: what lies between blocks of memory keeps them apart
+        self.optimizer.zero_grad()  # first: what lies between blocks of memory keeps them apart
         loss, hidden = self.loss(tokens)
         loss.backward()
         lr = self.config.optimizer.lr * lr_scale(self.config.schedule, self.step, self.config.trainer.total_steps)
