@@ -52,26 +52,29 @@ from marble_sweep.verdict import Verdict, judge
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> RunStatus:
+def run(
+    config: Config, directory: Path, *, resume: bool = False, show: bool = True, shared: Path | None = None
+) -> RunStatus:
     """Train, judge and record one model in `directory`; returns how the run ended.
 
     That is `finished`, `diverged`, or with certify.stop `certified`, `pruned` or `too_slow`, all with a verdict; or
-    `interrupted`, with the state saved. `show` asks for a progress bar. Raises ValueError for a config that does not
-    fit the data or the machine and for a directory that holds another run, OSError where it cannot be written.
+    `interrupted`, with the state saved. `show` asks for a progress bar. `shared` is the folder in which the jobs of a
+    sweep choose their products. Raises ValueError for a config that does not fit the data or the machine and for a
+    directory that holds another run, OSError where it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(directory, config, resume=resume))
         stack.enter_context(logging_to(directory / layout.LOG))
         stack.enter_context(cpu_threads(threads_for(config, directory, resume=resume)))
         started = time.monotonic()
-        trainer, metadata = prepare(config, directory, stack, resume=resume, show=show)
+        trainer, metadata = prepare(config, directory, stack, resume=resume, show=show, shared=shared)
         status, verdict = train(trainer, metadata, started, show=show)
         log_outcome(directory, status, trainer.step, verdict)
         return status
 
 
 def prepare(
-    config: Config, directory: Path, stack: contextlib.ExitStack, *, resume: bool, show: bool
+    config: Config, directory: Path, stack: contextlib.ExitStack, *, resume: bool, show: bool, shared: Path | None
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer and the metadata of the run. After this its directory says that it is running.
 
@@ -89,7 +92,7 @@ def prepare(
     evaluator = None if held_out is None else build_evaluator(config, corpus, held_out.to(device), baselines)
 
     resume = resume and has_begun(directory)
-    products = products_for(config, directory, device, len(corpus.dead_mask), resume=resume)
+    products = products_for(config, directory, device, len(corpus.dead_mask), shared, resume=resume)
     stack.enter_context(using(products))
     metadata = describe(config, corpus, baselines, model, batches, device)
     metadata["products"] = as_metadata(products, device)
@@ -229,11 +232,13 @@ def threads_for(config: Config, directory: Path, *, resume: bool) -> int | None:
     return recorded_threads(read_metadata(directory))
 
 
-def products_for(config: Config, directory: Path, device: torch.device, vocab_size: int, *, resume: bool) -> Products:
+def products_for(
+    config: Config, directory: Path, device: torch.device, vocab_size: int, shared: Path | None, *, resume: bool
+) -> Products:
     """How the run multiplies: a resumed one as it began, so that its numbers stay the same; a new one the quickest."""
     if resume:
         return recorded_products(read_metadata(directory), config, device)
-    return choose_products(config, device, vocab_size)
+    return choose_products(config, device, vocab_size, shared)
 
 
 def build_evaluator(config: Config, corpus: Corpus, held_out: torch.Tensor, baselines: Baselines) -> Evaluator:

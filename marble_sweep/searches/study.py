@@ -168,6 +168,7 @@ class Result:
     reason: str | None  # of a crash
     field: str | None = None  # the setting that one of our own checks complained of
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
+    products: dict[str, str] | None = None  # how its layers and head multiplied; None where a GPU did
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
