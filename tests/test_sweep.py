@@ -24,6 +24,7 @@ from marble_sweep.runs.status import (
     run_directories,
 )
 from marble_sweep.sweeps import child
+from marble_sweep.training.device import cpu_threads
 
 GRID = "model.num_layers=0,1,2"
 
@@ -80,7 +81,8 @@ def test_the_jobs_share_what_the_first_one_chose(finished: Path) -> None:
 
 def test_every_job_is_a_whole_run(finished: Path, tmp_path: Path) -> None:
     assert statuses(finished) == {"0": "finished", "1": "finished", "2": "finished"}
-    run(tiny_config("model.num_layers=2"), tmp_path / "single")
+    with cpu_threads(read_metadata(finished / "2")["machine"]["num_threads"]):
+        run(tiny_config("model.num_layers=2"), tmp_path / "single")
     assert rows(finished / "2") == rows(tmp_path / "single")
     assert {path.name for path in (finished / "2").iterdir()} == {path.name for path in (tmp_path / "single").iterdir()}
 

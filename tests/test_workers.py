@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, tiny_config
+from helpers import TINY, tiny_config, train_only
 from omegaconf import OmegaConf
-from test_sweep import command, inodes, rows, statuses, sweep, wait_for
+from test_sweep import command, rows, statuses, sweep, wait_for
 
 from marble_sweep.checks import CheckError
-from marble_sweep.config import Config, SweepConfig
+from marble_sweep.config import CertifyConfig, Config, SweepConfig
 from marble_sweep.groups import DeviceConfig
 from marble_sweep.hydra_app.private import BASIC_LAUNCHER, BASIC_SWEEPER
 from marble_sweep.hydra_app.side_by_side import plan, require_launchable
@@ -25,6 +25,7 @@ from marble_sweep.runs.status import read_metadata
 from marble_sweep.sweeps import workers
 from marble_sweep.sweeps.workers import ONE, Workers, jobs_that_fit, plan_workers, send_room, usable_cores
 from marble_sweep.training import memory
+from marble_sweep.training.device import cpu_threads, recorded_threads
 
 GIB = 2**30
 GRID_SWEEPER = "hydra_plugins.marble_sweeper.grid_sweeper.GridSweeper"
@@ -90,6 +91,12 @@ def test_threads_that_the_user_gives_are_left_to_each_job(monkeypatch: pytest.Mo
     assert plan_workers([config(num_threads=4)], 100, 100).number == 2
     assert plan_workers([config(), config(num_threads=3)], 100, 100).number == 2
     assert plan_workers([config(num_threads=16)], 100, 100) == ONE
+
+
+def test_where_speed_decides_a_run_has_the_machine_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 8)
+    hasty = Config(certify=CertifyConfig(stop=True, min_steps_per_minute=100))
+    assert plan_workers([config(), hasty], 100, 100) == ONE
 
 
 @pytest.mark.parametrize(
@@ -227,25 +234,24 @@ def test_a_resumed_run_keeps_its_threads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("machine", [None, [], {}, {"num_threads": 0}, {"num_threads": "2"}, {"num_threads": 10**9}])
 def test_metadata_that_names_no_threads_leaves_them_to_torch(machine: object, tmp_path: Path) -> None:
-    from marble_sweep.training.device import recorded_threads
-
     assert recorded_threads({"machine": machine}) is None
 
 
 # ------------------------------------------------------------------------- whole processes
 
-LONG = ("trainer.total_steps=300", "seed=0,1", "trainer.state_interval=0.3", "sweep.workers=2")
+LONG = ("trainer.total_steps=300", "seed=0,1", "trainer.state_interval=0.3", "sweep.workers=2", "device.num_threads=1")
 
 
 @pytest.mark.slow
 def test_jobs_side_by_side_are_those_of_single_runs(tmp_path: Path) -> None:
     """Bit for bit: rows and weights, for the same number of threads."""
-    result = sweep(tmp_path / "sweep", "model.num_layers=0,1,2", "sweep.workers=3", "device.num_threads=2")
+    fixed = ("device.num_threads=2", "device.matmul=float32", "device.head=float32")
+    result = sweep(tmp_path / "sweep", "model.num_layers=0,1,2", "sweep.workers=3", *fixed)
     assert result.returncode == 0, result.stderr
     assert "\n3 jobs at a time, 2 CPU threads each\n" in result.stderr
     for number in range(3):
         job, alone = tmp_path / "sweep" / str(number), tmp_path / str(number)
-        words = [*TINY, f"model.num_layers={number}", "device.num_threads=2", f"hydra.run.dir={alone}"]
+        words = [*TINY, f"model.num_layers={number}", *fixed, f"hydra.run.dir={alone}"]
         subprocess.run([sys.executable, "-m", "marble_sweep", *words], check=True, capture_output=True)
         assert rows(job) == rows(alone)
         assert (job / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
@@ -268,11 +274,9 @@ def test_ctrl_c_stops_all_jobs_and_the_sweep_goes_on(tmp_path: Path) -> None:
     )
     assert again.returncode == 0, again.stderr
     for number in range(2):
-        run(tiny_config(LONG[0], f"seed={number}"), tmp_path / f"unbroken{number}", show=False)
+        with cpu_threads(1):
+            train_only(tiny_config(LONG[0], f"seed={number}"), tmp_path / f"unbroken{number}")
         assert rows(tmp_path / "sweep" / str(number)) == rows(tmp_path / f"unbroken{number}")
-    before = inodes(tmp_path / "sweep")
-    assert sweep(tmp_path / "sweep", *LONG).returncode == 0
-    assert inodes(tmp_path / "sweep") == before
 
 
 @pytest.mark.slow

@@ -38,6 +38,8 @@ def plan_workers(configs: Sequence[Config], num_jobs: int, useful: int) -> Worke
     asked, cores = configs[0].sweep.workers, usable_cores()
     if asked != AUTO_WORKERS:
         return share(cores, min(int(asked), num_jobs))
+    if any(config.certify.min_steps_per_minute is not None for config in configs):
+        return ONE  # a run's speed decides, and that is what it has alone
     most = min(cores // threads_given(configs), num_jobs, useful)
     return share(cores, min(most, room(configs))) if most > 1 else ONE
 
