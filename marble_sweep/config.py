@@ -6,6 +6,7 @@ Dataclasses check themselves when they are built (`resolve` builds them); every 
 """
 
 import copy
+import functools
 import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -303,8 +304,21 @@ NOT_OF_A_RUN = ("resume", "objective", "sweep", "search")  # keys that leave wha
 
 def dump(config: Config) -> str:
     """A run's `config.yaml`: all that makes it the run it is. `load` reads it back."""
-    node = OmegaConf.structured(escaped(config))
-    run = OmegaConf.masked_copy(node, [key for key in node if key not in NOT_OF_A_RUN])
+    return _dump(_ByContent(repr(config), config))
+
+
+@dataclass(frozen=True)
+class _ByContent:
+    """A config that equals any other with the same fields, as they are now."""
+
+    content: str
+    config: Config = field(compare=False)
+
+
+@functools.lru_cache(maxsize=4)  # a trial needs the text of its config several times, and it takes 10 ms
+def _dump(key: _ByContent) -> str:
+    node = OmegaConf.structured(escaped(key.config))
+    run = OmegaConf.masked_copy(node, [name for name in node if name not in NOT_OF_A_RUN])
     return OmegaConf.to_yaml(run, resolve=True)
 
 

@@ -8,7 +8,12 @@ Smoothing is interpolated absolute discounting (Ney, Essen and Kneser 1994).
 from dataclasses import dataclass
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
+
+from marble_sweep.data.cache import cached, content_key
+
+FILE = "baselines.safetensors"
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,21 @@ class Baselines:
     def per_window(self) -> dict[str, Tensor]:
         """The losses by the short name that columns and plots use."""
         return {"unigram": self.unigram_fitted, "oracle": self.unigram_oracle, "bigram": self.bigram}
+
+
+def cached_baselines(corpus_sha256: str, train_tokens: Tensor, eval_windows: Tensor, vocab_size: int) -> Baselines:
+    """What measure_baselines gives; measured once per machine, for the trials of a search share a corpus.
+
+    `corpus_sha256` is the hash of the corpus from which all other arguments follow, given the windows' shape.
+    """
+    # Sums in float64 depend on the instructions that torch uses in their last bits.
+    arithmetic = torch.__version__, torch.backends.cpu.get_cpu_capability()
+    key = content_key("baselines", corpus_sha256, list(eval_windows.shape), vocab_size, *arithmetic)
+
+    def build() -> dict[str, bytes]:
+        return {FILE: save(vars(measure_baselines(train_tokens, eval_windows, vocab_size)))}
+
+    return Baselines(**load(cached("baselines", key, build)[FILE]))
 
 
 def measure_baselines(train_tokens: Tensor, eval_windows: Tensor, vocab_size: int) -> Baselines:

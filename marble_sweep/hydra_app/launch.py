@@ -51,7 +51,7 @@ class Runner:
 
     def run(self, number: int, params: Mapping[str, Value]) -> Path | str:
         """Train; returns the run directory, or why there is none. Raises KeyboardInterrupt as train_job does."""
-        if private.launches_here(self.launcher):
+        if private.launches_here(self.composer.composer.sweep_config):
             returned = private.run_here(self.composer.compose(params), number, self.context, self.task)
         else:
             returned = self.launcher.launch([self.composer.overrides(params)], initial_job_idx=number)[0]

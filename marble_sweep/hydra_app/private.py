@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from hydra.core.utils import JobReturn, run_job
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
@@ -57,12 +56,9 @@ def is_raised_by_hydra(error: Exception) -> bool:
 # --------------------------------------------------------------- jobs without another composition
 
 
-def launches_here(launcher: Launcher) -> bool:
-    """Whether it is Hydra's own launcher, which runs a job in this process: it has no public name.
-
-    Hydra imports the modules of plugins anew when it looks for them, so its class is not the one that others import.
-    """
-    return f"{type(launcher).__module__}.{type(launcher).__qualname__}" == BASIC_LAUNCHER
+def launches_here(config: DictConfig) -> bool:
+    """Whether Hydra's own launcher would run the jobs."""
+    return str(config.hydra.launcher._target_) == BASIC_LAUNCHER
 
 
 def run_here(config: DictConfig, number: int, context: HydraContext, task: TaskFunction) -> JobReturn:

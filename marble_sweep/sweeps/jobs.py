@@ -25,7 +25,8 @@ from marble_sweep.training.signals import await_all, stop_requests, unheard_by_c
 EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
 # What every job would import anew: torch's compiler, which the first optimizer asks for, takes a second, and the
 # command line, which a child of `python -m marble_sweep` imports as its main module, a tenth.
-PRELOADED = [child.__name__, "marble_sweep.run", "marble_sweep.hydra_app.main", "torch._dynamo"]
+PRELOADED = [child.__name__, "marble_sweep.sweeps.preload", "marble_sweep.run", "marble_sweep.hydra_app.main"]
+PRELOADED += ["torch._dynamo", "numpy.ctypeslib"]
 POLL_SECONDS = 0.02
 # A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"

@@ -1,37 +1,26 @@
 """Trials of a search: composed by us where Hydra's own launcher would only compose them anew."""
 
-import importlib.util
-from types import ModuleType
-from typing import cast
-
 import pytest
+from hydra import compose
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, open_dict
 
+from marble_sweep import config as schema
 from marble_sweep.hydra_app import private
+from marble_sweep.hydra_app.compose import CONF
+from marble_sweep.hydra_app.hydra_versions import composing_from
 
 
-def imported_anew(name: str) -> ModuleType:
-    """As Hydra imports a plugin: beside the module that is there."""
-    spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def sweep_config() -> DictConfig:
+    schema.register_schemas()
+    with composing_from(CONF):
+        return compose("config", [], return_hydra_config=True)
 
 
-def test_hydras_own_launcher_is_recognised_however_often_it_is_imported() -> None:
-    """A launcher that was not would compose every trial anew, a tenth of a second each."""
-    module, _, name = private.BASIC_LAUNCHER.rpartition(".")
-    for launcher in (getattr(imported_anew(module), name), getattr(imported_anew(module), name)):
-        assert private.launches_here(launcher())
-    loaded = Plugins.instance().class_name_to_class[private.BASIC_LAUNCHER]
-    assert private.launches_here(cast(Launcher, loaded()))
-
-
-@pytest.mark.parametrize("module", ["somewhere", "hydra._internal.core_plugins.basic_launcher"])
-def test_a_launcher_that_is_made_of_it_is_another(module: str) -> None:
-    base = Plugins.instance().class_name_to_class[private.BASIC_LAUNCHER]
-    other = type("Other", (base,), {"__module__": module})
-    assert not private.launches_here(other())
+def test_hydras_own_launcher_is_recognised(sweep_config: DictConfig) -> None:
+    assert private.launches_here(sweep_config)
+    assert private.BASIC_LAUNCHER in Plugins.instance().class_name_to_class
+    with open_dict(sweep_config):
+        sweep_config.hydra.launcher._target_ = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    assert not private.launches_here(sweep_config)
