@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus, env_override
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from marble_sweep.checks import require
 from marble_sweep.config import AUTO_WORKERS, Config
@@ -57,7 +58,7 @@ def plan(config: DictConfig, jobs: Sequence[Config], noun: str, num_jobs: int, u
     workers = plan_workers(jobs, num_jobs, useful)
     if workers.number > 1:
         threads = counted(jobs[0].device.num_threads or workers.threads or 1, "CPU thread")
-        print(f"{workers.number} {noun}s at a time, {threads} each", file=sys.stderr)
+        tqdm.write(f"{workers.number} {noun}s at a time, {threads} each", file=sys.stderr)  # there may be a bar
     return workers
 
 

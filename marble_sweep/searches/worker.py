@@ -5,7 +5,6 @@ Several workers of one process are threads, each with a sampler of its own; in t
 
 import functools
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from marble_sweep.searches.view import View, describe_trial
 from marble_sweep.terminal import warning_on_error
 from marble_sweep.training.signals import await_all, stop_requests
 
-WAIT_SECONDS = 0.5  # between two checks of what other workers do
+WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
 
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
@@ -91,7 +90,7 @@ class Search:
         self.error: str | None = None  # that every trial would meet
         self._worker_failed = threading.Event()
         self._stop_requested: Callable[[], bool] = lambda: False
-        self._lock = threading.Lock()  # held while a trial's end is shown and written
+        self._trial_ended = threading.Condition()  # held while that is shown and written
 
     def largest(self) -> list[schema.Config]:
         """The config of the largest size with each recipe that differs in one value from the first."""
@@ -212,7 +211,8 @@ class Search:
             if reason is not None and not others:
                 return reason
             if reason is not None or isinstance(decision, Wait):
-                time.sleep(WAIT_SECONDS)
+                with self._trial_ended:
+                    self._trial_ended.wait(WAIT_SECONDS)
             elif (asked := shared.ask()) is not None:
                 self._train(shared, *asked)
         return "error"
@@ -239,8 +239,9 @@ class Search:
             raise
         result = watch.result(run_dir)
         shared.tell(trial, result, size.num_parameters, config.certify.min_steps_per_minute)
-        with self._lock:
+        with self._trial_ended:
             self._report(description, result)
+            self._trial_ended.notify_all()
 
     def _report(self, trial: str, result: Result) -> None:
         """Show and write how a trial ended, unless every trial would end so."""
