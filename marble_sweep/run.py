@@ -18,8 +18,9 @@ from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import resume_command
 from marble_sweep.config import Config, VerdictConfig, dump
 from marble_sweep.data.baselines import Baselines, cached_baselines
-from marble_sweep.data.batches import Batches, eval_windows, windows
+from marble_sweep.data.batches import Batches, eval_window_numbers, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
+from marble_sweep.data.documents import documents_of_windows
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, summarize
 from marble_sweep.model.products import Products, using
@@ -245,7 +246,11 @@ def build_evaluator(config: Config, corpus: Corpus, held_out: torch.Tensor, base
     """The evaluator on `held_out`, windows on the run's device."""
     trainer = config.trainer
     target_bytes = eval_windows(corpus.val_bytes, trainer.seq_len, trainer.eval_windows)[:, 1:].sum()
-    return Evaluator(held_out, baselines, int(target_bytes), POLICIES[config.precision.name], trainer.batch_size)
+    policy, documents = POLICIES[config.precision.name], None
+    if corpus.val_documents is not None:
+        numbers = eval_window_numbers(len(corpus.val_tokens), trainer.seq_len, trainer.eval_windows)
+        documents = documents_of_windows(corpus.val_documents, numbers, trainer.seq_len).numpy()
+    return Evaluator(held_out, baselines, int(target_bytes), policy, trainer.batch_size, documents)
 
 
 def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | None, Baselines]:

@@ -157,7 +157,7 @@ class SearchResult:
         params = self.space.params(size, record.recipe)
         confirmations = state.confirmations.get((size, record.recipe), {})
         certified = sorted(seed for seed, trial in confirmations.items() if trial.outcome == RunStatus.CERTIFIED)
-        keys = ("val_loss", "margin", "margin_se", "step", "steps_per_minute", "directory")
+        keys = ("val_loss", "margin", "margin_se", "margin_df", "step", "steps_per_minute", "directory")
         return {
             "size": str(self.space.sizes[size]),
             "params": params,
@@ -224,6 +224,7 @@ class SearchResult:
                     "trials": len(tried),
                     "margin": best.get("margin"),
                     "margin_se": best.get("margin_se"),
+                    "margin_df": best.get("margin_df"),
                 }
             )
         return rows
