@@ -51,6 +51,7 @@ EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
 SPACINGS = ("linear", "geometric")
+AUTO_WORKERS = "auto"
 
 # Bounds that no run comes near, as in groups.py.
 MAX_SEQ_LEN = 2**20
@@ -60,6 +61,7 @@ MAX_TOKENS = 10**18
 MAX_EVALS = 100_000  # of a run
 MAX_SECONDS = 10**7  # some four months, and what a lock can be waited for
 MAX_JOBS = 100_000  # of a grid, and sizes of a search
+MAX_WORKERS = 1024
 
 
 # --------------------------------------------------------------- trainer and verdict
@@ -166,6 +168,15 @@ class SweepConfig(Checked):
 
     # start no further job once so many have failed; null: never stop
     max_failures: int | None = bounded(None, COUNT)
+    # jobs, or trials of a search, that this machine trains at once; auto: one a core, as far as they fit in memory
+    workers: str = AUTO_WORKERS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_number = self.workers.isascii() and self.workers.isdecimal() and len(self.workers) < 10
+        allowed = f"{AUTO_WORKERS} or a whole number in [1, {MAX_WORKERS:,}]"
+        fits = self.workers == AUTO_WORKERS or (is_number and 1 <= int(self.workers) <= MAX_WORKERS)
+        require(fits, "sweep.workers", self.workers, allowed)
 
 
 @dataclass

@@ -91,12 +91,7 @@ class FusedHead:
                 raise TypeError(f"operands must be float32 or bfloat16 on the CPU, not {kind}")
             if operand.shape[1] != self.width:
                 raise TypeError(f"operands must be of width {self.width}, not {operand.shape[1]}")
-        if len(targets) != len(hidden) or targets.dtype != torch.int64:
-            raise TypeError(f"targets must be {len(hidden)} of int64, not {len(targets)} of {targets.dtype}")
-        if len(targets):
-            low, high = torch.aminmax(targets)
-            if low < 0 or high >= len(weight):
-                raise IndexError(f"targets must be in [0, {len(weight)}): they are in [{low}, {high}]")
+        require_targets(targets, len(hidden), len(weight))
 
     def _added_up(self, parts: Tensor, vocab_size: int) -> Tensor:
         """The sum of parts (num_parts, D, padded) in their order, (V, D)."""
@@ -122,6 +117,16 @@ def fused_head(width: int) -> FusedHead:
 def most_parts(width: int, padded: int) -> int:
     """Into how many parts the rows are cut at most. A large vocabulary has fewer: each holds a gradient of its own."""
     return max(MIN_PARTS, min(MAX_PARTS, PARTS_SIZE // (width * padded)))
+
+
+def require_targets(targets: Tensor, num_rows: int, vocab_size: int) -> None:
+    """Raise TypeError or IndexError unless there is an int64 target within the vocabulary for every row."""
+    if len(targets) != num_rows or targets.dtype != torch.int64:
+        raise TypeError(f"targets must be {num_rows} of int64, not {len(targets)} of {targets.dtype}")
+    if num_rows:
+        low, high = torch.aminmax(targets)
+        if low < 0 or high >= vocab_size:
+            raise IndexError(f"targets must be in [0, {vocab_size}): they are in [{low}, {high}]")
 
 
 def pointer_to(values: Tensor | None, index: int = 0) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_sweep.metrics.margin import beats, errors_needed
+from marble_sweep.metrics.margin import beats, degrees_of_freedom, errors_needed
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 from marble_sweep.training.schedule import evaluation_steps
@@ -41,14 +41,20 @@ MEASURED = (
     "unigram_loss",
     "val_margin",
     "val_margin_se",
+    "val_margin_df",
+    "val_margin_se_factor",
     "beats_unigram",
     "oracle_loss",
     "oracle_margin",
     "oracle_margin_se",
+    "oracle_margin_df",
+    "oracle_margin_se_factor",
     "beats_oracle",
     "bigram_loss",
     "bigram_margin",
     "bigram_margin_se",
+    "bigram_margin_df",
+    "bigram_margin_se_factor",
     "beats_bigram",
     "bits_per_byte",
     "accuracy",
@@ -197,7 +203,10 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
         for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
             margin, error = held_out.get(f"{name}_margin", math.nan), held_out.get(f"{name}_margin_se", math.nan)
             row[f"{column}_margin"], row[f"{column}_margin_se"] = margin, error
-            row[f"beats_{name}"] = beats(margin, error, errors)
+            df = degrees_of_freedom(held_out, f"{name}_margin")
+            row[f"{column}_margin_df"] = df if math.isfinite(df) else None
+            row[f"{column}_margin_se_factor"] = held_out.get(f"{name}_margin_se_factor")
+            row[f"beats_{name}"] = beats(margin, error, errors, df)
     row["damage"] = "; ".join(f"{damage.file}: {damage.reason}" for damage in run.damages) or None
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
 

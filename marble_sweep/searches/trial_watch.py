@@ -11,7 +11,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import EarlyStopping, margin, shortfall
+from marble_sweep.early_stopping import EarlyStopping, margin, margin_df, shortfall
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
@@ -86,6 +86,7 @@ class TrialWatch:
         metadata = read_metadata(run_dir)
         status, step, last = metadata["status"], metadata.get("step") or 0, Run.read(run_dir).evals[-1:]
         value, error = margin(self.config.certify, last[0]) if last else (None, None)
+        df = margin_df(self.config.certify, last[0]) if last else math.inf
         return Result(
             outcome=OUTCOMES.get(status, status),
             directory=str(run_dir),
@@ -96,6 +97,7 @@ class TrialWatch:
             val_loss=last[0]["val_loss"] if last else None,
             margin=value,
             margin_se=error,
+            margin_df=df if math.isfinite(df) else None,
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train

@@ -58,6 +58,7 @@ class FlatOptimizer:
         parts, gradients = self._parts(self.master_params), self._parts(self.gradient)
         for name, part in parts.items():
             part.grad = gradients[name]
+        self.gradients = list(gradients.values())
         reference = policy.optimizer_dtype == torch.bfloat16
         self.optimizers = build_optimizers(config, self.master_params, parts, reference=reference)
         optimized = {id(tensor) for optimizer in self.optimizers for tensor in optimizer.param_groups[0]["params"]}
@@ -75,6 +76,11 @@ class FlatOptimizer:
             for (name, parameter), piece in zip(self.parameters.items(), pieces, strict=True)
         }
 
+    def zero_grad(self) -> None:
+        """Let backward begin anew."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Apply the gradients that backward left, with learning rate lr."""
@@ -83,8 +89,8 @@ class FlatOptimizer:
         gradients = []
         for parameter in self.parameters.values():
             assert parameter.grad is not None
-            gradients.append(parameter.grad.flatten())
-        torch.cat(gradients, out=self.gradient)
+            gradients.append(parameter.grad)
+        torch._foreach_copy_(self.gradients, gradients)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -23,8 +23,9 @@ from marble_sweep.config import Config
 from marble_sweep.data.cache import cached, content_key
 from marble_sweep.kernels.compiler import CompilerError
 from marble_sweep.kernels.head import MAX_WIDTH, fused_head
+from marble_sweep.kernels.softmax import compiled_softmax
 from marble_sweep.model.loss import linear_cross_entropy
-from marble_sweep.model.products import DEFAULT, HEADS, MATMULS, Products, using
+from marble_sweep.model.products import COMPILED_HEADS, DEFAULT, FLOAT32_HEADS, HEADS, MATMULS, Products, using
 from marble_sweep.model.transformer import Block
 from marble_sweep.runs.files import write_exclusive
 from marble_sweep.training.precision import POLICIES, PrecisionPolicy
@@ -85,33 +86,38 @@ def candidates(config: Config, device: torch.device) -> tuple[list[str], list[st
     if device.type != "cpu":
         return [], []
     is_bf16 = POLICIES[config.precision.name].compute_dtype == torch.bfloat16
-    fused = ["fused"] if config.model.hidden_dim <= MAX_WIDTH else []
+    heads = [head for head in HEADS if head != "fused" or config.model.hidden_dim <= MAX_WIDTH]
     if not is_bf16:
-        return ["float32"], ["float32", *fused]
-    return list(MATMULS), [head for head in HEADS if head != "fused"] + fused
+        return ["float32"], [head for head in heads if head in FLOAT32_HEADS]
+    return list(MATMULS), heads
 
 
 def choose_head(heads: list[str], config: Config, vocab_size: int) -> str:
-    """The quickest head; the log says why where the compiled one cannot be among them."""
-    if "fused" in heads:
-        try:
-            head = remembered_choice("head", heads, config, vocab_size)
-            if head == "fused":
-                fused_head(config.model.hidden_dim)
-            return head
-        except CompilerError as error:
-            log.info("The head is not compiled, and training is slower without: %s", error)
-    others = [head for head in heads if head != "fused"]
+    """The quickest head; the log says why where the compiled ones cannot be among them."""
+    try:
+        head = remembered_choice("head", heads, config, vocab_size)
+        load_head(head, config)
+        return head
+    except CompilerError as error:
+        log.info("The head is not compiled, and training is slower without: %s", error)
+    others = [head for head in heads if head not in COMPILED_HEADS]
     return remembered_choice("head", others, config, vocab_size)
+
+
+def load_head(head: str, config: Config) -> None:
+    """Load what is compiled of a head, if anything. Raises CompilerError where that cannot be."""
+    if head == "fused":
+        fused_head(config.model.hidden_dim)
+    elif head in COMPILED_HEADS:
+        compiled_softmax()
 
 
 def require_head(head: str, config: Config, allowed: str) -> None:
     """Raise ValueError, which says what is allowed instead, where this machine lacks the head."""
-    if head == "fused":
-        try:
-            fused_head(config.model.hidden_dim)
-        except CompilerError as error:
-            require(False, "device.head", head, f"{allowed}: {error}")
+    try:
+        load_head(head, config)
+    except CompilerError as error:
+        require(False, "device.head", head, f"{allowed}: {error}")
 
 
 def shared_path(folder: Path | None, part: str, config: Config, vocab_size: int) -> Path | None:

@@ -136,8 +136,8 @@ class Trainer:
         """One step, in the notebook's order: forward, backward, update, measure. Never waits for the device."""
         self.step += 1
         tokens = next(self.batches)  # (B, T)
+        self.optimizer.zero_grad()  # first: what lies between blocks of memory keeps them apart
         loss, hidden = self.loss(tokens)
-        self.model.zero_grad(set_to_none=True)
         loss.backward()
         lr = self.config.optimizer.lr * lr_scale(self.config.schedule, self.step, self.config.trainer.total_steps)
         self.optimizer.step(lr)

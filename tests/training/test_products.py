@@ -15,10 +15,10 @@ from helpers import tiny_config
 
 from marble_sweep import groups
 from marble_sweep.config import Config
-from marble_sweep.kernels import head
+from marble_sweep.kernels import head, softmax
 from marble_sweep.kernels.compiler import load_library
 from marble_sweep.model import products
-from marble_sweep.model.products import DEFAULT, HEADS, MATMULS, Products
+from marble_sweep.model.products import COMPILED_HEADS, DEFAULT, HEADS, MATMULS, Products
 from marble_sweep.training import products as training_products
 from marble_sweep.training.products import (
     GAIN,
@@ -49,6 +49,7 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without one, and with nothing loaded before."""
     load_library.cache_clear()
     head.fused_head.cache_clear()
+    softmax.compiled_softmax.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
 
 
@@ -156,15 +157,13 @@ def test_what_the_cache_holds_is_what_every_run_takes(tmp_path: Path) -> None:
     config = tiny_config("precision=fp32")
     choose(config)
     (entry,) = (tmp_path / "cache").glob("products-*")
-    for choice in ("float32", "fused"):
+    for choice in ("float32", "float32_compiled", "fused"):
         content = json.dumps({"choice": choice}).encode()
         (entry / "choice.json").write_bytes(content)
         (entry / "manifest.json").write_text(
             json.dumps({"sha256": {"choice.json": hashlib.sha256(content).hexdigest()}})
         )
-        if choice == "float32":
-            assert choose(config).head == choice
-    assert choose(config).head == "fused"
+        assert choose(config).head == choice
 
 
 def test_other_shapes_are_other_choices(tmp_path: Path) -> None:
@@ -176,7 +175,7 @@ def test_other_shapes_are_other_choices(tmp_path: Path) -> None:
 def test_float32_is_never_rounded_inside() -> None:
     """bfloat16 inside would be another precision than the one asked for."""
     matmuls, heads = candidates(tiny_config("precision=fp32"), CPU)
-    assert (matmuls, set(heads)) == (["float32"], {"float32", "fused"})
+    assert (matmuls, set(heads)) == (["float32"], {"float32", "fused", "float32_compiled"})
 
 
 def test_what_is_fixed_by_hand_is_not_measured(tmp_path: Path) -> None:
@@ -188,7 +187,7 @@ def test_what_is_fixed_by_hand_is_not_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["device.head=bfloat16", "precision=fp32"], "device.head = bfloat16: must be auto, float32, fused on cpu"),
+        (["device.head=bfloat16", "precision=fp32"], "device.head = bfloat16: must be auto, float32, fused, float32_c"),
         (["device.matmul=bfloat16", "precision=fp32"], "device.matmul = bfloat16: must be auto, float32 on cpu"),
         (
             ["device.head=fused", "model.hidden_dim=128"],
@@ -219,22 +218,34 @@ def test_without_a_compiler_the_head_is_another_and_the_log_says_why(caplog: pyt
 
 
 @needs_compiler
-def test_a_compiler_that_has_gone_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The cache says fused, from a time when there was one."""
+@pytest.mark.parametrize("compiled", ["fused", "float32_compiled"])
+def test_a_compiler_that_has_gone_is_done_without(
+    compiled: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cache names a compiled head, from a time when there was one."""
     config = tiny_config("precision=fp32")
     choose(config)
     (entry,) = (tmp_path / "cache").glob("products-*")
-    rewrite(entry, "fused")
+    rewrite(entry, compiled)
     load_library.cache_clear()
     head.fused_head.cache_clear()
+    softmax.compiled_softmax.cache_clear()
     monkeypatch.setenv("CC", "false")
     assert choose(config).head == "float32"
 
 
 @pytest.mark.usefixtures("_no_compiler")
-def test_a_head_that_is_asked_for_and_cannot_be_compiled_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"device.head = fused: must be another on this machine: no C"):
-        choose(tiny_config("device.head=fused"))
+@pytest.mark.parametrize("name", COMPILED_HEADS)
+def test_a_head_that_is_asked_for_and_cannot_be_compiled_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"device.head = {name}: must be another on this machine: no C"):
+        choose(tiny_config(f"device.head={name}"))
+
+
+@pytest.mark.usefixtures("_no_compiler")
+def test_without_a_compiler_no_width_has_a_compiled_head(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert choose(tiny_config("model.hidden_dim=64")).head in set(HEADS) - set(COMPILED_HEADS)
+    assert len(caplog.messages) == 1
 
 
 # ------------------------------------------------------------------- the jobs of one sweep
@@ -332,9 +343,9 @@ def test_damaged_records_are_refused(recorded: object) -> None:
 
 
 @pytest.mark.usefixtures("_no_compiler")
-def test_to_resume_without_the_runs_compiled_head_is_refused() -> None:
-    recorded = {"products": {"matmul": "float32", "head": "fused"}}
-    with pytest.raises(
-        ValueError, match=r"device.head = fused: must be possible on this machine, to resume the run: no"
-    ):
+@pytest.mark.parametrize("name", COMPILED_HEADS)
+def test_to_resume_without_the_runs_compiled_head_is_refused(name: str) -> None:
+    recorded = {"products": {"matmul": "float32", "head": name}}
+    said = rf"device.head = {name}: must be possible on this machine, to resume the run: no"
+    with pytest.raises(ValueError, match=said):
         recorded_products(recorded, tiny_config(), CPU)
