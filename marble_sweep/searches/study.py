@@ -43,6 +43,7 @@ OUTCOME = "outcome"
 RESULT = "result"  # how the trial's run ended, in one attribute: a journal waits for the disk at every write
 WITHDRAWN = "withdrawn"  # the outcome of a trial that was created when nothing was left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
+RULES = 2  # by which trials are judged: 1 took windows for independent. A study keeps those that it began with
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
 STATES = {RunStatus.CERTIFIED: TrialState.COMPLETE, "refuted": TrialState.COMPLETE, RunStatus.FAILED: TrialState.FAIL}
 TICKET_SECONDS = 0.02  # between two checks of the trials with lower numbers
@@ -167,7 +168,9 @@ class Result:
     margin_se: float | None
     reason: str | None  # of a crash
     field: str | None = None  # the setting that one of our own checks complained of
+    margin_df: float | None = None  # degrees of freedom of margin_se; None for infinitely many
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
+    products: dict[str, str] | None = None  # how its layers and head multiplied; None where a GPU did
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -250,8 +253,13 @@ def open_study(
         )
     expected = {
         "space": {key: json.loads(distribution_to_json(value)) for key, value in space.distributions.items()},
-        "config": json.loads(json.dumps(settings)),
+        "config": json.loads(json.dumps(settings)) | {"rules": RULES},
     }
+    if "config" in study.user_attrs and (began := study.user_attrs["config"].get("rules", 1)) != RULES:
+        raise CheckError(
+            f"search.study = {name}: must have begun under the rules of this version ({RULES}), by which margins are "
+            f"judged, and began under other ones ({began}); take another hydra.sweep.dir or search.study"
+        )
     for attribute, ours in expected.items():
         if attribute not in study.user_attrs:
             study.set_user_attr(attribute, ours)

@@ -5,7 +5,8 @@ import torch
 from compilers import needs_compiler
 from heads import CHUNKED, error, exact, example, measured, threads
 
-from marble_sweep.kernels.head import GROUP, MAX_LANES, MAX_PARTS, fused_head
+from marble_sweep.kernels import head
+from marble_sweep.kernels.head import GROUP, MAX_LANES, MAX_PARTS, fused_head, most_parts
 from marble_sweep.model.loss import SAFE_LOGIT, needs_shift
 
 pytestmark = needs_compiler
@@ -85,6 +86,25 @@ def test_the_number_of_threads_changes_no_bit(num_rows: int) -> None:
             results.append(measured(*rows))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize(("width", "vocab_size", "parts"), [(4, 1_000_000, 8), (48, 10_000, 16), (48, 150_000, 4)])
+def test_the_gradients_of_all_parts_are_bounded(width: int, vocab_size: int, parts: int) -> None:
+    assert most_parts(width, vocab_size) == parts
+    assert parts * width * vocab_size * 4 <= 2**27
+
+
+def test_a_large_vocabulary_has_fewer_parts_whatever_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "PARTS_SIZE", 4 * 4 * 1024)
+    rows = example(300, 4, 1009)
+    with threads(1):
+        few = measured(*rows)
+    for ours, truth in zip(few, exact(*rows), strict=True):
+        assert error(ours, truth) < NORM_ERROR
+    with threads(7):
+        assert all(map(torch.equal, measured(*rows), few))
+    monkeypatch.setattr(head, "PARTS_SIZE", 16 * 4 * 1024)
+    assert not torch.equal(measured(*rows)[2], few[2]), "their sum is taken in another order"
 
 
 def test_the_same_twice_and_whatever_the_memory_held_before() -> None:
