@@ -167,16 +167,16 @@ class SearchResult:
             **{key: result_of(trial).get(key) for key in keys},
             "confirmed": self._confirmed(size),
             "confirming_seeds": [self.base.seed + seed for seed in certified],
-            "command": self.command(params, result_of(trial).get("products")),
+            "command": self.command(params, result_of(trial).get("device")),
         }
 
     def _confirmed(self, size: int) -> bool:
         """Whether it certified again on every fresh seed, and there is at least one."""
         return self.base.search.confirm_seeds > 0 and self.state.confirmed(size)
 
-    def command(self, params: Mapping[str, Any], products: Mapping[str, str] | None) -> str:
-        """The command that trains such a model for the whole budget, with the products of the trial that certified."""
-        settings = {f"device.{name}": value for name, value in (products or {}).items()} | dict(params)
+    def command(self, params: Mapping[str, Any], device: Mapping[str, Any] | None) -> str:
+        """The command that trains such a model for the whole budget, with the numbers of the trial that certified."""
+        settings = {f"device.{name}": value for name, value in (device or {}).items()} | dict(params)
         left_out = ("certify.stop=", "search.", "sweep.", *(f"{key}=" for key in settings))
         kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
         return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in settings.items())])

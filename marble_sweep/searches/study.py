@@ -170,7 +170,8 @@ class Result:
     field: str | None = None  # the setting that one of our own checks complained of
     margin_df: float | None = None  # degrees of freedom of margin_se; None for infinitely many
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
-    products: dict[str, str] | None = None  # how its layers and head multiplied; None where a GPU did
+    # The settings below `device` that its numbers depend on to the last bit; None where a GPU multiplied.
+    device: dict[str, str | int] | None = None
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
@@ -101,5 +102,12 @@ class TrialWatch:
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
-            products=metadata.get("products"),
+            device=device_settings(metadata),
         )
+
+
+def device_settings(metadata: Mapping[str, Any]) -> dict[str, str | int] | None:
+    """`matmul`, `head` and `num_threads` of a run on a CPU: what fixes its numbers to the last bit."""
+    if not metadata.get("products"):
+        return None
+    return {**metadata["products"], "num_threads": metadata["machine"]["num_threads"]}
