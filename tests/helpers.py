@@ -43,7 +43,7 @@ def compose_config(*overrides: str) -> Config:
 def train_only(config: Config, directory: Path, *, resume: bool = False) -> RunStatus:
     """Train as `run` does, without the verdict and the plots, which take longer than forty tiny steps."""
     with claimed(directory, config, resume=resume), stop_requests() as should_stop, contextlib.ExitStack() as stack:
-        trainer, _ = prepare(config, directory, stack, resume=resume, show=False)
+        trainer, _ = prepare(config, directory, stack, resume=resume, show=False, shared=None)
         return trainer.train(should_stop)
 
 

@@ -170,6 +170,7 @@ class Result:
     field: str | None = None  # the setting that one of our own checks complained of
     margin_df: float | None = None  # degrees of freedom of margin_se; None for infinitely many
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
+    products: dict[str, str] | None = None  # how its layers and head multiplied; None where a GPU did
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:

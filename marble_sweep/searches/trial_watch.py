@@ -16,6 +16,7 @@ from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
+from marble_sweep.searches.study_products import StudyProducts
 
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 5.0  # to wait for the reporting thread, once the run has ended
@@ -34,12 +35,16 @@ class TrialWatch:
         self.directory = directory
         self.heartbeat_interval = timeout / HEARTBEATS_PER_TIMEOUT
         self.show = show
+        # Workers of one directory share its choices there, others through the study.
+        self.products = None if config.search.storage is None else StudyProducts(trial, directory.parent)
         self.errors = EarlyStopping(config).errors_needed
         self.reported: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "TrialWatch":
+        if self.products is not None:
+            self.products.take()
         self._thread.start()
         return self
 
@@ -60,6 +65,8 @@ class TrialWatch:
 
     def report_evaluations(self, directory: Path) -> None:
         """Report the evaluations that are new. Does nothing where another worker has ended the trial as stale."""
+        if self.products is not None:
+            self.products.give()
         run = Run.read(directory)
         for step, row in run.eval_at.items():
             if step not in self.reported:
@@ -94,4 +101,5 @@ class TrialWatch:
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
+            products=metadata.get("products"),
         )
