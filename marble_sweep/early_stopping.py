@@ -2,7 +2,7 @@
 
 A margin is threshold - loss, paired by window where the threshold is a baseline. It certifies once it beats the
 threshold (metrics/margin.py), by so many standard errors that all interim evaluations together err no more often than
-a single one.
+a single one. Where the threshold is a baseline, the gain from the context must be that many errors above 0 too.
 """
 
 import math
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from marble_sweep.config import CertifyConfig, Config
-from marble_sweep.metrics.margin import beats, errors_needed
+from marble_sweep.metrics.margin import DECIDING_MARGINS, beats, beats_with_context, errors_needed
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.training.schedule import evaluation_steps
 
@@ -38,7 +38,7 @@ class EarlyStopping:
         slowest = self.config.min_steps_per_minute
         if slowest is not None and steps_per_minute < slowest:
             return RunStatus.TOO_SLOW
-        if beats(*margin(self.config, evals[-1]), self.errors_needed):
+        if certifies(self.config, evals[-1], self.errors_needed):
             return RunStatus.CERTIFIED
         if evals[-1]["step"] < self.steps[-1] and is_hopeless(self.config, evals, self.steps):
             return RunStatus.PRUNED
@@ -49,17 +49,35 @@ def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
     """The margin to the threshold in nats per token, and its standard error, of a row of evals.csv."""
     if config.loss is not None:
         return config.loss - row["val_loss"], row["val_loss_se"]
-    return row[f"{config.threshold}_margin"], row[f"{config.threshold}_margin_se"]
+    name = DECIDING_MARGINS[config.threshold]
+    return row[f"{name}_margin"], row[f"{name}_margin_se"]
+
+
+def certifies(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
+    """Whether a row of evals.csv beats the threshold; a baseline only with the help of the context."""
+    if config.loss is not None:  # a number may lie above what token frequencies reach
+        return beats(*margin(config, row), errors) is True
+    return beats_with_context(margin(config, row), context_gain(row), errors) is True
+
+
+def context_gain(row: dict[str, float]) -> tuple[float, float]:
+    """What the true context is worth, in nats per token, and its standard error, of a row of evals.csv."""
+    return row["context_gain"], row["context_gain_se"]
+
+
+def lacks_context(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
+    """Whether a row's margin would certify it, if only the context were used."""
+    return beats(*margin(config, row), errors) is True and not certifies(config, row, errors)
 
 
 def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> float:
     """What a row lacks to be certified, in nats per token: 0 or less where it is, above 0 where it is not."""
-    value, error = margin(config, row)
-    lacking = errors * error - value
-    if not math.isfinite(lacking):
+    needed = [margin(config, row)] if config.loss is not None else [margin(config, row), context_gain(row)]
+    lacking = max(errors * error - value for value, error in needed)
+    if not all(math.isfinite(value) and math.isfinite(error) for value, error in needed):
         return math.inf
     # A margin of 0 without any error lacks nothing by this arithmetic, and yet beats nothing.
-    return lacking if beats(value, error, errors) else max(lacking, sys.float_info.epsilon)
+    return lacking if certifies(config, row, errors) else max(lacking, sys.float_info.epsilon)
 
 
 def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:
@@ -78,5 +96,7 @@ def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps:
     if len(evals) < 2:
         return False
     (prev_margin, _), (last_margin, _) = margin(config, evals[-2]), margin(config, last)
+    if math.isnan(prev_margin):  # an evaluation by an earlier version, which did not measure it
+        return False
     fastest = max(last_margin - prev_margin, FASTEST_FALL * last["val_loss"])
     return not last_margin + evals_left * fastest > 0

@@ -17,7 +17,7 @@ import torch
 from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import resume_command
 from marble_sweep.config import Config, VerdictConfig, dump
-from marble_sweep.data.baselines import Baselines, measure_baselines
+from marble_sweep.data.baselines import Baselines, cached_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.early_stopping import EarlyStopping
@@ -240,7 +240,7 @@ def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | Non
     scored = eval_windows(tokens, config.trainer.seq_len, config.trainer.eval_windows)
     allowed = "such that two windows or more are held out with certify.stop=true"
     require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
-    baselines = measure_baselines(corpus.train_tokens, scored, len(corpus.dead_mask))
+    baselines = cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
     return (scored if held_out else None), baselines
 
 
@@ -275,7 +275,9 @@ def judged_by(config: Config) -> VerdictConfig:
 def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     """Write the verdict and draw the plots, from the files that the run has written."""
     files = Run.read(directory)
-    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), config.autocorrelation_lag)
+    held_out = config.data.val_fraction > 0
+    lag = config.autocorrelation_lag
+    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), lag, held_out=held_out)
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

@@ -7,6 +7,9 @@ import math
 from statistics import NormalDist
 
 NORMAL = NormalDist()
+# The margin, in evals.csv, that decides for a baseline. Of the uniform, the fitted and the tempered unigram the
+# tempered one is never worse than the others (data/baselines.py), so to beat it is to beat all three.
+DECIDING_MARGINS = {"unigram": "tempered", "oracle": "oracle", "bigram": "bigram"}
 
 
 def beats(margin: float, error: float, errors_needed: float) -> bool | None:
@@ -18,6 +21,18 @@ def beats(margin: float, error: float, errors_needed: float) -> bool | None:
     if math.isnan(margin) or math.isnan(error):
         return None
     return 0 < margin < math.inf and margin >= errors_needed * error
+
+
+def beats_with_context(
+    margin: tuple[float, float], context_gain: tuple[float, float], errors_needed: float
+) -> bool | None:
+    """Whether a margin to a baseline and the gain from the context, each with its error, are both above 0.
+
+    Held-out text of another kind than training can put a model below a baseline without any use of context. Both at
+    once err no more often than one of them. None where one was not measured and the other is no failure.
+    """
+    results = [beats(*margin, errors_needed), beats(*context_gain, errors_needed)]
+    return None if None in results and False not in results else all(results)
 
 
 def errors_needed(single: float, num_evals: int) -> float:

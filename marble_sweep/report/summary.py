@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_sweep.metrics.margin import beats, errors_needed
+from marble_sweep.humanize import perplexity
+from marble_sweep.metrics.margin import DECIDING_MARGINS, beats_with_context, errors_needed
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 from marble_sweep.training.schedule import evaluation_steps
@@ -34,10 +35,15 @@ STOPPING_NOTE = (
     "Runs that certify.stop may end early are shown at their own last evaluation, whose step is in the table: "
     "their losses at different steps do not rank them."
 )
+EARLIER_NOTE = (
+    "Runs of an earlier version did not measure the tempered unigram: their val_margin is to the fitted one, and "
+    "whether they beat unigram is not known."
+)
 MEASURED = (
     "n_params",
     "val_loss",
     "val_loss_se",
+    "perplexity",
     "unigram_loss",
     "val_margin",
     "val_margin_se",
@@ -119,6 +125,8 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     if len(others) < len(runs):
         notes.insert(0, STOPPING_NOTE)
         step = None
+    if any(_lacks_tempered(run.evals[-1]) for run in runs if run.evals):
+        notes.append(EARLIER_NOTE)
     corpus_notes = _corpus_notes(rows)
     return Comparison(list(runs), rows, varied, step, notes + corpus_notes, not corpus_notes)
 
@@ -180,7 +188,7 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
     row |= parameters | dict.fromkeys(MEASURED)
     row |= {
         "n_params": metadata.get("n_params"),
-        "unigram_loss": baselines.get("unigram_fitted"),
+        "unigram_loss": baselines.get("unigram_tempered", baselines.get("unigram_fitted")),
         "oracle_loss": baselines.get("unigram_oracle"),
         "bigram_loss": baselines.get("bigram"),
         "final_loss": trained.get("loss"),
@@ -194,12 +202,25 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
         errors = _errors_needed(run)
         for column in ("val_loss", "val_loss_se", "bits_per_byte", "accuracy"):
             row[column] = held_out.get(column)
+        row["perplexity"] = perplexity(held_out.get("val_loss", math.nan))
         for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
-            margin, error = held_out.get(f"{name}_margin", math.nan), held_out.get(f"{name}_margin_se", math.nan)
-            row[f"{column}_margin"], row[f"{column}_margin_se"] = margin, error
-            row[f"beats_{name}"] = beats(margin, error, errors)
+            of_earlier_version = name == "unigram" and _lacks_tempered(held_out)
+            margin = _measured(held_out, f"{name if of_earlier_version else DECIDING_MARGINS[name]}_margin")
+            beaten = beats_with_context(margin, _measured(held_out, "context_gain"), errors)
+            row[f"{column}_margin"], row[f"{column}_margin_se"] = margin
+            row[f"beats_{name}"] = None if of_earlier_version and beaten else beaten
     row["damage"] = "; ".join(f"{damage.file}: {damage.reason}" for damage in run.damages) or None
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
+
+
+def _measured(held_out: dict[str, float], column: str) -> tuple[float, float]:
+    """A number of a row of evals.csv with its standard error; NaN where the row has none."""
+    return held_out.get(column, math.nan), held_out.get(f"{column}_se", math.nan)
+
+
+def _lacks_tempered(held_out: dict[str, float]) -> bool:
+    """Whether a row of evals.csv, of an earlier version, knows of the fitted unigram alone."""
+    return math.isnan(held_out.get("tempered_margin", math.nan)) and "unigram_margin" in held_out
 
 
 def _errors_needed(run: Run) -> float:

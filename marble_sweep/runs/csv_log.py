@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from marble_sweep.checks import CheckError
 from marble_sweep.runs.files import atomic_write, naming, open_append, sync
-from marble_sweep.runs.renamed import current_name
+from marble_sweep.runs.renamed import ADDED_COLUMNS, current_name
 
 
 def format_value(value: float) -> str:
@@ -33,7 +33,7 @@ class CsvLog:
     ) -> None:
         """Start the file, or continue it after `last_step`: later rows and half a row are dropped.
 
-        A file of an earlier version keeps its own header, so that its hash stays that of the saved state.
+        A file of an earlier version keeps its own header and columns, so that its hash stays that of the saved state.
         Raises ValueError where the kept rows are not those of `steps`, or have another hash.
         """
         self.path = path
@@ -61,9 +61,11 @@ class CsvLog:
 
     def _require_header(self, header: bytes) -> None:
         text = header.decode(errors="replace")
-        if [current_name(name) for name in text.split(",")] != [*self.columns]:
+        names = [current_name(name) for name in text.split(",")]
+        if names not in ([*self.columns], [column for column in self.columns if column not in ADDED_COLUMNS]):
             wanted = ",".join(self.columns)
             raise CheckError(f"{self.path}: must begin with the columns {wanted}; it has {text[:200]!r}")
+        self.columns = names
 
     def _rows(self, lines: Sequence[bytes], last_step: int) -> list[tuple[int, bytes]]:
         """The whole rows up to `last_step` with their steps, until the first that cannot be read."""

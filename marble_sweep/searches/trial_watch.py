@@ -11,7 +11,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import EarlyStopping, margin, shortfall
+from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, shortfall
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
@@ -89,6 +89,7 @@ class TrialWatch:
             val_loss=last[0]["val_loss"] if last else None,
             margin=value,
             margin_se=error,
+            lacks_context=bool(last) and lacks_context(self.config.certify, last[0], self.errors),
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train

@@ -9,6 +9,7 @@ from torch import Tensor
 from marble_sweep.data.baselines import Baselines
 from marble_sweep.model.loss import token_losses
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.runs.renamed import ADDED_COLUMNS
 from marble_sweep.training.precision import PrecisionPolicy
 
 EVAL_COLUMNS = (
@@ -26,6 +27,7 @@ EVAL_COLUMNS = (
     "context_gain",
     "context_gain_se",
     "non_unigram_top1",
+    *ADDED_COLUMNS,
 )
 UNIGRAM_TOP = 3  # predictions outside the unigram's three most frequent tokens count as non-unigram
 
@@ -75,11 +77,7 @@ class Evaluator:
         predicted = torch.cat(top)
         row: dict[str, float] = {"step": step}
         row["val_loss"], row["val_loss_se"] = mean_and_error(loss)
-        for name, baseline in (
-            ("unigram", self.baselines.unigram_fitted),
-            ("oracle", self.baselines.unigram_oracle),
-            ("bigram", self.baselines.bigram),
-        ):
+        for name, baseline in self.baselines.per_window().items():
             row[f"{name}_margin"], row[f"{name}_margin_se"] = mean_and_error(baseline - loss)
         row["accuracy"] = (predicted == targets[..., 0]).float().mean().item()
         nats = loss.sum().item() * targets.shape[1]
@@ -87,4 +85,4 @@ class Evaluator:
         gain = mean_and_error(other_context_loss - loss) if self.shift else (math.nan, math.nan)
         row["context_gain"], row["context_gain_se"] = gain
         row["non_unigram_top1"] = (~torch.isin(predicted, self.unigram_top)).float().mean().item()
-        return row
+        return {column: row[column] for column in EVAL_COLUMNS}

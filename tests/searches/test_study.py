@@ -23,6 +23,7 @@ from marble_sweep.searches.study import (
     LOSS,
     OLD_HEARTBEAT,
     PLAN,
+    RULES_VERSION,
     SPEED,
     SharedStudy,
     open_study,
@@ -179,3 +180,15 @@ def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, li
     with pytest.raises(ValueError, match=f"search.study = study: {line}") as raised:
         open_study(storage, "study", small_space(*sweeps), lambda tried: None, {"threshold": threshold}, 60)  # type: ignore[arg-type,return-value]
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("rules", [None, 1, 3])
+def test_a_study_of_other_rules_may_not_be_joined(rules: int | None) -> None:
+    storage = InMemoryStorage()
+    study = join(storage).study
+    settings = study.user_attrs["config"]
+    assert settings.pop("rules") == RULES_VERSION
+    study.set_user_attr("config", settings if rules is None else settings | {"rules": rules})
+    line = f"search.study = study: must be judged by rules 2, and began under rules {rules or 1} of another version; "
+    with pytest.raises(ValueError, match=f"{line}begin a new study in another directory"):
+        join(storage)

@@ -64,6 +64,9 @@ def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
         ("unigram_margin", baselines.unigram_fitted),
         ("oracle_margin", baselines.unigram_oracle),
         ("bigram_margin", baselines.bigram),
+        ("tempered_margin", baselines.unigram_tempered),
+        ("trigram_margin", baselines.trigram),
+        ("fourgram_margin", baselines.fourgram),
     ):
         truth |= expected(name, [one - loss for one, loss in zip(baseline.tolist(), losses, strict=True)])
     truth |= expected("context_gain", [other - loss for other, loss in zip(swapped, losses, strict=True)])
