@@ -10,9 +10,17 @@ import sys
 from collections.abc import Sequence
 
 from marble_sweep.config import CertifyConfig, Config
-from marble_sweep.metrics.margin import DECIDING_MARGINS, beats, beats_with_context, errors_needed
+from marble_sweep.metrics.margin import (
+    DECIDING_MARGINS,
+    Measured,
+    beats_by,
+    beats_with_context,
+    errors_needed,
+    measured,
+)
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.training.schedule import evaluation_steps
+from marble_sweep.uncertainty.student import student_errors
 
 # A model ignores its context when exchanging contexts changes its held-out loss by less than this, in nats per token.
 # Of the recorded runs that ignored it with so few evaluations left, none certified (docs/search_replay.md).
@@ -38,7 +46,7 @@ class EarlyStopping:
         slowest = self.config.min_steps_per_minute
         if slowest is not None and steps_per_minute < slowest:
             return RunStatus.TOO_SLOW
-        if certifies(self.config, evals[-1], self.errors_needed):
+        if is_certified(self.config, evals[-1], self.errors_needed):
             return RunStatus.CERTIFIED
         if evals[-1]["step"] < self.steps[-1] and is_hopeless(self.config, evals, self.steps):
             return RunStatus.PRUNED
@@ -47,37 +55,50 @@ class EarlyStopping:
 
 def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
     """The margin to the threshold in nats per token, and its standard error, of a row of evals.csv."""
+    value, error, _ = _decisive(config, row)
+    return value, error
+
+
+def margin_df(config: CertifyConfig, row: dict[str, float]) -> float:
+    """The degrees of freedom of the margin's standard error."""
+    return _decisive(config, row)[2]
+
+
+def _decisive(config: CertifyConfig, row: dict[str, float]) -> Measured:
     if config.loss is not None:
-        return config.loss - row["val_loss"], row["val_loss_se"]
-    name = DECIDING_MARGINS[config.threshold]
-    return row[f"{name}_margin"], row[f"{name}_margin_se"]
+        value, error, df = measured(row, "val_loss")
+        return config.loss - value, error, df
+    return measured(row, f"{DECIDING_MARGINS[config.threshold]}_margin")
 
 
-def certifies(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
-    """Whether a row of evals.csv beats the threshold; a baseline only with the help of the context."""
+def _context_gain(row: dict[str, float]) -> Measured:
+    """What the true context is worth."""
+    return measured(row, "context_gain")
+
+
+def is_certified(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
+    """Whether a row beats the threshold, as certainly as by `errors` standard errors of a normal distribution.
+
+    A baseline is beaten only with the help of the context.
+    """
     if config.loss is not None:  # a number may lie above what token frequencies reach
-        return beats(*margin(config, row), errors) is True
-    return beats_with_context(margin(config, row), context_gain(row), errors) is True
-
-
-def context_gain(row: dict[str, float]) -> tuple[float, float]:
-    """What the true context is worth, in nats per token, and its standard error, of a row of evals.csv."""
-    return row["context_gain"], row["context_gain_se"]
+        return beats_by(_decisive(config, row), errors) is True
+    return beats_with_context(_decisive(config, row), _context_gain(row), errors) is True
 
 
 def lacks_context(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
     """Whether a row's margin would certify it, if only the context were used."""
-    return beats(*margin(config, row), errors) is True and not certifies(config, row, errors)
+    return beats_by(_decisive(config, row), errors) is True and not is_certified(config, row, errors)
 
 
 def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> float:
     """What a row lacks to be certified, in nats per token: 0 or less where it is, above 0 where it is not."""
-    needed = [margin(config, row)] if config.loss is not None else [margin(config, row), context_gain(row)]
-    lacking = max(errors * error - value for value, error in needed)
-    if not all(math.isfinite(value) and math.isfinite(error) for value, error in needed):
+    needed = [_decisive(config, row)] if config.loss is not None else [_decisive(config, row), _context_gain(row)]
+    lacking = max(student_errors(errors, df) * error - value for value, error, df in needed)
+    if not all(math.isfinite(value) and math.isfinite(error) for value, error, _ in needed):
         return math.inf
     # A margin of 0 without any error lacks nothing by this arithmetic, and yet beats nothing.
-    return lacking if certifies(config, row, errors) else max(lacking, sys.float_info.epsilon)
+    return lacking if is_certified(config, row, errors) else max(lacking, sys.float_info.epsilon)
 
 
 def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:

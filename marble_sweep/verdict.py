@@ -9,8 +9,9 @@ import pandas as pd
 
 from marble_sweep.config import VerdictConfig
 from marble_sweep.humanize import finite, perplexity
-from marble_sweep.metrics.margin import DECIDING_MARGINS, beats, beats_with_context
+from marble_sweep.metrics.margin import DECIDING_MARGINS, beats_by, beats_with_context, measured
 from marble_sweep.runs.renamed import ADDED_COLUMNS, current_name
+from marble_sweep.uncertainty.student import student_errors
 
 MIN_LAG = 100  # steps: over fewer, h_mean looks frozen in every model
 MIN_STEPS = 4 * MIN_LAG  # of a run: below, the lag is shorter, and a tenth of the run is not 40 steps
@@ -109,8 +110,8 @@ def judge(
     gain, top1 = _context_checks(config, final, unmeasured)
 
     def beaten(name: str) -> bool | None:
-        margin = _measured(final, f"{DECIDING_MARGINS[name]}_margin")
-        return beats_with_context(margin, _measured(final, "context_gain"), config.min_standard_errors)
+        margin = measured(final or {}, f"{DECIDING_MARGINS[name]}_margin")
+        return beats_with_context(margin, measured(final or {}, "context_gain"), config.min_standard_errors)
 
     return Verdict(
         criteria=[
@@ -165,9 +166,9 @@ _DECIDES = "tempered"
 
 def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str, unmeasured: str) -> Check:
     label, won, lost = _BASELINES[name]
-    errors_needed, decides = config.min_standard_errors, name == _DECIDES
-    margin, error = _measured(final, f"{name}_margin")
-    passed = beats(margin, error, errors_needed)
+    decides = name == _DECIDES
+    passed, errors_needed = _beats(config, final, f"{name}_margin")
+    margin, error, _ = measured(final or {}, f"{name}_margin")
     if final is None or passed is None:
         reading = f"held-out loss against {label}: {_why_not(final, unmeasured, f'{name}_margin')}"
         return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides)
@@ -176,15 +177,25 @@ def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str, unme
     shown = f"{final['val_loss']:.3f}" + (f" (perplexity {perplexity(final['val_loss']):,.1f})" if decides else "")
     reading = (
         f"held-out loss {shown} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
-        f"({errors:+.1f} standard errors, {errors_needed:.3g} needed): {won if passed else lost}"
+        f"({errors:+.1f} standard errors, {errors_needed:.3g} needed{_what_error(final, f'{name}_margin')}): "
+        f"{won if passed else lost}"
     )
-    return Check(f"{name}_margin_in_se", finite(errors), errors_needed, passed, reading, decides)
+    return Check(f"{name}_margin_in_se", finite(errors), finite(errors_needed), passed, reading, decides)
 
 
-def _measured(final: dict[str, Any] | None, name: str) -> tuple[float, float]:
-    """A number of the last evaluation and its standard error; NaN where there is none."""
-    final = final or {}
-    return final.get(name, math.nan), final.get(f"{name}_se", math.nan)
+def _beats(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> tuple[bool | None, float]:
+    """Whether a column of the last evaluation is above 0 for certain, and the standard errors needed for that."""
+    number = measured(final or {}, name)
+    return beats_by(number, config.min_standard_errors), student_errors(config.min_standard_errors, number[2])
+
+
+def _what_error(final: dict[str, Any], name: str) -> str:
+    """What the standard error counts, as the end of a sentence; empty for an evaluation of an earlier version."""
+    clusters, factor = final.get(f"{name}_clusters", math.nan), final.get(f"{name}_se_factor", math.nan)
+    if math.isnan(clusters) or math.isnan(factor):
+        return ""
+    kind = "clusters of whole documents" if final[f"{name}_by_document"] else "blocks of neighbouring windows"
+    return f" with {clusters:.0f} {kind}; {factor:.1f} times the error of independent windows"
 
 
 def _why_not(final: dict[str, Any] | None, unmeasured: str, name: str) -> str:
@@ -195,6 +206,8 @@ def _why_not(final: dict[str, Any] | None, unmeasured: str, name: str) -> str:
         return f"not measured: the held-out loss is {final['val_loss']}"
     if name in ADDED_COLUMNS and math.isnan(final.get(name, math.nan)):
         return "not measured: the run was evaluated by an earlier version"
+    if final.get("unigram_margin_clusters", 0) > 1:
+        return "not measured: the held-out windows depend on each other over too many of them; hold out more text"
     return "not measured: a single held-out window has no standard error"
 
 
@@ -219,9 +232,9 @@ def _target_check(config: VerdictConfig, steps: pd.DataFrame) -> Check:
 
 def _context_checks(config: VerdictConfig, final: dict[str, Any] | None, unmeasured: str) -> tuple[Check, Check]:
     """The gain from the context, which decides, and the share of predictions that the unigram would not make."""
-    errors_needed, least = config.min_standard_errors, config.min_non_unigram_top1
-    gain, error = _measured(final, "context_gain")
-    passed = beats(gain, error, errors_needed)
+    least = config.min_non_unigram_top1
+    passed, errors_needed = _beats(config, final, "context_gain")
+    gain, error, _ = measured(final or {}, "context_gain")
     if final is None or passed is None:
         nothing = _why_not(final, unmeasured, "context_gain")
         return (
@@ -234,10 +247,10 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None, unmeasu
         Check(
             "context_gain_in_se",
             finite(errors),
-            errors_needed,
+            finite(errors_needed),
             passed,
             f"behind another window's context the same targets cost {gain:+.3f} ± {error:.3f} nats more "
-            f"({errors:+.1f} standard errors, {errors_needed:.3g} needed)",
+            f"({errors:+.1f} standard errors, {errors_needed:.3g} needed{_what_error(final, 'context_gain')})",
         ),
         Check(
             "non_unigram_top1",

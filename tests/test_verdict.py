@@ -37,9 +37,13 @@ def steps_table(num_steps: int = NUM_STEPS, **changed: object) -> pd.DataFrame:
     return pd.DataFrame(columns | changed)
 
 
+VALUES = {"_df": 1e9, "_se_factor": 2.5, "_clusters": 40, "_by_document": 1}
+OF_ERRORS = {name: value for part, value in VALUES.items() for name in EVAL_COLUMNS if name.endswith(part)}
+
+
 def evals_table(**changed: object) -> pd.DataFrame:
     """Two evaluations, of which the last counts: it beats unigram, oracle and bigram by ten standard errors."""
-    first = dict.fromkeys(EVAL_COLUMNS, -1.0) | {"step": 50}
+    first = dict.fromkeys(EVAL_COLUMNS, -1.0) | OF_ERRORS | {"step": 50}
     last = {
         "step": 100,
         "val_loss": 4.0,
@@ -61,8 +65,8 @@ def evals_table(**changed: object) -> pd.DataFrame:
         "trigram_margin_se": 0.02,
         "fourgram_margin": -0.1,
         "fourgram_margin_se": 0.02,
-    }
-    assert tuple(last) == EVAL_COLUMNS
+    } | OF_ERRORS
+    assert set(last) == set(EVAL_COLUMNS)
     return pd.DataFrame([first, last | changed])
 
 
@@ -288,6 +292,7 @@ def test_an_evaluation_of_an_earlier_version_lacks_the_tempered_unigram() -> Non
 
 def test_a_single_held_out_window_has_no_standard_error() -> None:
     nan = {name: math.nan for name in EVAL_COLUMNS if name.endswith("_se") or name == "context_gain"}
+    nan |= {name: 1 for name in EVAL_COLUMNS if name.endswith("_clusters")}
     found = verdict(evals=evals_table(**nan))
     assert results(found) == [None, None, True, True]
     assert found.beats_unigram is None

@@ -6,22 +6,21 @@ Unigram and bigram are smoothed by interpolated absolute discounting (Ney, Essen
 ngrams.py says.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load, save
 from torch import Tensor
 
 from marble_sweep.data.batches import eval_windows as spaced_windows
 from marble_sweep.data.cache import cached, content_key
 from marble_sweep.data.ngrams import count_ngrams, estimate_discount, ngram_log_probs, share_seen
 
+FILE = "baselines.safetensors"
 NUMBERS = ("exponent", "domain_gap", "oracle_flattery", "run_length", "share_seen")  # the fields that are no tensors
-VERSION = 1  # of what is cached: raise it whenever the same tokens would have other baselines
+VERSION = 2  # of what is cached: raise it whenever the same tokens would have other baselines
 MAX_ORDER = 4  # of the n-grams
 RUN_NATS = 50.0  # of unigram loss: 8 tokens of a vocabulary of 10,000, 11 of one of 400
 MAX_EXPONENT = 2.0**10  # of the tempered unigram, where nothing but its most frequent token is held out
@@ -62,6 +61,24 @@ class Baselines:
         return math.log(len(self.unigram_log_probs))
 
 
+def cached_baselines(corpus_sha256: str, train_tokens: Tensor, eval_windows: Tensor, vocab_size: int) -> Baselines:
+    """What measure_baselines gives; measured once per machine, for the trials of a search share a corpus.
+
+    `corpus_sha256` is the hash of the corpus from which all other arguments follow, given the windows' shape.
+    """
+    # Sums in float64 depend on the instructions that torch uses in their last bits.
+    arithmetic = torch.__version__, torch.backends.cpu.get_cpu_capability()
+    key = content_key("baselines", VERSION, corpus_sha256, list(eval_windows.shape), vocab_size, *arithmetic)
+
+    def build() -> dict[str, bytes]:
+        baselines = measure_baselines(train_tokens, eval_windows, vocab_size)
+        return {FILE: save({name: torch.as_tensor(value).double() for name, value in vars(baselines).items()})}
+
+    tensors = load(cached("baselines", key, build)[FILE])
+    values: dict[str, Any] = {name: tensor.item() if name in NUMBERS else tensor for name, tensor in tensors.items()}
+    return Baselines(**values)
+
+
 def measure_baselines(train_tokens: Tensor, eval_windows: Tensor, vocab_size: int) -> Baselines:
     """Fit on (num_train,) tokens and measure on (num_windows, T) windows, both on the CPU."""
     eval_windows = eval_windows.long()
@@ -85,21 +102,6 @@ def measure_baselines(train_tokens: Tensor, eval_windows: Tensor, vocab_size: in
         share_seen=share_seen(train_tokens, eval_windows, run_length),
         domain_gap=_gap_to_oracle(fitted, targets) - _gap_within_training(fitted, train_tokens, eval_windows),
     )
-
-
-def cached_baselines(corpus_sha256: str, train_tokens: Tensor, eval_windows: Tensor, vocab_size: int) -> Baselines:
-    """measure_baselines, kept in the cache; `eval_windows` are among the windows of the corpus that is hashed."""
-
-    def build() -> dict[str, bytes]:
-        baselines = measure_baselines(train_tokens, eval_windows, vocab_size)
-        values = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in vars(baselines).items()}
-        return {"baselines.safetensors": save_tensors(values)}
-
-    windows_sha256 = hashlib.sha256(eval_windows.contiguous().numpy().tobytes()).hexdigest()
-    files = cached("baselines", content_key("baselines", VERSION, corpus_sha256, windows_sha256), build)
-    tensors = load_tensors(files["baselines.safetensors"])
-    values: dict[str, Any] = {name: tensor.item() if name in NUMBERS else tensor for name, tensor in tensors.items()}
-    return Baselines(**values)
 
 
 def oracle_log_probs(targets: Tensor, vocab_size: int) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_sweep.humanize import perplexity
-from marble_sweep.metrics.margin import DECIDING_MARGINS, beats_with_context, errors_needed
+from marble_sweep.metrics.margin import DECIDING_MARGINS, beats_with_context, errors_needed, measured
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 from marble_sweep.training.schedule import evaluation_steps
@@ -47,14 +47,20 @@ MEASURED = (
     "unigram_loss",
     "val_margin",
     "val_margin_se",
+    "val_margin_df",
+    "val_margin_se_factor",
     "beats_unigram",
     "oracle_loss",
     "oracle_margin",
     "oracle_margin_se",
+    "oracle_margin_df",
+    "oracle_margin_se_factor",
     "beats_oracle",
     "bigram_loss",
     "bigram_margin",
     "bigram_margin_se",
+    "bigram_margin_df",
+    "bigram_margin_se_factor",
     "beats_bigram",
     "bits_per_byte",
     "accuracy",
@@ -205,17 +211,15 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
         row["perplexity"] = perplexity(held_out.get("val_loss", math.nan))
         for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
             of_earlier_version = name == "unigram" and _lacks_tempered(held_out)
-            margin = _measured(held_out, f"{name if of_earlier_version else DECIDING_MARGINS[name]}_margin")
-            beaten = beats_with_context(margin, _measured(held_out, "context_gain"), errors)
-            row[f"{column}_margin"], row[f"{column}_margin_se"] = margin
+            source = f"{name if of_earlier_version else DECIDING_MARGINS[name]}_margin"
+            margin = measured(held_out, source)
+            beaten = beats_with_context(margin, measured(held_out, "context_gain"), errors)
+            row[f"{column}_margin"], row[f"{column}_margin_se"], df = margin
+            row[f"{column}_margin_df"] = df if math.isfinite(df) else None
+            row[f"{column}_margin_se_factor"] = held_out.get(f"{source}_se_factor")
             row[f"beats_{name}"] = None if of_earlier_version and beaten else beaten
     row["damage"] = "; ".join(f"{damage.file}: {damage.reason}" for damage in run.damages) or None
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
-
-
-def _measured(held_out: dict[str, float], column: str) -> tuple[float, float]:
-    """A number of a row of evals.csv with its standard error; NaN where the row has none."""
-    return held_out.get(column, math.nan), held_out.get(f"{column}_se", math.nan)
 
 
 def _lacks_tempered(held_out: dict[str, float]) -> bool:

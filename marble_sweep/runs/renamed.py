@@ -12,13 +12,10 @@ RENAMED = {
     "standard_errors_each_look": "standard_errors_each_evaluation",
 }
 # Columns of evals.csv that files of earlier versions lack. They are the last ones.
-ADDED_COLUMNS = (
-    "tempered_margin",
-    "tempered_margin_se",
-    "trigram_margin",
-    "trigram_margin_se",
-    "fourgram_margin",
-    "fourgram_margin_se",
+ADDED_COLUMNS = tuple(
+    f"{name}_margin{part}"
+    for name in ("tempered", "trigram", "fourgram")
+    for part in ("", "_se", "_df", "_se_factor", "_clusters", "_by_document")
 )
 
 

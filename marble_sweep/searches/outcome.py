@@ -58,6 +58,7 @@ class SearchResult:
     overrides: Sequence[str]  # that all trials share
     first_trial: int = 0  # of this start of the search: earlier ones that crashed are retried
     config_options: Sequence[str] = ()  # for a command that reads the same config files
+    workers: int = 1  # of this process: so many trials at once
 
     @functools.cached_property
     def records(self) -> list[TrialRecord]:
@@ -156,7 +157,7 @@ class SearchResult:
         params = self.space.params(size, record.recipe)
         confirmations = state.confirmations.get((size, record.recipe), {})
         certified = sorted(seed for seed, trial in confirmations.items() if trial.outcome == RunStatus.CERTIFIED)
-        keys = ("val_loss", "margin", "margin_se", "step", "steps_per_minute", "directory")
+        keys = ("val_loss", "margin", "margin_se", "margin_df", "step", "steps_per_minute", "directory")
         return {
             "size": str(self.space.sizes[size]),
             "params": params,
@@ -167,18 +168,19 @@ class SearchResult:
             "perplexity": perplexity(result_of(trial)["val_loss"]),
             "confirmed": self._confirmed(size),
             "confirming_seeds": [self.base.seed + seed for seed in certified],
-            "command": self.command(params),
+            "command": self.command(params, result_of(trial).get("products")),
         }
 
     def _confirmed(self, size: int) -> bool:
         """Whether it certified again on every fresh seed, and there is at least one."""
         return self.base.search.confirm_seeds > 0 and self.state.confirmed(size)
 
-    def command(self, params: Mapping[str, Any]) -> str:
-        """The command that trains such a model for the whole budget."""
-        left_out = ("certify.stop=", "search.", "sweep.")
+    def command(self, params: Mapping[str, Any], products: Mapping[str, str] | None) -> str:
+        """The command that trains such a model for the whole budget, with the products of the trial that certified."""
+        settings = {f"device.{name}": value for name, value in (products or {}).items()} | dict(params)
+        left_out = ("certify.stop=", "search.", "sweep.", *(f"{key}=" for key in settings))
         kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
-        return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in params.items())])
+        return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in settings.items())])
 
     def _trial(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.trials if trial.number == number)
@@ -223,6 +225,7 @@ class SearchResult:
                     "trials": len(tried),
                     "margin": best.get("margin"),
                     "margin_se": best.get("margin_se"),
+                    "margin_df": best.get("margin_df"),
                 }
             )
         return rows
@@ -320,7 +323,10 @@ class SearchResult:
         return " | ".join(parts)
 
     def seconds_left(self, state: SearchState, top: int | None) -> float | None:
-        """An estimate of the time until the search is settled; None during the bisection, whose length is unknown."""
+        """An estimate of the time until the search is settled; None during the bisection, whose length is unknown.
+
+        It takes this process's workers to be busy all the time.
+        """
         ended = [result for trial in self.trials if (result := result_of(trial)).get("steps_per_minute")]
         if top is None or not ended or next_probe(state, top) is not None:
             return None
@@ -333,7 +339,7 @@ class SearchResult:
         record = state.certified(top)
         seeds = len(state.missing_seeds(record, running=False)) if record is not None else 0
         steps += seeds * record.last_step if record is not None else 0
-        return steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)
+        return (steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)) / self.workers
 
     def _summary_lines(self, summary: dict[str, Any]) -> list[str]:
         """The answer, its proof and its cost, in lines."""
@@ -349,9 +355,11 @@ class SearchResult:
             number = counted(len(self.space.impossible), "size")
             lines.append(f"{number} cannot be, such as {self.space.impossible[0]}.")
         early, hopeless = (summary["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
+        together = f" of {self.workers} workers together" if self.workers > 1 else ""
+        time_spent = duration(summary["seconds"]) + together
         lines.append(
             f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}, "
-            f"{summary['tokens'] / 1e6:.1f} M tokens and {duration(summary['seconds'])}; stopping as soon as a trial "
+            f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
         if answer is not None:

@@ -36,12 +36,14 @@ def training_bytes(config: Config, device: torch.device) -> dict[str, int]:
     per_weight = 3 * param_bytes + state_bytes + (state_bytes if policy.rounds else 0)
     per_weight += num_moments(config.optimizer) * state_bytes
     tokens, width = trainer.batch_size * trainer.seq_len, model.hidden_dim
-    # Backward needs the operands of each layer's products: four of the width, and the MLP's before and after GELU.
-    kept = model.num_layers * (4 * width + 2 * model.mlp_dim) + width
+    # Backward needs the operands of each layer's products: four of the width, and the MLP's before and after GELU,
+    # unless it works those out again.
+    is_recomputed = policy.compute_dtype == torch.float32
+    kept = model.num_layers * (4 * width + (1 if is_recomputed else 2) * model.mlp_dim) + width
     # The compiled head, where there is one, has a buffer of few rows.
     is_narrow = device.type == "cpu" and width <= MAX_WIDTH
     rows = min(trainer.batch_size * (trainer.seq_len - 1), GROUP if is_narrow else chunk_rows(device))
-    activations = tokens * kept * policy.compute_dtype.itemsize + rows * config.data.vocab_size * 4
+    activations = (tokens * kept + rows * config.data.vocab_size) * policy.compute_dtype.itemsize
     if device.type == "cpu" and policy.compute_dtype == torch.bfloat16 and config.device.matmul == "bfloat16":
         # Attention there writes its scores out. With `auto` it is not known yet whether it will.
         activations += model.num_layers * model.heads * tokens * trainer.seq_len * policy.compute_dtype.itemsize

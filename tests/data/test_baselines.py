@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_sweep.data import baselines as module
+from marble_sweep.data import baselines
 from marble_sweep.data.baselines import (
-    Baselines,
     bigram_log_probs,
     cached_baselines,
     fit_exponent,
@@ -161,19 +160,22 @@ def test_the_gap_between_domains() -> None:
     assert math.isnan(measure_baselines(train[:7], windows(same, 8), V).domain_gap)
 
 
-def test_baselines_come_from_the_cache_as_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    train, scored = tokens(300), windows(tokens(80, seed=1), 8)
-    measured = measure_baselines(train, scored, V)
+def test_baselines_are_measured_once_for_a_corpus_and_a_shape_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, held_out = tokens(500), eval_windows(tokens(2000, seed=1), 60, 7)
+    measured = measure_baselines(train, held_out, V)
+    calls = []
 
-    def assert_equal(stored: Baselines) -> None:
-        for name, value in vars(measured).items():
-            kept, expected = (torch.as_tensor(item, dtype=torch.float64) for item in (vars(stored)[name], value))
-            torch.testing.assert_close(kept, expected, rtol=0, atol=0, equal_nan=True)
+    def counted(*arguments: Tensor | int) -> baselines.Baselines:
+        calls.append(arguments)
+        return measure_baselines(*arguments)  # type: ignore[arg-type]
 
-    assert_equal(cached_baselines("a corpus", train, scored, V))
-    monkeypatch.setattr(module, "measure_baselines", None)
-    assert_equal(cached_baselines("a corpus", train, scored, V))
-    with pytest.raises(TypeError):
-        cached_baselines("another corpus", train, scored, V)
-    with pytest.raises(TypeError):
-        cached_baselines("a corpus", train, scored[1:], V)
+    monkeypatch.setattr(baselines, "measure_baselines", counted)
+    for _ in range(2):
+        kept = cached_baselines("the corpus", train, held_out, V)
+        for name, values in vars(measured).items():
+            assert torch.equal(torch.as_tensor(getattr(kept, name)).double(), torch.as_tensor(values).double())
+    assert len(calls) == 1
+    cached_baselines("another", train, held_out, V)
+    cached_baselines("the corpus", train, held_out[:-1], V)
+    cached_baselines("the corpus", train, held_out[:, :-1], V)
+    assert len(calls) == 4
