@@ -11,14 +11,14 @@ from optuna.trial import FrozenTrial
 from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.humanize import counted, duration
+from marble_sweep.humanize import counted, duration, perplexity
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.strategy import STALE, SearchState, TrialRecord, forget_crashes, next_probe
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
 
 THRESHOLDS = {
-    "unigram": "the fitted unigram loss",
+    "unigram": "the best unigram loss",
     "oracle": "the oracle unigram loss",
     "bigram": "the bigram loss",
 }
@@ -165,6 +165,7 @@ class SearchResult:
             "seed": self.base.seed,
             "trial": record.number,
             **{key: result_of(trial).get(key) for key in keys},
+            "perplexity": perplexity(result_of(trial)["val_loss"]),
             "confirmed": self._confirmed(size),
             "confirming_seeds": [self.base.seed + seed for seed in certified],
             "command": self.command(params, result_of(trial).get("device")),
@@ -385,8 +386,8 @@ class SearchResult:
             f"The smallest {which} that beats {threshold} {within}: {answer['size']}, "
             f"{answer['n_params']:,} parameters.",
             f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
-            f"{answer['val_loss']:.4f}, {answer['margin']:.4f} ± {answer['margin_se']:.4f} nats below, at step "
-            f"{answer['step']:,}; {confirmed}.",
+            f"{answer['val_loss']:.4f} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} ± "
+            f"{answer['margin_se']:.4f} nats below, at step {answer['step']:,}; {confirmed}.",
         ]
 
 

@@ -12,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import EarlyStopping, margin, margin_df, shortfall
+from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, margin_df, shortfall
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
@@ -99,6 +99,7 @@ class TrialWatch:
             margin=value,
             margin_se=error,
             margin_df=df if math.isfinite(df) else None,
+            lacks_context=bool(last) and lacks_context(self.config.certify, last[0], self.errors),
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train

@@ -138,7 +138,7 @@ def test_json(result: SearchResult) -> None:
 def test_words(result: SearchResult) -> None:
     text = "\n".join(result.as_json("settled")["summary_lines"])
     size = SPACE.sizes[2]
-    assert f"beats the fitted unigram loss within 100 steps of 8 x 16 tokens: {size}, {size.num_parameters:,}" in text
+    assert f"beats the best unigram loss within 100 steps of 8 x 16 tokens: {size}, {size.num_parameters:,}" in text
     assert "confirmed on 2 fresh seeds of 2" in text
     assert "Of all smaller sizes in the space: " in text
     assert "The question is settled after" in text
@@ -165,7 +165,7 @@ def test_words_where_nothing_certifies() -> None:
     result = searched(smallest=None)
     summary = result.as_json("settled")
     assert summary["answer"] is None
-    assert summary["summary_lines"][0].startswith("Nothing is certified: no size tried beats the fitted unigram loss")
+    assert summary["summary_lines"][0].startswith("Nothing is certified: no size tried beats the best unigram loss")
     assert not any("To train it" in line for line in summary["summary_lines"])
     assert result.bracket().startswith("none certified")
 
