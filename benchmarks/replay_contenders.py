@@ -30,6 +30,7 @@ from replay_recording import (
 )
 
 from marble_sweep.searches import space as spaces
+from marble_sweep.searches.pass_rate import SeedResult
 from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
 
 # ------------------------------------------------------------------------------------------- this project's search
@@ -76,8 +77,8 @@ def climb_up(space: spaces.Space, records: Sequence[TrialRecord], confirm_seeds:
         if size in state.refuted:
             continue
         if (record := state.certified(size)) is not None:
-            missing = state.missing_seeds(record, running=False)
-            return Proposal(size, record.recipe, missing[0], "confirm") if missing else Settled()
+            seed = state.fresh.next_seed((size, record.recipe), SeedResult.PASSED)
+            return Settled() if seed is None else Proposal(size, record.recipe, seed, "confirm")
         for recipe in state.next_recipes(size):
             return Proposal(size, recipe, 0, "refute")
     return Settled()

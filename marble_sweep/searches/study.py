@@ -41,6 +41,10 @@ OLD_HEARTBEAT = "beat"  # what version 0.1.0 called it
 WORKER = "worker"  # the machine's name and the process's number
 OUTCOME = "outcome"
 RESULT = "result"  # how the trial's run ended, in one attribute: a journal waits for the disk at every write
+# Raise it whenever the same trials would be judged differently: a study keeps the rules that it began with. 1: three
+# fresh seeds confirm, a climb refutes. 2: fresh seeds show a pass rate, for an answer and against a smaller size.
+RULES_VERSION = 2
+RULES = "rules"  # its key among the settings of a study
 WITHDRAWN = "withdrawn"  # the outcome of a trial that was created when nothing was left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
@@ -149,6 +153,7 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         seed=plan["seed"],
         outcome=outcome,
         margins={step: -shortfall for step, shortfall in trial.intermediate_values.items()},
+        undecided=bool(result_of(trial).get("undecided")),
     )
 
 
@@ -167,6 +172,7 @@ class Result:
     margin_se: float | None
     reason: str | None  # of a crash
     field: str | None = None  # the setting that one of our own checks complained of
+    undecided: bool | None = None  # true where it is not certified, and a margin above 0 is not excluded either
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
 
 
@@ -241,7 +247,8 @@ def open_study(
 ) -> SharedStudy:
     """Create the study, or join it.
 
-    Raises ValueError where a study of that name has another space or other `settings` (JSON-able).
+    Raises ValueError where a study of that name began under other rules, or has another space or other `settings`
+    (JSON-able).
     """
     sampler = Sampler(space, decide, HeartbeatMonitor(timeout, storage))
     with _quiet():
@@ -250,12 +257,15 @@ def open_study(
         )
     expected = {
         "space": {key: json.loads(distribution_to_json(value)) for key, value in space.distributions.items()},
-        "config": json.loads(json.dumps(settings)),
+        "config": {RULES: RULES_VERSION} | json.loads(json.dumps(settings)),
     }
     for attribute, ours in expected.items():
         if attribute not in study.user_attrs:
             study.set_user_attr(attribute, ours)
         theirs = with_current_keys(study.user_attrs[attribute])
+        if attribute == "config" and (rules := theirs.get(RULES, 1)) != RULES_VERSION:
+            allowed = f"judged by rules {RULES_VERSION}, and began under rules {rules} of another version"
+            raise CheckError(f"search.study = {name}: must be {allowed}; begin a new study in another directory")
         for key in {**theirs, **ours}:
             if theirs.get(key) != ours.get(key):
                 difference = f"{key} was {theirs.get(key)}, now {ours.get(key)}"

@@ -22,6 +22,16 @@ JOIN_SECONDS = 5.0  # to wait for the reporting thread, once the run has ended
 OUTCOMES = {RunStatus.FINISHED: "refuted"}  # a run's status to the trial's outcome, where the two differ
 
 
+def is_undecided(outcome: str, margin: float | None, margin_se: float | None, errors_needed: float) -> bool:
+    """Whether a trial that was refuted is only not certified: a margin above 0 is not excluded with the same care.
+
+    A run that was given up as hopeless, diverged or was too slow is not undecided.
+    """
+    if outcome != "refuted" or margin is None or margin_se is None:
+        return False
+    return not margin + errors_needed * margin_se <= 0  # NaN excludes nothing
+
+
 class TrialWatch:
     """Reports the interim evaluations of a running trial, and heartbeats, to the study from a thread."""
 
@@ -89,6 +99,7 @@ class TrialWatch:
             val_loss=last[0]["val_loss"] if last else None,
             margin=value,
             margin_se=error,
+            undecided=is_undecided(OUTCOMES.get(status, status), value, error, self.errors) or None,
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train

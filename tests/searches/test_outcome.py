@@ -16,6 +16,8 @@ from marble_sweep.report.frontier import STYLES, draw_frontier, frontier_figure
 from marble_sweep.report.search import read_search
 from marble_sweep.runs.run import Run
 from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.pass_rate import standard_of
+from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
 from marble_sweep.searches.study import as_record, open_study
 
@@ -35,7 +37,7 @@ def searched(*overrides: str, smallest: int | None, max_trials: int = 1000) -> S
     base = tiny_config(*BUDGET, *overrides)
 
     def decide_next(records: list[TrialRecord]) -> Proposal | Wait | Settled:
-        return decide(SPACE, records, base.search.confirm_seeds)
+        return decide(SPACE, records, standard_of(base.search))
 
     shared = open_study(InMemoryStorage(), "test", SPACE, decide_next, {}, timeout=60.0)
     number = 0
@@ -92,7 +94,10 @@ def test_the_answer(result: SearchResult) -> None:
     assert answer["n_params"] == SPACE.sizes[2].num_parameters
     assert (answer["val_loss"], answer["margin"], answer["margin_se"], answer["step"]) == (2.86, 0.14, 0.01, 71)
     assert answer["confirmed"] is True
-    assert answer["confirming_seeds"] == [43, 44]
+    fresh = [trial_seed(42, answer["params"], index) for index in (1, 2)]
+    assert answer["seed"] == 42
+    assert answer["confirming_seeds"] == answer["fresh_seeds"]["seeds"] == fresh
+    assert (answer["fresh_seeds"]["passed"], answer["fresh_seeds"]["verdict"]) == (2, "accepted")
 
 
 def test_the_command_trains_the_winner_for_its_whole_budget(result: SearchResult) -> None:
@@ -125,8 +130,10 @@ def test_json(result: SearchResult) -> None:
 def test_words(result: SearchResult) -> None:
     text = "\n".join(result.as_json("settled")["summary_lines"])
     size = SPACE.sizes[2]
-    assert f"beats the fitted unigram loss within 100 steps of 8 x 16 tokens: {size}, {size.num_parameters:,}" in text
-    assert "confirmed on 2 fresh seeds of 2" in text
+    assert f"The smallest certified size: {size}, {size.num_parameters:,} parameters, beats the fitted" in text
+    assert "unigram loss within 100 steps of 8 x 16 tokens." in text
+    shown = "a pass rate above 22.4 % at 95 % confidence"
+    assert f"; certified on 2 of 2 fresh seeds, the quick form: it shows {shown}." in text
     assert "Of all smaller sizes in the space: " in text
     assert "The question is settled after" in text
 
@@ -203,7 +210,7 @@ def test_a_crash_that_keeps_the_answer_from_being_proved_is_named() -> None:
     assert line.startswith(f"The question is not settled: 1 size crashed: {name} (trials {numbers[0]}, ")
     assert line.endswith(": boom).")
     text = "\n".join(summary["summary_lines"])
-    assert "The smallest model found that beats" in text
+    assert "The smallest certified size so far: " in text
     assert "The question is settled" not in text
     assert {row["size"]: row["status"] for row in summary["frontier"]}[name] == "crashed"
     assert ", 1 crashed" in result.bracket()
@@ -268,12 +275,13 @@ def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
     assert {row["status"] for row in summary["frontier"]} == {"certified", "too_slow"} <= set(STYLES)
     text = "\n".join(summary["summary_lines"])
     assert "Of all smaller sizes in the space: 2 ruled out as too slow." in text
-    assert "within 100 steps of 8 x 16 tokens at 1000 steps a minute or more: 0L4D" in text
+    assert "The smallest certified size: 0L4D" in text
+    assert "within 100 steps of 8 x 16 tokens at 1000 steps a minute or more." in text
 
 
 def test_an_answer_before_the_end_is_the_smallest_found() -> None:
     assert (
-        "The smallest model found that beats"
+        "The smallest certified size so far: "
         in searched(smallest=2, max_trials=3).as_json("n_trials")["summary_lines"][0]
     )
 
@@ -287,7 +295,7 @@ def test_an_answer_that_nothing_had_to_confirm_is_not_called_confirmed() -> None
 
 
 def test_the_bracket(result: SearchResult) -> None:
-    assert result.bracket().startswith(f"{SPACE.sizes[2]} confirmed | 2 of 2 smaller refuted, largest ")
+    assert result.bracket().startswith(f"{SPACE.sizes[2]} confirmed on 2 of 2 seeds | 2 of 2 smaller refuted, largest ")
 
 
 @pytest.mark.parametrize(
