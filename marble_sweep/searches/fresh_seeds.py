@@ -31,7 +31,7 @@ class FreshSeeds:
 
     def _judge(self, candidate: Candidate, running: SeedResult = SeedResult.RUNNING) -> Tally:
         """Its tally, where every running trial is taken to end as `running`."""
-        return judge(self.standard, self.number(candidate), self._in_order(candidate, running))
+        return judge(self.standard, self.number(candidate), tuple(self._in_order(candidate, running)))
 
     def _in_order(self, candidate: Candidate, running: SeedResult) -> Iterator[SeedResult]:
         """The results of its seeds, up to the first seed that was not begun."""
@@ -50,7 +50,7 @@ class FreshSeeds:
     def seeds_to_accept(self, candidate: Candidate) -> int:
         """How many more seeds accept it if all of them certify; 0 once its test has ended."""
         ended = self.tally(candidate).seeds
-        results = list(itertools.islice(self._in_order(candidate, SeedResult.RUNNING), ended))
+        results = tuple(itertools.islice(self._in_order(candidate, SeedResult.RUNNING), ended))
         while judge(self.standard, self.number(candidate), results).verdict == Verdict.OPEN:
-            results.append(SeedResult.PASSED)
+            results = (*results, SeedResult.PASSED)
         return len(results) - ended

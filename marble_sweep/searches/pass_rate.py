@@ -17,7 +17,6 @@ probability that a search accepts or rules out any recipe wrongly is therefore a
 
 import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -90,7 +89,7 @@ class PassRate:
         """What so many passed and undecided seeds show.
 
         A test also ends undecided where acceptance is out of reach, or excluded by what certified alone, and the share
-        of seeds that did not fail gives no hope of ruling the recipe out: more seeds would tell no more.
+        of seeds that did not fail would not rule the recipe out at the end either: more seeds would hardly tell more.
         """
         bounds, seeds = self.design(number), tally.seeds
         if seeds == 0:
@@ -101,9 +100,10 @@ class PassRate:
             return Verdict.ACCEPTED
         if not_failed <= rule_out:
             return Verdict.RULED_OUT
-        cannot_be_accepted = tally.passed <= rule_out or tally.passed + bounds.max_seeds - seeds < bounds.accept[-1]
-        cannot_be_ruled_out = not_failed >= self.rate * seeds or not_failed > bounds.rule_out[-1]
-        ended = seeds == bounds.max_seeds or (cannot_be_accepted and cannot_be_ruled_out)
+        most, last_rule_out = bounds.max_seeds, bounds.rule_out[-1]
+        is_out_of_reach = tally.passed <= rule_out or tally.passed + most - seeds < bounds.accept[-1]
+        has_no_hope = not_failed * most > last_rule_out * seeds or not_failed > last_rule_out
+        ended = seeds == most or (is_out_of_reach and has_no_hope)
         return Verdict.UNDECIDED if ended else Verdict.OPEN
 
 
@@ -115,7 +115,8 @@ def standard_of(config: SearchConfig) -> Standard:
     return PassRate(config.pass_rate, config.confidence) if config.confirm_seeds is None else config.confirm_seeds
 
 
-def judge(standard: Standard, number: int, results: Iterable[SeedResult]) -> Tally:
+@functools.lru_cache(maxsize=1024)  # a decision judges every recipe again, and most have no new result
+def judge(standard: Standard, number: int, results: tuple[SeedResult, ...]) -> Tally:
     """What the fresh seeds of the `number`-th tested recipe show; `results` in the order of their seeds.
 
     Only the seeds before the first one that still runs count, so workers that train several at once decide as one

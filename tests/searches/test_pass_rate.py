@@ -16,8 +16,8 @@ PASSED, FAILED, UNDECIDED = SeedResult.PASSED, SeedResult.FAILED, SeedResult.UND
 LETTERS = {"P": PASSED, "F": FAILED, "U": UNDECIDED, "C": SeedResult.CRASHED, "R": SeedResult.RUNNING}
 
 
-def seeds(text: str) -> list[SeedResult]:
-    return [LETTERS[letter] for letter in text]
+def seeds(text: str) -> tuple[SeedResult, ...]:
+    return tuple(LETTERS[letter] for letter in text)
 
 
 def enumerated(bounds: Design, rate: float) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def test_simulated(rate: float, share: float, verdict: str) -> None:
     draw, rounds = random.Random(7), 4000
     verdicts = []
     for _ in range(rounds):
-        results = [PASSED if draw.random() < rate else FAILED for _ in range(STANDARD.design(1).max_seeds)]
+        results = tuple(PASSED if draw.random() < rate else FAILED for _ in range(STANDARD.design(1).max_seeds))
         verdicts.append(judge(STANDARD, 1, results).verdict)
     spread = 4 * math.sqrt(share * (1 - share) / rounds)
     if verdict == "either":
@@ -144,10 +144,10 @@ def test_the_quick_form(text: str, verdict: Verdict) -> None:
 @given(st.lists(st.sampled_from([PASSED, FAILED, UNDECIDED]), max_size=60), st.integers(1, 4))
 def test_more_undecided_seeds_never_help_either_side(results: list[SeedResult], number: int) -> None:
     """A claim with undecided seeds stands as well where all of them had failed, and where all had passed."""
-    claim = judge(STANDARD, number, results).verdict
+    claim = judge(STANDARD, number, tuple(results)).verdict
     if claim in (Verdict.ACCEPTED, Verdict.RULED_OUT):
         for instead in (PASSED, FAILED):
-            known = [instead if result == UNDECIDED else result for result in results]
+            known = tuple(instead if result == UNDECIDED else result for result in results)
             assert judge(STANDARD, number, known).verdict == claim
 
 
@@ -171,7 +171,7 @@ def test_the_interval_of_clopper_and_pearson() -> None:
 
 @given(st.sampled_from([0.3, 0.6, 0.95]), st.randoms(use_true_random=False), st.integers(1, 3))
 def test_the_interval_lies_on_the_side_of_the_verdict(rate: float, draw: random.Random, number: int) -> None:
-    tally = judge(STANDARD, number, [PASSED if draw.random() < rate else FAILED for _ in range(90)])
+    tally = judge(STANDARD, number, tuple(PASSED if draw.random() < rate else FAILED for _ in range(90)))
     low, high = interval(tally, STANDARD.confidence)
     assert low > 0.8 or tally.verdict != Verdict.ACCEPTED
     assert high < 0.8 or tally.verdict != Verdict.RULED_OUT
