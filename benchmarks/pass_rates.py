@@ -2,18 +2,23 @@
 
     python benchmarks/pass_rates.py --worlds 300
 
-No training: in tests/rate_worlds.py every recipe of every size certifies with a probability of its own. Each world is
-searched twice, with different seeds. Prints the rows of docs/truth.md.
+No training: in tests/rate_worlds.py every recipe of every size certifies with a known probability. Each world is
+searched twice, with different seeds. Recorded curves show the cost in tokens. Prints the rows of docs/truth.md.
 """
 
 import argparse
 import math
+import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from rate_worlds import HARD_RATES, STANDARD, RateWorld, contradict, false_claims, search
+from replay_contenders import ours
+from replay_recording import CONFIRM_SEEDS, Recording, play, read_curves
+from search_replay import make_space
 
 from marble_sweep.searches.pass_rate import Tally, Verdict, crossing, interval
 
@@ -67,12 +72,31 @@ def share(count: int, total: int) -> str:
     return f"{count} of {total} ({100 * low:.1f} to {100 * high:.1f} %)"
 
 
+def replayed_rows(recording: Recording, replays: int) -> list[str]:
+    """What a search costs on recorded curves, in its quick form and by a pass rate: medians over replays."""
+    space = make_space()
+    rows = ["| standard | M tokens | trials | fresh seeds of the answer | of smaller sizes |"]
+    for name, standard in (("3 of 3 seeds", CONFIRM_SEEDS), ("a pass rate", STANDARD)):
+        played = [play(partial(ours, standard=standard), recording, space, seed, 1e12) for seed in range(replays)]
+        tokens = [
+            [sum(replay.by_reason.values()) for replay in played],
+            *([replay.by_reason[reason] for replay in played] for reason in ("confirm", "exclude")),
+        ]
+        whole, confirm, exclude = (f"{statistics.median(each) / 1e6:.1f}" for each in tokens)
+        trials = statistics.median(replay.num_trials for replay in played)
+        rows.append(f"| {name} | {whole} | {trials:.0f} | {confirm} M | {exclude} M |")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, default=300, help="each is searched twice")
+    parser.add_argument("--replays", type=int, default=24, help="on recorded curves")
     arguments = parser.parse_args()
     print("\n".join(exact_rows()))
     print(exact_errors())
+    recording = Recording(read_curves(Path(__file__).with_name("curves.csv.gz")))
+    print("\n".join(replayed_rows(recording, arguments.replays)), flush=True)
     print("| pass rates | searches that say something false | pairs that contradict | confirmed an answer | trials |")
     for name in RATES:
         for undecided in (0.0, 0.5):

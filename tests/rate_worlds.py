@@ -1,8 +1,9 @@
-"""Worlds in which every recipe of every size has a pass rate of its own, and searches in them."""
+"""Worlds in which the pass rate of every recipe of every size is known, and searches in them."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from worlds import make_space
 
@@ -13,27 +14,42 @@ from marble_sweep.searches.strategy import Proposal, SearchState, Settled, Trial
 STANDARD = PassRate(0.8, 0.95)
 SPACE = make_space("model.num_layers=0,1", "model.hidden_dim=2,3,4", "optimizer.lr=tag(log,interval(1e-2,1e-1))")
 HARD_RATES = (0.5, 0.7, 0.79, 0.8, 0.85, 0.95)  # around the asked one: where errors are likeliest
-LOSING = 0.05  # nats per token below the threshold that a failed trial ends, give or take as much
+SPREAD = 0.03  # nats per token: the standard deviation of a recipe's margin over seeds
+NORMAL = NormalDist()
+SURE = 1e-9  # from 0 and 1: a normal margin has neither rate
 
 
 @dataclass(frozen=True)
 class RateWorld:
-    """Pass rates drawn from `rates`; a trial that does not certify is undecided with probability `undecided`."""
+    """Every size has a best recipe, whose pass rate is drawn from `rates`; others are worse the farther they are off.
+
+    Margins over seeds are normal, so a pass rate is the share of them above 0. A trial that does not certify is
+    undecided with probability `undecided`.
+    """
 
     seed: int
     rates: Sequence[float] = HARD_RATES
     undecided: float = 0.0
+    penalty: float = 0.5  # standard deviations that the margin of a neighbouring recipe is lower
+
+    def _mean(self, candidate: Candidate) -> float:
+        """The mean margin of a recipe, in standard deviations."""
+        size, (position,) = candidate
+        draw = random.Random(f"{self.seed} {size}")
+        best, peak = draw.choice(self.rates), draw.uniform(0, 2)
+        mean = NORMAL.inv_cdf(min(max(best, SURE), 1 - SURE))
+        nearest = round(2 * peak) / 2  # on the grid of half steps: some recipe has the best rate
+        return mean - self.penalty * abs(position - nearest)
 
     def rate(self, candidate: Candidate) -> float:
-        return random.Random(f"{self.seed} {candidate}").choice(self.rates)
+        return round(NORMAL.cdf(self._mean(candidate)), 9)
 
     def train(self, number: int, plan: Proposal, search_seed: int) -> TrialRecord:
-        """A trial: certified with the probability of its recipe, which no other trial changes."""
+        """A trial, which no other trial changes."""
         draw = random.Random(f"{self.seed} {search_seed} {plan.size} {plan.recipe} {plan.seed}")
-        certified = draw.random() < self.rate((plan.size, plan.recipe))
-        last = 0.02 if certified else -2 * LOSING * draw.random()
-        undecided = not certified and draw.random() < self.undecided
-        outcome = "certified" if certified else "refuted"
+        last = SPREAD * (self._mean((plan.size, plan.recipe)) + draw.gauss())
+        outcome = "certified" if last > 0 else "refuted"
+        undecided = last <= 0 and draw.random() < self.undecided
         return TrialRecord(number, plan.size, plan.recipe, plan.seed, outcome, {400: last}, undecided)
 
 

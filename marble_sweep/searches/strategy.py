@@ -188,7 +188,7 @@ class SearchState:
         """The recipes on which it depends whether a size that has climbed is ruled out.
 
         The best one, every other one that was tested, and once these are ruled out, near ties: recipes that did better
-        on the search's seed than the best one did on some fresh seed.
+        on the search's seed than the best one did on half of its fresh seeds. Then it was best by a lucky seed.
         """
         best = self.best(size)
         assert best is not None
@@ -198,10 +198,10 @@ class SearchState:
             return named
         trained = self.confirmations[size, best]
         counted = [trained[seed] for seed in range(1, self.fresh.tally((size, best)).seeds + 1)]
-        weakest = [record for record in counted if record.outcome not in NO_MARGIN]
+        measured = [record for record in counted if record.outcome not in NO_MARGIN]
         others = [record for recipe, record in self.by_size[size].items() if recipe not in named]
-        ties = [record.recipe for record in others if any(self._beats(record, other) for other in weakest)]
-        return [*named, *ties]
+        better = {record.recipe: sum(self._beats(record, other) for other in measured) for record in others}
+        return [*named, *(recipe for recipe, count in better.items() if 2 * count >= len(measured) > 0)]
 
     def recipes_to_exclude(self, size: int) -> list[Recipe]:
         """The recipes of an open size that are to be trained on fresh seeds until they are ruled out."""

@@ -23,6 +23,8 @@ from marble_sweep.searches.study import (
     LOSS,
     OLD_HEARTBEAT,
     PLAN,
+    RULES,
+    RULES_VERSION,
     SPEED,
     SharedStudy,
     open_study,
@@ -178,4 +180,17 @@ def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, li
     join(storage)
     with pytest.raises(ValueError, match=f"search.study = study: {line}") as raised:
         open_study(storage, "study", small_space(*sweeps), lambda tried: None, {"threshold": threshold}, 60)  # type: ignore[arg-type,return-value]
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("began", [None, RULES_VERSION - 1])
+def test_a_study_that_began_under_other_rules_is_refused(began: int | None, tmp_path: Path) -> None:
+    """Version 0.1.0 recorded no rules."""
+    storage = open_storage(str(tmp_path / "study.log"))
+    study = join(storage).study
+    settings = {key: value for key, value in study.user_attrs["config"].items() if key != RULES}
+    study.set_user_attr("config", settings if began is None else settings | {RULES: began})
+    with pytest.raises(ValueError, match=r"search\.study = study: must be judged by rules ") as raised:
+        join(storage)
+    assert "began under rules 1 of another version; begin a new study" in str(raised.value)
     assert "\n" not in str(raised.value)
