@@ -6,6 +6,7 @@ Dataclasses check themselves when they are built (`resolve` builds them); every 
 """
 
 import copy
+import functools
 import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -50,6 +51,8 @@ EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
 SPACINGS = ("linear", "geometric")
+EVAL_PARTS = ("all", "search", "confirm")
+AUTO_WORKERS = "auto"
 
 # Bounds that no run comes near, as in groups.py.
 MAX_SEQ_LEN = 2**20
@@ -59,6 +62,7 @@ MAX_TOKENS = 10**18
 MAX_EVALS = 100_000  # of a run
 MAX_SECONDS = 10**7  # some four months, and what a lock can be waited for
 MAX_JOBS = 100_000  # of a grid, and sizes of a search
+MAX_WORKERS = 1024
 
 
 # --------------------------------------------------------------- trainer and verdict
@@ -75,13 +79,17 @@ class TrainerConfig(Checked):
     # held-out evaluations of a run, the last after its last step; never more than it has steps
     num_evals: int = bounded(20, Interval(1, MAX_EVALS))
     eval_spacing: str = "linear"  # linear: equally far apart; geometric: at steps √2 times the one before
-    eval_windows: int = bounded(1_024, COUNT)  # at most this many held-out windows, evenly spaced over the split
+    eval_windows: int = bounded(1_024, COUNT)  # at most this many held-out windows
     state_interval: float = bounded(60.0, POSITIVE)  # seconds between saves of the state that `resume` needs
+    # held-out windows: all, or the part that a search looks at, or the part that only its confirmations see
+    eval_part: str = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"one of {', '.join(SPACINGS)}"
         require(self.eval_spacing in SPACINGS, "trainer.eval_spacing", self.eval_spacing, allowed)
+        allowed = f"one of {', '.join(EVAL_PARTS)}"
+        require(self.eval_part in EVAL_PARTS, "trainer.eval_part", self.eval_part, allowed)
 
 
 @dataclass
@@ -169,6 +177,15 @@ class SweepConfig(Checked):
 
     # start no further job once so many have failed; null: never stop
     max_failures: int | None = bounded(None, COUNT)
+    # jobs, or trials of a search, that this machine trains at once; auto: one a core, as far as they fit in memory
+    workers: str = AUTO_WORKERS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_number = self.workers.isascii() and self.workers.isdecimal() and len(self.workers) < 10
+        allowed = f"{AUTO_WORKERS} or a whole number in [1, {MAX_WORKERS:,}]"
+        fits = self.workers == AUTO_WORKERS or (is_number and 1 <= int(self.workers) <= MAX_WORKERS)
+        require(fits, "sweep.workers", self.workers, allowed)
 
 
 @dataclass
@@ -296,8 +313,21 @@ NOT_OF_A_RUN = ("resume", "objective", "sweep", "search")  # keys that leave wha
 
 def dump(config: Config) -> str:
     """A run's `config.yaml`: all that makes it the run it is. `load` reads it back."""
-    node = OmegaConf.structured(escaped(config))
-    run = OmegaConf.masked_copy(node, [key for key in node if key not in NOT_OF_A_RUN])
+    return _dump(_ByContent(repr(config), config))
+
+
+@dataclass(frozen=True)
+class _ByContent:
+    """A config that equals any other with the same fields, as they are now."""
+
+    content: str
+    config: Config = field(compare=False)
+
+
+@functools.lru_cache(maxsize=4)  # a trial needs the text of its config several times, and it takes 10 ms
+def _dump(key: _ByContent) -> str:
+    node = OmegaConf.structured(escaped(key.config))
+    run = OmegaConf.masked_copy(node, [name for name in node if name not in NOT_OF_A_RUN])
     return OmegaConf.to_yaml(run, resolve=True)
 
 

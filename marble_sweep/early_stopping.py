@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from marble_sweep.config import CertifyConfig, Config
-from marble_sweep.metrics.margin import beats, errors_needed
+from marble_sweep.metrics.margin import beats, degrees_of_freedom, errors_needed
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.training.schedule import evaluation_steps
+from marble_sweep.uncertainty.student import student_errors
 
 # A model ignores its context when exchanging contexts changes its held-out loss by less than this, in nats per token.
 # Of the recorded runs that ignored it with so few evaluations left, none certified (docs/search_replay.md).
@@ -38,7 +39,7 @@ class EarlyStopping:
         slowest = self.config.min_steps_per_minute
         if slowest is not None and steps_per_minute < slowest:
             return RunStatus.TOO_SLOW
-        if beats(*margin(self.config, evals[-1]), self.errors_needed):
+        if is_certified(self.config, evals[-1], self.errors_needed):
             return RunStatus.CERTIFIED
         if evals[-1]["step"] < self.steps[-1] and is_hopeless(self.config, evals, self.steps):
             return RunStatus.PRUNED
@@ -52,14 +53,24 @@ def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
     return row[f"{config.threshold}_margin"], row[f"{config.threshold}_margin_se"]
 
 
+def margin_df(config: CertifyConfig, row: dict[str, float]) -> float:
+    """The degrees of freedom of the margin's standard error."""
+    return degrees_of_freedom(row, "val_loss" if config.loss is not None else f"{config.threshold}_margin")
+
+
+def is_certified(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
+    """Whether a row's margin is as certain as `errors` standard errors of a normal distribution."""
+    return beats(*margin(config, row), errors, margin_df(config, row)) is True
+
+
 def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> float:
     """What a row lacks to be certified, in nats per token: 0 or less where it is, above 0 where it is not."""
     value, error = margin(config, row)
-    lacking = errors * error - value
+    lacking = student_errors(errors, margin_df(config, row)) * error - value
     if not math.isfinite(lacking):
         return math.inf
     # A margin of 0 without any error lacks nothing by this arithmetic, and yet beats nothing.
-    return lacking if beats(value, error, errors) else max(lacking, sys.float_info.epsilon)
+    return lacking if is_certified(config, row, errors) else max(lacking, sys.float_info.epsilon)
 
 
 def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:

@@ -10,7 +10,7 @@ from marble_sweep.checks import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, UNIT
 PRECISIONS = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MATMULS = ("auto", "float32", "bfloat16")
-HEADS = ("auto", "float32", "float32_as_bf16", "bfloat16", "fused")
+HEADS = ("auto", "float32", "float32_as_bf16", "bfloat16", "fused", "float32_compiled", "bfloat16_compiled")
 MODEL_NAME = "${.num_layers}L${.hidden_dim}D"
 MIN_HEAD_DIM = 32
 NUM_BYTES = 256  # a byte-level vocabulary starts with one token a byte

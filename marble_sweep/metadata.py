@@ -1,5 +1,6 @@
 """What a run says of itself: `metadata.json` and the header before the first step."""
 
+import functools
 import importlib.metadata
 import math
 import platform
@@ -97,11 +98,15 @@ def describe_baselines(baselines: Baselines, *, held_out: bool) -> dict[str, Any
     }
 
 
+@functools.cache
+def package_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """The software and the machine that the numbers come from."""
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | package_versions(),
         "code_sha256": code_sha256(),
         "machine": {
             "platform": platform.platform(),

@@ -17,9 +17,10 @@ import torch
 from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import resume_command
 from marble_sweep.config import Config, VerdictConfig, dump
-from marble_sweep.data.baselines import Baselines, measure_baselines
+from marble_sweep.data.baselines import Baselines, cached_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
+from marble_sweep.data.held_out import choose_windows
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, summarize
 from marble_sweep.model.products import Products, using
@@ -37,7 +38,7 @@ from marble_sweep.runs.files import (
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
-from marble_sweep.training.device import choose_device, cpu_threads
+from marble_sweep.training.device import choose_device, cpu_threads, recorded_threads
 from marble_sweep.training.estimate import seconds_per_step
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.memory import require_memory
@@ -52,26 +53,29 @@ from marble_sweep.verdict import Verdict, judge
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, directory: Path, *, resume: bool = False, show: bool = True) -> RunStatus:
+def run(
+    config: Config, directory: Path, *, resume: bool = False, show: bool = True, shared: Path | None = None
+) -> RunStatus:
     """Train, judge and record one model in `directory`; returns how the run ended.
 
     That is `finished`, `diverged`, or with certify.stop `certified`, `pruned` or `too_slow`, all with a verdict; or
-    `interrupted`, with the state saved. `show` asks for a progress bar. Raises ValueError for a config that does not
-    fit the data or the machine and for a directory that holds another run, OSError where it cannot be written.
+    `interrupted`, with the state saved. `show` asks for a progress bar. `shared` is the folder in which the jobs of a
+    sweep choose their products. Raises ValueError for a config that does not fit the data or the machine and for a
+    directory that holds another run, OSError where it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(directory, config, resume=resume))
         stack.enter_context(logging_to(directory / layout.LOG))
-        stack.enter_context(cpu_threads(config.device))
+        stack.enter_context(cpu_threads(threads_for(config, directory, resume=resume)))
         started = time.monotonic()
-        trainer, metadata = prepare(config, directory, stack, resume=resume, show=show)
+        trainer, metadata = prepare(config, directory, stack, resume=resume, show=show, shared=shared)
         status, verdict = train(trainer, metadata, started, show=show)
         log_outcome(directory, status, trainer.step, verdict)
         return status
 
 
 def prepare(
-    config: Config, directory: Path, stack: contextlib.ExitStack, *, resume: bool, show: bool
+    config: Config, directory: Path, stack: contextlib.ExitStack, *, resume: bool, show: bool, shared: Path | None
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer and the metadata of the run. After this its directory says that it is running.
 
@@ -89,7 +93,7 @@ def prepare(
     evaluator = None if held_out is None else build_evaluator(config, corpus, held_out.to(device), baselines)
 
     resume = resume and has_begun(directory)
-    products = products_for(config, directory, device, len(corpus.dead_mask), resume=resume)
+    products = products_for(config, directory, device, len(corpus.dead_mask), shared, resume=resume)
     stack.enter_context(using(products))
     metadata = describe(config, corpus, baselines, model, batches, device)
     metadata["products"] = as_metadata(products, device)
@@ -219,28 +223,50 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
     )
 
 
-def products_for(config: Config, directory: Path, device: torch.device, vocab_size: int, *, resume: bool) -> Products:
+def threads_for(config: Config, directory: Path, *, resume: bool) -> int | None:
+    """The CPU threads that config asks for, or that a resumed run began with, as their number decides how sums round.
+
+    None leaves them to torch.
+    """
+    if config.device.num_threads is not None or not resume:
+        return config.device.num_threads
+    return recorded_threads(read_metadata(directory))
+
+
+def products_for(
+    config: Config, directory: Path, device: torch.device, vocab_size: int, shared: Path | None, *, resume: bool
+) -> Products:
     """How the run multiplies: a resumed one as it began, so that its numbers stay the same; a new one the quickest."""
     if resume:
         return recorded_products(read_metadata(directory), config, device)
-    return choose_products(config, device, vocab_size)
+    return choose_products(config, device, vocab_size, shared)
 
 
 def build_evaluator(config: Config, corpus: Corpus, held_out: torch.Tensor, baselines: Baselines) -> Evaluator:
     """The evaluator on `held_out`, windows on the run's device."""
     trainer = config.trainer
-    target_bytes = eval_windows(corpus.val_bytes, trainer.seq_len, trainer.eval_windows)[:, 1:].sum()
-    return Evaluator(held_out, baselines, int(target_bytes), POLICIES[config.precision.name], trainer.batch_size)
+    numbers, documents = held_out_windows(config, corpus)
+    target_bytes = windows(corpus.val_bytes, trainer.seq_len)[numbers][:, 1:].sum()
+    policy, of_documents = POLICIES[config.precision.name], None if documents is None else documents.numpy()
+    return Evaluator(held_out, baselines, int(target_bytes), policy, trainer.batch_size, of_documents)
+
+
+def held_out_windows(config: Config, corpus: Corpus) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The numbers of the held-out windows that the run is evaluated on, and their documents, if known."""
+    trainer, num_tokens = config.trainer, len(corpus.val_tokens)
+    return choose_windows(trainer.eval_part, num_tokens, corpus.val_documents, trainer.seq_len, trainer.eval_windows)
 
 
 def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | None, Baselines]:
     """The held-out windows and the baselines on them; where nothing is held out, those on training windows."""
     held_out = len(corpus.val_tokens) > 0
-    tokens = corpus.val_tokens if held_out else corpus.train_tokens
-    scored = eval_windows(tokens, config.trainer.seq_len, config.trainer.eval_windows)
+    if held_out:
+        scored = windows(corpus.val_tokens, config.trainer.seq_len)[held_out_windows(config, corpus)[0]]
+    else:
+        scored = eval_windows(corpus.train_tokens, config.trainer.seq_len, config.trainer.eval_windows)
     allowed = "such that two windows or more are held out with certify.stop=true"
     require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
-    baselines = measure_baselines(corpus.train_tokens, scored, len(corpus.dead_mask))
+    baselines = cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
     return (scored if held_out else None), baselines
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from marble_sweep.config import VerdictConfig
-from marble_sweep.metrics.margin import beats
+from marble_sweep.metrics.margin import beats, degrees_of_freedom
 from marble_sweep.runs.renamed import current_name
+from marble_sweep.uncertainty.student import student_errors
 
 MIN_LAG = 100  # steps: over fewer, h_mean looks frozen in every model
 
@@ -137,8 +138,7 @@ _BASELINES = {
 
 def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> Check:
     label, won, lost = _BASELINES[name]
-    errors_needed = config.min_standard_errors
-    passed = None if final is None else beats(final[f"{name}_margin"], final[f"{name}_margin_se"], errors_needed)
+    passed, errors_needed = _beats(config, final, f"{name}_margin")
     if final is None or passed is None:
         reading = f"held-out loss against {label}: {_not_measured(final)}"
         return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides=name == "unigram")
@@ -147,15 +147,38 @@ def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> C
     side = "below" if margin > 0 else "above"
     reading = (
         f"held-out loss {final['val_loss']:.3f} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
-        f"({errors:+.1f} standard errors, {errors_needed:.3g} needed): {won if passed else lost}"
+        f"({errors:+.1f} standard errors, {errors_needed:.3g} needed{_what_error(final, f'{name}_margin')}): "
+        f"{won if passed else lost}"
     )
-    return Check(f"{name}_margin_in_se", finite(errors), errors_needed, passed, reading, decides=name == "unigram")
+    return Check(
+        f"{name}_margin_in_se", finite(errors), finite(errors_needed), passed, reading, decides=name == "unigram"
+    )
+
+
+def _beats(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> tuple[bool | None, float]:
+    """Whether a column of the last evaluation is above 0 for certain, and the standard errors needed for that."""
+    if final is None:
+        return None, config.min_standard_errors
+    df = degrees_of_freedom(final, name)
+    errors_needed = student_errors(config.min_standard_errors, df)
+    return beats(final[name], final[f"{name}_se"], config.min_standard_errors, df), errors_needed
+
+
+def _what_error(final: dict[str, Any], name: str) -> str:
+    """What the standard error counts, as the end of a sentence; empty for an evaluation of an earlier version."""
+    clusters, factor = final.get(f"{name}_clusters", math.nan), final.get(f"{name}_se_factor", math.nan)
+    if math.isnan(clusters) or math.isnan(factor):
+        return ""
+    kind = "clusters of whole documents" if final[f"{name}_by_document"] else "blocks of neighbouring windows"
+    return f" with {clusters:.0f} {kind}; {factor:.1f} times the error of independent windows"
 
 
 def _not_measured(final: dict[str, Any] | None) -> str:
     """Why the last evaluation, if there is one, cannot be judged."""
     if final is not None and not math.isfinite(final["val_loss"]):
         return f"not measured (the held-out loss is {final['val_loss']})"
+    if final is not None and final.get("unigram_margin_clusters", 0) > 1:
+        return "not measured (the held-out windows depend on each other over too many of them; hold out more text)"
     return "not measured (no evaluation of two held-out windows or more)"
 
 
@@ -170,8 +193,7 @@ def _loss_checks(config: VerdictConfig, steps: pd.DataFrame, margins: dict[str, 
 
 
 def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list[Check]:
-    errors_needed = config.min_standard_errors
-    passed = None if final is None else beats(final["context_gain"], final["context_gain_se"], errors_needed)
+    passed, errors_needed = _beats(config, final, "context_gain")
     if final is None or passed is None:
         nothing = _not_measured(final)
         return [
@@ -187,10 +209,10 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list
         Check(
             "context_gain_in_se",
             finite(errors),
-            errors_needed,
+            finite(errors_needed),
             passed,
             f"behind another window's context the same targets cost {gain:+.3f} ± {error:.3f} nats more "
-            f"({errors:+.1f} standard errors, {errors_needed:.3g} needed)",
+            f"({errors:+.1f} standard errors, {errors_needed:.3g} needed{_what_error(final, 'context_gain')})",
         ),
         Check(
             "non_unigram_top1",

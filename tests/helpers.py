@@ -7,6 +7,7 @@ from marble_sweep.config import Config
 from marble_sweep.hydra_app import compose
 from marble_sweep.run import claimed, prepare
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.training.signals import stop_requests
 
 # A corpus and a model small enough that 40 steps take a second, yet the model learns the chain.
@@ -22,6 +23,9 @@ TINY = (
     "trainer.num_evals=4",
     "trainer.checkpoint_interval=20",
 )
+
+# A row of evals.csv whose standard errors rest on so many clusters that they are those of a normal distribution.
+MANY_CLUSTERS = {name: 1e9 for name in EVAL_COLUMNS if name.endswith("_df")}
 
 # What the options of data need beside their names.
 MANDATORY = {
@@ -39,7 +43,7 @@ def compose_config(*overrides: str) -> Config:
 def train_only(config: Config, directory: Path, *, resume: bool = False) -> RunStatus:
     """Train as `run` does, without the verdict and the plots, which take longer than forty tiny steps."""
     with claimed(directory, config, resume=resume), stop_requests() as should_stop, contextlib.ExitStack() as stack:
-        trainer, _ = prepare(config, directory, stack, resume=resume, show=False)
+        trainer, _ = prepare(config, directory, stack, resume=resume, show=False, shared=None)
         return trainer.train(should_stop)
 
 

@@ -8,7 +8,7 @@ from helpers import MANDATORY, compose_config
 from omegaconf import OmegaConf
 
 from marble_sweep.checks import CheckError
-from marble_sweep.config import SCHEMAS, Config, load
+from marble_sweep.config import SCHEMAS, Config, dump, load
 from marble_sweep.groups import AdamWConfig, PydocsConfig
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.sample import read_config
@@ -92,3 +92,12 @@ def test_a_dump_has_every_field() -> None:
         return {key: keys(each) for key, each in value.items()} if isinstance(value, dict) else {}
 
     assert keys(dump) == names(config)
+
+
+def test_what_is_dumped_is_the_config_as_it_is_now() -> None:
+    config = compose_config()
+    first = dump(config)
+    config.notes = "changed in place"
+    assert "notes: changed in place" in dump(config)
+    config.notes = ""
+    assert dump(config) == first

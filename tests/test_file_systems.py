@@ -195,7 +195,7 @@ def test_training_a_job_changes_nothing_in_the_calling_process(tmp_path: Path, m
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         before = multiprocessing.get_start_method(allow_none=True), signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        assert train_job(tiny_config(), tmp_path / "sweep", 0, 1) == tmp_path / "sweep" / "0"
+        assert train_job(tiny_config(), tmp_path / "sweep", 0, 1, lambda: False) == tmp_path / "sweep" / "0"
         assert (
             multiprocessing.get_start_method(allow_none=True),
             signal.pthread_sigmask(signal.SIG_BLOCK, []),

@@ -14,7 +14,7 @@ ROWS = (
     ("checks", "commands", "humanize", "passwords", "process", "renamed_keys", "safe_yaml", "terminal"),
     ("groups",),
     ("config",),
-    ("data", "kernels", "model", "metrics", "runs"),
+    ("data", "kernels", "model", "metrics", "runs", "uncertainty"),
     ("early_stopping", "training", "verdict"),
     ("metadata", "report"),
     ("compare", "run"),

@@ -24,6 +24,7 @@ from marble_sweep.runs.status import (
     run_directories,
 )
 from marble_sweep.sweeps import child
+from marble_sweep.training.device import cpu_threads
 
 GRID = "model.num_layers=0,1,2"
 
@@ -71,9 +72,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sweep_dir
 
 
+def test_the_jobs_share_what_the_first_one_chose(finished: Path) -> None:
+    chosen = {path.name: json.loads(path.read_text())["choice"] for path in (finished / "products").iterdir()}
+    assert chosen.keys() == {"matmul-16x1x64x8x16-bf16.json", "head-16x64-bf16.json"}
+    for run_dir in run_directories(finished):
+        assert read_metadata(run_dir)["products"] == {name.partition("-")[0]: chosen[name] for name in chosen}
+
+
 def test_every_job_is_a_whole_run(finished: Path, tmp_path: Path) -> None:
     assert statuses(finished) == {"0": "finished", "1": "finished", "2": "finished"}
-    run(tiny_config("model.num_layers=2"), tmp_path / "single")
+    with cpu_threads(read_metadata(finished / "2")["machine"]["num_threads"]):
+        run(tiny_config("model.num_layers=2"), tmp_path / "single")
     assert rows(finished / "2") == rows(tmp_path / "single")
     assert {path.name for path in (finished / "2").iterdir()} == {path.name for path in (tmp_path / "single").iterdir()}
 
@@ -224,7 +233,8 @@ def inodes_of(sweep_dir: Path, *names: str) -> list[int]:
 
 @pytest.mark.slow
 def test_systematic_failures_end_a_sweep(tmp_path: Path) -> None:
-    result = sweep(tmp_path / "sweep", "trainer.batch_size=100000", "seed=0,1,2,3", "sweep.max_failures=2")
+    one_by_one = ("sweep.max_failures=2", "sweep.workers=1")
+    result = sweep(tmp_path / "sweep", "trainer.batch_size=100000", "seed=0,1,2,3", *one_by_one)
     assert result.returncode == 1
     assert statuses(tmp_path / "sweep") == {"0": "failed", "1": "failed"}
     assert "2 failed, 2 to do" in result.stderr
@@ -232,9 +242,8 @@ def test_systematic_failures_end_a_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(tmp_path / "sweep", "seed=0,1", "trainer.total_steps=1500"), stderr=subprocess.PIPE, text=True
-    )
+    words = command(tmp_path / "sweep", "seed=0,1", "trainer.total_steps=1500", "sweep.workers=1")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "sweep" / "0" / "metrics.csv", process)
     os.kill(training_process(process.pid), signal.SIGKILL)
     _, told = process.communicate(timeout=120)
@@ -248,7 +257,7 @@ def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGKILL))],
 )
 def test_an_interrupted_sweep_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    long = ("trainer.total_steps=300", "seed=0,1", "trainer.state_interval=0.3")
+    long = ("trainer.total_steps=300", "seed=0,1", "trainer.state_interval=0.3", "sweep.workers=1")
     process = subprocess.Popen(command(tmp_path / "sweep", *long), stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "sweep" / "0" / "metrics.csv", process)
     process.send_signal(number)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from marble_sweep.config import VerdictConfig
-from marble_sweep.training.evaluation import EVAL_COLUMNS
+from marble_sweep.training.evaluation import EVAL_COLUMNS, WITH_ERROR
 from marble_sweep.verdict import MIN_LAG, Check, Criterion, Verdict, judge
 
 NUM_STEPS = 100
@@ -37,9 +37,16 @@ def steps_table(num_steps: int = NUM_STEPS, **changed: object) -> pd.DataFrame:
     return pd.DataFrame(columns | changed)
 
 
+OF_ERRORS = {
+    f"{name}_{part}": value
+    for name in WITH_ERROR
+    for part, value in (("df", 1e9), ("se_factor", 2.5), ("clusters", 40), ("by_document", 1))
+}
+
+
 def evals_table(**changed: object) -> pd.DataFrame:
     """Two evaluations, of which the last counts: it beats all baselines by ten standard errors."""
-    first = dict.fromkeys(EVAL_COLUMNS, -1.0) | {"step": 50}
+    first = dict.fromkeys(EVAL_COLUMNS, -1.0) | OF_ERRORS | {"step": 50}
     last = {
         "step": 100,
         "val_loss": 4.0,
@@ -55,7 +62,7 @@ def evals_table(**changed: object) -> pd.DataFrame:
         "context_gain": 0.5,
         "context_gain_se": 0.05,
         "non_unigram_top1": 0.6,
-    }
+    } | OF_ERRORS
     assert tuple(last) == EVAL_COLUMNS
     return pd.DataFrame([first, last | changed])
 

@@ -14,17 +14,22 @@ def windows(tokens: Tensor, seq_len: int) -> Tensor:
     return tokens[: num_windows * seq_len].view(num_windows, seq_len)
 
 
-def eval_windows(tokens: Tensor, seq_len: int, max_windows: int) -> Tensor:
-    """At most `max_windows` windows (num_windows, T), evenly spaced over the split.
+def eval_window_numbers(num_tokens: int, seq_len: int, max_windows: int) -> Tensor:
+    """Which windows of a split are evaluated, (num_windows,) int64: at most `max_windows`, evenly spaced over it.
 
     Raises ValueError if the split is shorter than one window.
     """
-    every = windows(tokens, seq_len)
-    if len(every) == 0:
-        raise wrong_value("trainer.seq_len", seq_len, f"<= {len(tokens)}, the tokens there are to evaluate on")
-    num_windows = min(max_windows, len(every))
+    all_windows = num_tokens // seq_len
+    if all_windows == 0:
+        raise wrong_value("trainer.seq_len", seq_len, f"<= {num_tokens}, the tokens there are to evaluate on")
+    num_windows = min(max_windows, all_windows)
     # Integer arithmetic: the same windows on every machine.
-    return every[torch.arange(num_windows) * len(every) // num_windows]
+    return torch.arange(num_windows) * all_windows // num_windows
+
+
+def eval_windows(tokens: Tensor, seq_len: int, max_windows: int) -> Tensor:
+    """The windows that are evaluated, (num_windows, T). Raises ValueError if the split is shorter than one window."""
+    return windows(tokens, seq_len)[eval_window_numbers(len(tokens), seq_len, max_windows)]
 
 
 class Batches:

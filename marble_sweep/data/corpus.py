@@ -1,8 +1,10 @@
 """From a data config to tokens: every source becomes one `Corpus`."""
 
+import functools
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +19,10 @@ from torch import Tensor
 from marble_sweep.checks import CheckError, require, wrong_value
 from marble_sweep.data import notebook, synthetic
 from marble_sweep.data.cache import cached, content_key
+from marble_sweep.data.documents import first_tokens, starts_in_bytes
 from marble_sweep.data.given import Encoded, what_got_lost
 from marble_sweep.data.pydocs import read_pydocs
-from marble_sweep.data.split import require_both_sides, split_documents
+from marble_sweep.data.split import Split, require_both_sides, split_documents
 from marble_sweep.data.text import printable, read_documents
 from marble_sweep.data.tokenizer import byte_lengths, encode, load_tokenizer, train_tokenizer
 from marble_sweep.data.tokens import read_tokens
@@ -42,6 +45,7 @@ class Corpus:
     sha256: str  # of tokens, split, tokenizer and dead mask
     entropy_rate: float | None = None  # nats per token, of a synthetic source
     num_duplicates_dropped: int = 0  # held-out paragraphs that had a twin in training
+    val_documents: Tensor | None = None  # (num_documents,) int64: the first held-out token of each; None: unknown
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -54,14 +58,15 @@ def load_corpus(config: DataConfig) -> Corpus:
         case TokensConfig():
             return _load_tokens(config)
         case PydocsConfig():
-            documents, description = read_pydocs(config.packages)
+            documents, description, digest = read_pydocs(config.packages)
             origin = f"data.packages = {list(config.packages)}"
-            return _load_tokenized(config, config.dead_fraction, documents, f"pydocs: {description}", origin)
+            return _load_tokenized(config, config.dead_fraction, documents, digest, f"pydocs: {description}", origin)
         case TextConfig():
             documents = read_documents(config.path)
             description = f"text: {printable(config.path)}; {len(documents):,} file{'s' * (len(documents) > 1)}"
             origin = f"data.path = {config.path!r} ({_size(*documents.values())})"
-            return _load_tokenized(config, config.dead_fraction, documents, description, origin)
+            digest = _digest(json.dumps(documents))
+            return _load_tokenized(config, config.dead_fraction, documents, digest, description, origin)
     raise wrong_value("data.name", config.name, "one of pydocs, text, notebook, tokens, markov, iid")
 
 
@@ -139,33 +144,54 @@ def _load_tokens(config: TokensConfig) -> Corpus:
 
 
 def _load_tokenized(
-    config: DataConfig, dead_fraction: float, documents: dict[str, str], description: str, origin: str
+    config: DataConfig, dead_fraction: float, documents: dict[str, str], digest: str, description: str, origin: str
 ) -> Corpus:
+    """`digest` is the SHA-256 of the documents as JSON."""
+
+    @functools.cache
+    def split() -> Split:
+        return split_documents(documents, config.val_fraction, origin)
+
     def build() -> dict[str, bytes]:
-        split = split_documents(documents, config.val_fraction, origin)
-        tokenizer = train_tokenizer(split.train, split.val, config.vocab_size, dead_fraction)
-        tokens = {"train": encode(tokenizer, split.train), "val": encode(tokenizer, split.val)}
+        text = split()
+        tokenizer = train_tokenizer(text.train, text.val, config.vocab_size, dead_fraction)
+        tokens = {"train": encode(tokenizer, text.train), "val": encode(tokenizer, text.val)}
         return {
             "tokens.safetensors": save_arrays(tokens),
             "tokenizer.json": tokenizer.to_str().encode(),
-            "split.json": json.dumps({"num_duplicates_dropped": split.num_duplicates_dropped}).encode(),
+            "split.json": json.dumps({"num_duplicates_dropped": text.num_duplicates_dropped}).encode(),
         }
 
     settings = [config.vocab_size, config.val_fraction, dead_fraction]
-    key = content_key("tokenized", _digest(json.dumps(documents)), settings, tokenizers.__version__)
+    key = content_key("tokenized", digest, settings, tokenizers.__version__)
     files = cached("tokenized", key, build)
     tokens = load_arrays(files["tokens.safetensors"])
     tokenizer = load_tokenizer(files["tokenizer.json"].decode())
+    val_bytes = byte_lengths(tokenizer)[tokens["val"]]
     return _assemble(
         tokens["train"],
         tokens["val"],
         tokenizer,
         _census(tokens["train"], config.vocab_size),
-        byte_lengths(tokenizer)[tokens["val"]],
+        val_bytes,
         description,
         origin,
         num_duplicates_dropped=json.loads(files["split.json"])["num_duplicates_dropped"],
+        val_documents=_find_documents(split, content_key("borders", digest, config.val_fraction), val_bytes),
     )
+
+
+def _find_documents(split: Callable[[], Split], key: str, val_bytes: NDArray[np.int32]) -> Tensor:
+    """The first token of each held-out document, (num_documents,); `val_bytes` (num_val,) are those of each token.
+
+    They have a cache entry of their own, so that tokens which an earlier version left in the cache stay of use.
+    """
+
+    def build() -> dict[str, bytes]:
+        return {"documents.safetensors": save_arrays({"byte_starts": starts_in_bytes(split().val, split().val_starts)})}
+
+    byte_starts = load_arrays(cached("borders", key, build)["documents.safetensors"])["byte_starts"]
+    return torch.tensor(first_tokens(byte_starts, val_bytes))
 
 
 def _assemble(
@@ -178,6 +204,7 @@ def _assemble(
     origin: str,
     entropy_rate: float | None = None,
     num_duplicates_dropped: int = 0,
+    val_documents: Tensor | None = None,
 ) -> Corpus:
     digest = hashlib.sha256(tokenizer.to_str().encode())
     for array in (np.array([len(train), len(val)]), train, val, dead_mask.numpy()):
@@ -193,6 +220,7 @@ def _assemble(
         sha256=digest.hexdigest(),
         entropy_rate=entropy_rate,
         num_duplicates_dropped=num_duplicates_dropped,
+        val_documents=val_documents,
     )
 
 

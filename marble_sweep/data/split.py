@@ -2,8 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ SHINGLE = 8  # words
 MAX_OVERLAP = 0.5  # share of a paragraph's shingles that may occur in training
 LONG_PARAGRAPH = 2_000  # characters; a longer one is taken line by line
 
+BETWEEN = "\n\n"  # two documents
 BLANK_LINE = re.compile(r"\n\s*\n")
 
 
@@ -23,6 +25,7 @@ class Split:
     train: str
     val: str
     num_duplicates_dropped: int  # held-out paragraphs with a twin in training
+    val_starts: list[int]  # where in `val` each document begins, in characters; two begin together where one is dropped
 
 
 def split_documents(documents: dict[str, str], val_fraction: float, origin: str) -> Split:
@@ -32,17 +35,20 @@ def split_documents(documents: dict[str, str], val_fraction: float, origin: str)
     Raises ValueError, which begins with `origin`, if nothing is left on one side.
     """
     if val_fraction == 0:
-        return Split(_join(documents), "", 0)
+        return Split(_join(documents), "", 0, [])
     if len(documents) >= MIN_DOCUMENTS:
-        train, val = _split_by_name(documents, val_fraction)
+        in_train, in_val = _split_by_name(documents, val_fraction)
+        train, val, starts = _join(in_train), _join(in_val), _starts(in_val)
     else:
         train, val = _split_tail(_join(documents), val_fraction)
-    kept, num_dropped = drop_twins(train, val)
+        # The document that is cut begins before the tail.
+        starts = [max(0, start - len(train)) for start in _starts(documents)]
+    kept, num_dropped, starts = drop_twins(train, val, starts)
     if not kept.strip() and num_dropped:
         allowed = f"0: all {num_dropped:,} held-out paragraphs have a twin in training"
         require(False, "data.val_fraction", val_fraction, allowed)
     require_both_sides(bool(train.strip() and kept.strip()), origin, val_fraction)
-    return Split(train, kept, num_dropped)
+    return Split(train, kept, num_dropped, starts)
 
 
 def require_both_sides(condition: bool, origin: str, val_fraction: float) -> None:
@@ -56,10 +62,16 @@ def require_both_sides(condition: bool, origin: str, val_fraction: float) -> Non
 
 
 def _join(documents: dict[str, str]) -> str:
-    return "\n\n".join(documents.values())
+    return BETWEEN.join(documents.values())
 
 
-def _split_by_name(documents: dict[str, str], val_fraction: float) -> tuple[str, str]:
+def _starts(documents: dict[str, str]) -> list[int]:
+    """Where each document begins in the joined text."""
+    lengths = [len(text) + len(BETWEEN) for text in documents.values()]
+    return list(accumulate(lengths[:-1], initial=0)) if lengths else []
+
+
+def _split_by_name(documents: dict[str, str], val_fraction: float) -> tuple[dict[str, str], dict[str, str]]:
     """Documents in the order of their names' hashes are held out as long as they fit."""
     room = val_fraction * sum(map(len, documents.values()))
     held_out = set()
@@ -69,7 +81,7 @@ def _split_by_name(documents: dict[str, str], val_fraction: float) -> tuple[str,
             held_out.add(name)
     train = {name: text for name, text in documents.items() if name not in held_out}
     val = {name: text for name, text in documents.items() if name in held_out}
-    return _join(train), _join(val)
+    return train, val
 
 
 def _split_tail(text: str, val_fraction: float) -> tuple[str, str]:
@@ -84,23 +96,26 @@ def _split_tail(text: str, val_fraction: float) -> tuple[str, str]:
     return text[:target], text[target:]
 
 
-def drop_twins(train: str, val: str) -> tuple[str, int]:
+def drop_twins(train: str, val: str, starts: Sequence[int]) -> tuple[str, int, list[int]]:
     """Drop the paragraphs of `val` that occur in `train`; returns the rest and the number dropped.
 
+    Also where the places `starts`, in characters of `val`, are in the rest.
     Case and white space do not count. A paragraph is a twin if it is also a paragraph of training,
     or if more than half of its runs of eight words occur anywhere in training.
     """
     twins = {_normalise(piece) for piece in _pieces(train)}
     ids: dict[str, int] = {}
     known = np.unique(_shingles(train, ids))
-    kept, num_dropped = [], 0
-    for piece in _pieces(val):
+    pieces = _pieces(val)
+    kept = []
+    for piece in pieces:
         normal = _normalise(piece)
-        if normal and (normal in twins or _overlap(_shingles(piece, ids), known) > MAX_OVERLAP):
-            num_dropped += 1
-        else:
-            kept.append(piece)
-    return "".join(kept), num_dropped
+        kept.append(not (normal and (normal in twins or _overlap(_shingles(piece, ids), known) > MAX_OVERLAP)))
+    rest = "".join(piece for piece, keep in zip(pieces, kept, strict=True) if keep)
+    # As a place moves on by a character of a piece that is kept it moves on in the rest too, else it stays.
+    ends = np.cumsum([0, *map(len, pieces)])
+    ends_in_rest = np.cumsum([0, *(len(piece) * keep for piece, keep in zip(pieces, kept, strict=True))])
+    return rest, kept.count(False), np.interp(starts, ends, ends_in_rest).astype(int).tolist()
 
 
 def _overlap(hashes: NDArray[np.uint64], known: NDArray[np.uint64]) -> float:

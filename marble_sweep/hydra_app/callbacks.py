@@ -25,6 +25,7 @@ from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, one_lin
 from marble_sweep.hydra_app.grid import grid_jobs
 from marble_sweep.hydra_app.private import BASIC_SWEEPER, leaving_hydra
 from marble_sweep.hydra_app.rerun import as_written, rerun_command
+from marble_sweep.hydra_app.side_by_side import require_launchable
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, user_path
@@ -63,6 +64,7 @@ class CheckAndWatch(Callback):
         with leaving_hydra():
             require_own_directories(config)
             require_meant_for(config)
+            require_launchable(config)
             fix_directory(config, "sweep")
             if not is_search(config):  # a search checks its trials, locks its directory and concludes by itself
                 _started.get().append(start_sweep(config))

@@ -1,16 +1,22 @@
 """A grid: every combination of the values given, a job each."""
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep.checks import require
+from marble_sweep.config import Config
+from marble_sweep.hydra_app.composer import Composer
+from marble_sweep.hydra_app.side_by_side import job_environment, launch_side_by_side, plan
+
+Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]  # a batch, and the number of its first job
 
 
 def grid_jobs(overrides: Sequence[Override]) -> list[list[str]]:
@@ -40,12 +46,31 @@ def launch_grid(sweeper: Sweeper, overrides: Sequence[str], max_batch_size: int 
     sweep_dir = Path(sweeper.config.hydra.sweep.dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(sweeper.config, sweep_dir / "multirun.yaml")
-    returned = []
-    for start in range(0, len(jobs), max_batch_size or len(jobs)):
-        batch = jobs[start : start + (max_batch_size or len(jobs))]
-        sweeper.validate_batch_is_legal(batch)
-        results = sweeper.launcher.launch(batch, initial_job_idx=start)
-        for result in results:
-            _ = result.return_value  # raises what a job raised
-        returned.append(results)
+    with contextlib.ExitStack() as stack:
+        launch: Launch = sweeper.launcher.launch
+        if OmegaConf.select(sweeper.config, "sweep.workers") is not None:  # else they are another program's jobs
+            stack.enter_context(job_environment(sweeper.config))
+            composer = Composer(sweeper.hydra_context.config_loader, sweeper.config)
+            launch = choose_launch(sweeper.config, [composer.resolve(overrides) for overrides in jobs]) or launch
+        returned = []
+        for start in range(0, len(jobs), max_batch_size or len(jobs)):
+            batch = jobs[start : start + (max_batch_size or len(jobs))]
+            sweeper.validate_batch_is_legal(batch)
+            results = launch(batch, start)
+            for result in results:
+                _ = result.return_value  # raises what a job raised
+            returned.append(results)
     return returned
+
+
+def choose_launch(config: DictConfig, jobs: Sequence[Config]) -> Launch | None:
+    """What launches several of these jobs at once; None where they are the launcher's, one by one or as it does it."""
+    workers = plan(config, jobs, "job", len(jobs), len(jobs))
+    if workers.number == 1:
+        return None
+    sweep_dir = Path(config.hydra.sweep.dir)
+
+    def launch(batch: Sequence[Sequence[str]], start: int) -> list[JobReturn]:
+        return launch_side_by_side(batch, jobs[start : start + len(batch)], sweep_dir, start, workers)
+
+    return launch

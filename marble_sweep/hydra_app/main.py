@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,8 +29,9 @@ from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
 from marble_sweep.runs import layout
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.sweeps.jobs import train_job
+from marble_sweep.sweeps.workers import share, usable_cores
 from marble_sweep.terminal import use_replacements
-from marble_sweep.training.signals import interrupting
+from marble_sweep.training.signals import interrupting, stop_requests
 
 NOT_BEGUN = "Interrupted before training began: nothing is lost, the same command starts again."
 
@@ -85,7 +85,9 @@ def job(config: DictConfig) -> float | str | None:
     if not OmegaConf.is_missing(context.job, "num"):
         at_once = context.launcher.get("n_jobs", 1)  # joblib's
         run_config = schema.resolve(config)
-        run_dir = train_job(run_config, Path(context.sweep.dir), context.job.num, threads_of_one(at_once))
+        with stop_requests() as should_stop:
+            threads = threads_of_one(at_once)
+            run_dir = train_job(run_config, Path(context.sweep.dir), context.job.num, threads, should_stop)
         if run_config.objective is not None:
             return objective(run_config.objective, run_dir)
         return None if run_dir is None else str(run_dir)
@@ -135,10 +137,7 @@ def objective(name: str, directory: Path | None) -> float:
 
 def threads_of_one(jobs_at_once: int) -> int | None:
     """The CPU threads of each of several jobs that share this machine; None leaves a lone job all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jobs_at_once == 1:
-        return None
-    return max(1, cores // jobs_at_once) if jobs_at_once > 0 else 1  # joblib counts down from all cores below 0
+    return share(usable_cores(), jobs_at_once).threads if jobs_at_once > 0 else 1  # joblib counts down from all cores
 
 
 def main() -> None:

@@ -8,14 +8,14 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, run_job
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 # Hydra's own grid, as `hydra/sweeper=basic`: that its jobs are known beforehand shows in nothing but its name.
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Hydra's own launcher, which runs jobs in this process one after the other: it has no public name.
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 @contextlib.contextmanager
@@ -56,9 +56,9 @@ def is_raised_by_hydra(error: Exception) -> bool:
 # --------------------------------------------------------------- jobs without another composition
 
 
-def launches_here(launcher: Launcher) -> bool:
-    """Whether it is Hydra's own launcher, which runs a job in this process: it has no public name."""
-    return isinstance(launcher, BasicLauncher)
+def launches_here(config: DictConfig) -> bool:
+    """Whether Hydra's own launcher would run the jobs."""
+    return str(config.hydra.launcher._target_) == BASIC_LAUNCHER
 
 
 def run_here(config: DictConfig, number: int, context: HydraContext, task: TaskFunction) -> JobReturn:

@@ -11,10 +11,14 @@ from omegaconf import DictConfig
 
 from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
-from marble_sweep.hydra_app.launch import Runner, TrialComposer
+from marble_sweep.hydra_app.launch import LocalRunner, Runner, TrialComposer, lone_train
 from marble_sweep.hydra_app.rerun import config_arguments, rerun_command
+from marble_sweep.hydra_app.side_by_side import is_own_launcher, job_environment, other_callbacks, plan
 from marble_sweep.hydra_app.sweep_syntax import parse
-from marble_sweep.searches.worker import Ending, Search
+from marble_sweep.searches.worker import Ending, Search, Train
+
+# More trials at once, of which most turn out not to have been needed, hardly end a search sooner (docs/search.md).
+MAX_AT_ONCE = 4
 
 
 def search(
@@ -27,12 +31,23 @@ def search(
     dimensions, by_key = parse(overrides, OverridesParser.create(context.config_loader))
     fixed = list(by_key.values())
     composer = TrialComposer(Composer(context.config_loader, config), fixed)
-    runner = Runner(composer, launcher, context, task)
     directory = Path(config.hydra.sweep.dir)
     rerun = rerun_command(config, directory)
     files = config_arguments(config)
-    worker = Search(dimensions, composer.resolve, runner.run, directory, overrides=fixed, config_options=files)
-    return conclude(worker.run(), rerun)
+    whole = Search(dimensions, composer.resolve, directory, overrides=fixed, config_options=files)
+    with job_environment(config):
+        settings = whole.base.search
+        # Whoever shares a study may have started several processes on this machine already.
+        useful = MAX_AT_ONCE if settings.storage is None else 1
+        workers = plan(config, whole.largest(), "trial", settings.n_trials, useful)
+        train: Train
+        if workers.number > 1:
+            train = LocalRunner(composer, directory, workers.threads, whole.should_stop).run
+        elif is_own_launcher(config) and not other_callbacks(config):
+            train = lone_train(composer, directory)
+        else:
+            train = Runner(composer, launcher, context, task).run
+        return conclude(whole.run(train, workers.number), rerun)
 
 
 def conclude(ending: Ending, rerun: str) -> int:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ COMPILERS = ("cc", "gcc", "clang")
 # GCC and Clang know both for some CPUs, one for others. The library runs on the machine that compiles it.
 NATIVE_FLAGS = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-fPIC", "-shared")
+HEADER = "vectors.h"  # which every source includes
 LIBRARY = "library.so"
 PATIENCE = 60.0  # seconds
 
@@ -37,11 +39,12 @@ def load_library(source: str, **definitions: int) -> ctypes.CDLL:
 
     Raises CompilerError where no compiler is found, or where it or the loader fails.
     """
-    text = (resources.files(__package__) / source).read_bytes()
+    package = resources.files(__package__)
+    sources = {name: (package / name).read_bytes() for name in (HEADER, source)}
     compiler = native_compiler()
     command = [*compiler.command, *(f"-D{name}={value}" for name, value in definitions.items())]
-    key = content_key(text.decode(), command, compiler.macros)
-    return _load(cached("library", key, lambda: {LIBRARY: _compile(command, text)})[LIBRARY])
+    key = content_key(*(text.decode() for text in sources.values()), command, compiler.macros)
+    return _load(cached("library", key, lambda: {LIBRARY: _compile(command, source, sources)})[LIBRARY])
 
 
 class Compiler(NamedTuple):
@@ -86,11 +89,13 @@ def predefined_macros(command: tuple[str, ...]) -> str:
         return ""
 
 
-def _compile(command: list[str], source: bytes) -> bytes:
+def _compile(command: list[str], source: str, sources: Mapping[str, bytes]) -> bytes:
+    """The library made of the file `source` of `sources`, which has what it includes as well."""
     with tempfile.TemporaryDirectory() as folder:
-        path, library = Path(folder, "source.c"), Path(folder, LIBRARY)
-        path.write_bytes(source)
-        _run([*command, str(path), "-o", str(library), "-lm"])
+        for name, text in sources.items():
+            Path(folder, name).write_bytes(text)
+        library = Path(folder, LIBRARY)
+        _run([*command, str(Path(folder, source)), "-o", str(library), "-lm"])
         try:
             return library.read_bytes()
         except OSError as error:

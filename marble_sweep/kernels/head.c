@@ -2,58 +2,15 @@
 
    ROWS rows of h are taken at a time. Their exponentials fill a buffer that stays in the CPU's cache, and both
    gradients are made from it. W comes transposed, (WIDTH, padded), so that neighbouring words are neighbours in
-   memory, with zeros from `vocab` up to `padded`, a multiple of MOST_LANES. `vec` is a vector as GCC and Clang have it
-   on every CPU. The order of every sum is written out, and no compiler flag lets it be changed. */
+   memory, with zeros from `vocab` up to `padded`, a multiple of MOST_LANES. The order of every sum is written out, and no
+   compiler flag lets it be changed. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 #define ROWS 8
 #define BLOCK (32 * LANES) /* words whose weights and exponentials fit into the innermost cache */
 /* Rows that share a pass over W in the gradient of h: their sums must fit into the registers. */
 #define SHARED (WIDTH <= 2 ? 8 : WIDTH <= 5 ? 4 : WIDTH <= 10 ? 2 : 1)
-#define UNROLL _Pragma("GCC unroll 32")
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static inline vec load(const float *from) { return *(const vec *)from; }
-static inline void store(float *to, vec values) { *(vec *)to = values; }
-static inline vec choose(ints mask, vec yes, vec no) { return (vec)((mask & (ints)yes) | (~mask & (ints)no)); }
-
-static inline float total(vec values) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += values[lane];
-    return sum;
-}
-
-/* Which words from `word` on there are. */
-static inline ints present(long word, long vocab) {
-    ints mask;
-    for (int lane = 0; lane < LANES; lane++) mask[lane] = word + lane < vocab ? -1 : 0;
-    return mask;
-}
-
-/* 2^x for |x| <= 126. Its integer part goes into the exponent bits; for the rest, within [-1/2, 1/2], a polynomial
-   has a relative error below 9.4e-8, and 1.6e-7 with rounding. 2^0 is exactly 1, and NaN gives NaN. */
-static inline vec exp2_of(vec x) {
-    const float magic = 0x1.8p23f; /* so large that its last bit is worth 1 */
-    const vec shifted = x + magic, f = x - (shifted - magic);
-    vec p = f * 0x1.5bda58p-10f + 0x1.3ce8aep-7f;
-    p = p * f + 0x1.c6b6d8p-5f;
-    p = p * f + 0x1.ebf9c2p-3f;
-    p = p * f + 0x1.62e42ap-1f;
-    p = p * f + 1.0f;
-    return (vec)((ints)p + ((ints)shifted << 23));
-}
 
 /* The logits of one row for the words of one vector. */
 static inline vec logits_of(const float *h, const vec *w) {

@@ -1,7 +1,8 @@
 """The head's loss and gradients by compiled code (head.c): for narrow widths, several times as quick as products.
 
-The rows are cut into parts, as many whatever the number of threads. Threads take parts as they come, and
-what the parts gave is added up in their order: the result depends neither on timing nor on the number of threads.
+The rows are cut into parts, as many as the shapes say, whatever the number of threads. Threads take parts as they
+come, and what the parts gave is added up in their order: the result depends neither on timing nor on the number of
+threads.
 """
 
 import ctypes
@@ -17,7 +18,8 @@ from torch import Tensor
 from marble_sweep.kernels.compiler import load_library
 
 MAX_WIDTH = 48  # far beyond what pays on any CPU measured (docs/performance.md)
-MAX_PARTS = 16  # and so of threads that have something to do
+MIN_PARTS, MAX_PARTS = 2, 16  # and so of threads that have something to do
+PARTS_SIZE = 2**25  # numbers in the weight gradients of all parts: 128 MiB, unless the fewest parts take more
 GROUP = 8  # rows; ROWS in head.c
 MAX_LANES = 16  # of a vector in head.c
 
@@ -60,7 +62,7 @@ class FusedHead:
         columns[:, vocab_size:] = 0
         longest = self._widened(hidden, rows, width, 1) * self._widened(weight, columns, 1, padded)
         needs_shift = not longest < safe_logit**2  # NaN needs it too: it must reach the loss
-        size = -(-num_rows // (MAX_PARTS * GROUP)) * GROUP
+        size = -(-num_rows // (most_parts(width, padded) * GROUP)) * GROUP
         starts = range(0, num_rows, max(size, 1))
         grad_hidden = torch.empty(num_rows, width) if gradients else None
         grad_parts = torch.empty(len(starts), width, padded) if gradients else None
@@ -89,12 +91,7 @@ class FusedHead:
                 raise TypeError(f"operands must be float32 or bfloat16 on the CPU, not {kind}")
             if operand.shape[1] != self.width:
                 raise TypeError(f"operands must be of width {self.width}, not {operand.shape[1]}")
-        if len(targets) != len(hidden) or targets.dtype != torch.int64:
-            raise TypeError(f"targets must be {len(hidden)} of int64, not {len(targets)} of {targets.dtype}")
-        if len(targets):
-            low, high = torch.aminmax(targets)
-            if low < 0 or high >= len(weight):
-                raise IndexError(f"targets must be in [0, {len(weight)}): they are in [{low}, {high}]")
+        require_targets(targets, len(hidden), len(weight))
 
     def _added_up(self, parts: Tensor, vocab_size: int) -> Tensor:
         """The sum of parts (num_parts, D, padded) in their order, (V, D)."""
@@ -115,6 +112,21 @@ class FusedHead:
 def fused_head(width: int) -> FusedHead:
     """The compiled head of a width, loaded once. Raises CompilerError where it cannot be compiled."""
     return FusedHead(width)
+
+
+def most_parts(width: int, padded: int) -> int:
+    """Into how many parts the rows are cut at most. A large vocabulary has fewer: each holds a gradient of its own."""
+    return max(MIN_PARTS, min(MAX_PARTS, PARTS_SIZE // (width * padded)))
+
+
+def require_targets(targets: Tensor, num_rows: int, vocab_size: int) -> None:
+    """Raise TypeError or IndexError unless there is an int64 target within the vocabulary for every row."""
+    if len(targets) != num_rows or targets.dtype != torch.int64:
+        raise TypeError(f"targets must be {num_rows} of int64, not {len(targets)} of {targets.dtype}")
+    if num_rows:
+        low, high = torch.aminmax(targets)
+        if low < 0 or high >= vocab_size:
+            raise IndexError(f"targets must be in [0, {vocab_size}): they are in [{low}, {high}]")
 
 
 def pointer_to(values: Tensor | None, index: int = 0) -> int | None:

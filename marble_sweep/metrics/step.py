@@ -1,12 +1,15 @@
 """The metrics of a training step, computed on the device as one vector and fetched for many steps at once."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from marble_sweep.kernels.step_metrics import CompiledMetrics, compiled_metrics
 from marble_sweep.metrics.hidden import cosines, summarise
 from marble_sweep.metrics.lattice import moving, regimes, token_motion
 
@@ -48,19 +51,34 @@ def exact_norm(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(parts))
 
 
+class StepTensors(NamedTuple):
+    """What a step is measured by, as StepMetrics.measure describes it."""
+
+    loss: Tensor
+    hidden: Tensor
+    gradient: Tensor
+    prev_embedding: Tensor
+    embedding: Tensor
+    updates_lost: Tensor
+
+
 class StepMetrics:
-    """Remembers the h_means it compares with; `measure` never waits for the device."""
+    """Remembers the h_means it compares with; `measure` never waits for a GPU.
+
+    On the CPU compiled code measures all of it in one pass where a compiler is found; else torch does, as everywhere.
+    """
 
     def __init__(self, dead_mask: Tensor, hidden_dim: int, lag: int) -> None:
         device = dead_mask.device
+        self.is_dead = dead_mask
         # The dead tokens first, then the live ones.
         self.tokens = torch.cat([dead_mask.nonzero().flatten(), (~dead_mask).nonzero().flatten()])
         self.num_dead = int(dead_mask.sum())
         self.hidden_dim = hidden_dim
         self.history = torch.full((lag, hidden_dim), torch.nan, device=device)  # h_mean of the last `lag` steps
         self.step = 0
+        self.compiled = compiled_metrics(device)  # None: torch measures
 
-    @torch.no_grad()
     def measure(
         self,
         loss: Tensor,
@@ -75,31 +93,60 @@ class StepMetrics:
         hidden (B, T, D) and loss are those of the forward pass, gradient is that of all weights, flat; prev_embedding
         and embedding (V, D) are from before and after the update. Weights in float32 are rounded to bfloat16 first.
         """
-        summary = summarise(hidden)
+        step = StepTensors(loss, hidden, gradient, prev_embedding, embedding, updates_lost)
+        values = self._measure_compiled(self.compiled, step) if self.compiled else self._measure_with_torch(step)
+        self.step += 1
+        return values
+
+    def _measure_compiled(self, compiled: CompiledMetrics, step: StepTensors) -> Tensor:
+        """On the CPU."""
+        mean, norm, cosine = compiled.summarise(step.hidden)
+        autocorrelations = compiled.remember(self.history, self.step, mean)
+        motion = compiled.embedding_motion(step.prev_embedding, step.embedding, self.is_dead, mean)
+        num_live = len(self.tokens) - self.num_dead
+        # Shares of no tokens at all are NaN, as torch has them.
+        dead = [motion.dead_moving, motion.l1, motion.early, motion.midlife, motion.late, motion.frozen]
+        dead_means = [value / self.num_dead if self.num_dead else math.nan for value in dead]
+        values = [
+            step.loss.item(),
+            *motion.tokens,
+            *(autocorrelations[0], dead_means[0], compiled.norm(step.gradient), norm, 1 - cosine),
+            *(autocorrelations[1], motion.live_moving / num_live if num_live else math.nan),
+            *(dead_means[1], motion.linf if self.num_dead else math.nan),
+            *dead_means[2:],
+            step.updates_lost.item(),
+        ]
+        return torch.tensor(values, dtype=torch.float32)
+
+    @torch.no_grad()
+    def _measure_with_torch(self, step: StepTensors) -> Tensor:
+        """On any device."""
+        summary = summarise(step.hidden)
         lag = len(self.history)
         compared = self.history[(self.step - 1) % lag], self.history[self.step % lag]
         autocorrelations = cosines(torch.stack(compared), summary.mean)
-        prev_rows, rows = (weight.index_select(0, self.tokens).bfloat16() for weight in (prev_embedding, embedding))
+        prev_rows, rows = (
+            weight.index_select(0, self.tokens).bfloat16() for weight in (step.prev_embedding, step.embedding)
+        )
         motion = token_motion(prev_rows[: self.num_dead], rows[: self.num_dead])
         regime = regimes(motion, self.hidden_dim)
         # (6, number of dead tokens) float32; means over no tokens at all are NaN, as torch has them.
         dead_values = torch.stack([motion.l1 > 0, motion.l1, regime.early, regime.midlife, regime.late, regime.frozen])
         dead_means = dead_values.mean(dim=1)
-        dead_linf_max = motion.linf.amax() if self.num_dead else torch.full_like(loss, torch.nan)
+        dead_linf_max = motion.linf.amax() if self.num_dead else torch.full_like(step.loss, torch.nan)
         live_moving = moving(prev_rows[self.num_dead :], rows[self.num_dead :]).float().mean()
-        grad_norm = exact_norm(gradient).float()
+        grad_norm = exact_norm(step.gradient).float()
         values = torch.cat(
             [
-                loss.detach().view(1),
-                (embedding.bfloat16().float() @ summary.mean).topk(3).indices.float(),
+                step.loss.view(1),
+                (step.embedding.bfloat16().float() @ summary.mean).topk(3).indices.float(),
                 torch.stack([autocorrelations[0], dead_means[0], grad_norm, summary.norm, summary.spread]),
                 torch.stack([autocorrelations[1], live_moving, dead_means[1], dead_linf_max]),
                 dead_means[2:],
-                updates_lost.view(1),
+                step.updates_lost.view(1),
             ]
         )
         self.history[self.step % lag] = summary.mean
-        self.step += 1
         return values
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from marble_sweep.kernels.head import fused_head
+from marble_sweep.kernels.softmax import compiled_softmax, sharing_threads
 from marble_sweep.model import products
 
 CPU_CHUNK_ROWS = 256  # few enough for the caches, enough to keep a product at full speed
@@ -96,6 +97,36 @@ def chunked_head(hidden: Tensor, weight: Tensor, targets: Tensor, *, gradients: 
     return HeadResult(loss, hidden_grad, weight_grad)
 
 
+def compiled_softmax_head(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, gradients: bool, dtype: torch.dtype
+) -> HeadResult:
+    """The head by torch's products of operands of `dtype`, and compiled code between them, on the CPU.
+
+    Raises CompilerError where there is no compiled code.
+    """
+    states, matrix, targets = hidden.to(dtype), weight.to(dtype), targets.contiguous()
+    num_rows, vocab_size = len(hidden), len(weight)
+    losses, sums = torch.empty(2, num_rows, 1)
+    hidden_grad = torch.empty_like(hidden) if gradients else None
+    weight_grad = torch.zeros_like(weight, dtype=torch.float32) if gradients else None
+    buffer = matrix.new_empty(min(CPU_CHUNK_ROWS, num_rows), vocab_size)
+    softmax, shifts = compiled_softmax(), needs_shift(states, matrix)
+    with sharing_threads() as share:
+        for start in range(0, num_rows, CPU_CHUNK_ROWS):
+            chunk = slice(start, start + CPU_CHUNK_ROWS)
+            rows, its_sums = states[chunk], sums[chunk]
+            logits = torch.mm(rows, matrix.T, out=buffer[: len(rows)])
+            softmax.gradient(logits, targets[chunk], its_sums, losses[chunk], needs_shift=shifts, share=share)
+            if hidden_grad is not None and weight_grad is not None:
+                hidden_grad[chunk] = (logits @ matrix) / its_sums
+                scaled = (rows / its_sums).to(dtype)
+                if dtype == torch.float32:
+                    weight_grad.addmm_(logits.T, scaled)
+                else:
+                    softmax.accumulate(weight_grad, logits.T @ scaled, share)
+    return HeadResult(losses.sum(), hidden_grad, weight_grad)
+
+
 def compiled_head(hidden: Tensor, weight: Tensor, targets: Tensor, *, gradients: bool) -> HeadResult:
     """The head by compiled code, on the CPU. Raises CompilerError where there is none."""
     compiled = fused_head(hidden.shape[1])
@@ -111,6 +142,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, head = any(ctx.needs_input_grad), products.current().head
         if head == "fused" and hidden.device.type == "cpu":
             result = compiled_head(hidden, weight, targets, gradients=gradients)
+        elif head.endswith("_compiled") and hidden.device.type == "cpu":
+            is_bf16 = head == "bfloat16_compiled" and hidden.dtype == torch.bfloat16
+            dtype = torch.bfloat16 if is_bf16 else torch.float32
+            result = compiled_softmax_head(hidden, weight, targets, gradients=gradients, dtype=dtype)
         else:
             result = chunked_head(hidden, weight, targets, gradients=gradients, head=head)
         ctx.num_rows, ctx.dtype = len(hidden), hidden.dtype

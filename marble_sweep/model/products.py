@@ -12,8 +12,11 @@ import torch
 
 # Of bfloat16 operands: widened to float32, which is exact; or as they are, by whatever the CPU has for that.
 MATMULS = ("float32", "bfloat16")
-# float32_as_bf16: torch may round float32 operands to bfloat16 inside, with float32 sums. fused: compiled code.
-HEADS = ("float32", "float32_as_bf16", "bfloat16", "fused")
+# float32_as_bf16: torch may round float32 operands to bfloat16 inside, with float32 sums. fused: all of it is compiled
+# code. …_compiled: torch's products, and compiled code for what is between them.
+HEADS = ("float32", "float32_as_bf16", "bfloat16", "fused", "float32_compiled", "bfloat16_compiled")
+FLOAT32_HEADS = ("float32", "fused", "float32_compiled")  # which round no float32 operand
+COMPILED_HEADS = ("fused", "float32_compiled", "bfloat16_compiled")
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,19 @@ Shapes: B windows, T tokens, D width, H heads, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from marble_sweep.model.linear import Linear, needs_float32_matmul
 
 EMBEDDING_STD = 0.02
+LARGE = 2**20  # numbers; for fewer the bookkeeping takes longer than the memory is worth
 
 
 def save_as_bf16(saved: Tensor) -> Tensor:
@@ -35,6 +39,17 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         scores = torch.baddbmm(future, queries.flatten(0, 1), keys, alpha=head_dim**-0.5)  # (B*H, T, T)
         return (scores.softmax(-1) @ values.flatten(0, 1)).view_as(queries)
     return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+
+
+def recompute_operand(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """function(inputs), something cheap and a product of it. Where all is float32 and large, only inputs are kept.
+
+    Backward then does what is cheap once more, to the same bits, but not the product.
+    """
+    is_float32 = inputs.dtype == torch.float32 and not torch.is_autocast_enabled(inputs.device.type)
+    if not is_float32 or inputs.numel() < LARGE or not torch.is_grad_enabled():
+        return function(inputs)
+    return cast("Tensor", checkpoint(function, inputs, use_reentrant=False, preserve_rng_state=False))
 
 
 class Block(nn.Module):
@@ -62,12 +77,13 @@ class Block(nn.Module):
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:  # (B, T, D)
-        batch_size, num_tokens, hidden_dim = hidden.shape
-        qkv = self.qkv(self.attention_norm(hidden))
+        shape = batch_size, num_tokens, _ = hidden.shape
+        qkv = recompute_operand(lambda hidden: self.qkv(self.attention_norm(hidden)), hidden)
         qkv = qkv.view(batch_size, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-        attended = causal_attention(*qkv.unbind(0)).transpose(1, 2).reshape(batch_size, num_tokens, hidden_dim)
-        hidden = hidden + self.projection(attended)
-        return hidden + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(hidden))))
+        attended = causal_attention(*qkv.unbind(0)).transpose(1, 2)  # (B, T, H, D/H)
+        hidden = hidden + recompute_operand(lambda heads: self.projection(heads.reshape(shape)), attended)
+        up = recompute_operand(lambda hidden: self.mlp_up(self.mlp_norm(hidden)), hidden)
+        return hidden + recompute_operand(lambda up: self.mlp_down(F.gelu(up)), up)
 
 
 class Transformer(nn.Module):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from marble_sweep.runs.files import atomic_write
 from marble_sweep.terminal import printable
+from marble_sweep.uncertainty.student import student_errors
 
 DPI = 130
 INK = "#444444"
@@ -83,7 +85,7 @@ def frontier_figure(summary: dict[str, Any]) -> Figure:
 
 
 def draw_sizes(axes: Axes, sizes: Sequence[dict[str, Any]], style: Style, errors_needed: float) -> None:
-    """Draw the sizes of one status: their margins, with bars of `errors_needed` standard errors, or ticks."""
+    """Draw the sizes of one status: their margins, with bars as certain as `errors_needed` normal errors, or ticks."""
     measured = [size for size in sizes if size["margin"] is not None]
     unmeasured = [size["n_params"] for size in sizes if size["margin"] is None]
     label = f"{style.label} ({len(sizes)})"
@@ -91,7 +93,10 @@ def draw_sizes(axes: Axes, sizes: Sequence[dict[str, Any]], style: Style, errors
         axes.errorbar(
             [size["n_params"] for size in measured],
             [size["margin"] for size in measured],
-            yerr=[errors_needed * (size["margin_se"] or 0.0) for size in measured],
+            yerr=[
+                student_errors(errors_needed, size.get("margin_df") or math.inf) * (size["margin_se"] or 0.0)
+                for size in measured
+            ],
             fmt=style.marker,
             color=style.colour,
             markersize=7,

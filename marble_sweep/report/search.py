@@ -37,6 +37,7 @@ def can_be_drawn(summary: dict[str, Any]) -> bool:
     return (
         isinstance(rows, list)
         and all(_is_sound(row, DRAWN) and row["n_params"] > 0 for row in rows)
+        and all(is_kind(row.get("margin_df"), NUMBER + OR_NULL) for row in rows)  # earlier versions have none
         and (answer is None or (_is_sound(answer, {"n_params": WHOLE, "size": TEXT}) and "confirmed" in answer))
         and is_kind(summary.get("standard_errors_each_evaluation"), NUMBER)
         and "threshold" in summary

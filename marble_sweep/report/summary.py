@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_sweep.metrics.margin import beats, errors_needed
+from marble_sweep.metrics.margin import beats, degrees_of_freedom, errors_needed
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 from marble_sweep.training.schedule import evaluation_steps
@@ -34,6 +34,7 @@ STOPPING_NOTE = (
     "Runs that certify.stop may end early are shown at their own last evaluation, whose step is in the table: "
     "their losses at different steps do not rank them."
 )
+PARTS_NOTE = "Runs of different trainer.eval_part are evaluated on different held-out windows: do not rank them."
 MEASURED = (
     "n_params",
     "val_loss",
@@ -41,14 +42,20 @@ MEASURED = (
     "unigram_loss",
     "val_margin",
     "val_margin_se",
+    "val_margin_df",
+    "val_margin_se_factor",
     "beats_unigram",
     "oracle_loss",
     "oracle_margin",
     "oracle_margin_se",
+    "oracle_margin_df",
+    "oracle_margin_se_factor",
     "beats_oracle",
     "bigram_loss",
     "bigram_margin",
     "bigram_margin_se",
+    "bigram_margin_df",
+    "bigram_margin_se_factor",
     "beats_bigram",
     "bits_per_byte",
     "accuracy",
@@ -119,13 +126,20 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     if len(others) < len(runs):
         notes.insert(0, STOPPING_NOTE)
         step = None
-    corpus_notes = _corpus_notes(rows)
+    corpus_notes = _corpus_notes(runs, rows)
+    if len({eval_part(run) for run in runs}) > 1:
+        notes.append(PARTS_NOTE)
     return Comparison(list(runs), rows, varied, step, notes + corpus_notes, not corpus_notes)
 
 
 def may_stop(run: Run) -> bool:
     """Whether the run may end at any of its evaluations."""
     return run.config.get("certify.stop") is True
+
+
+def eval_part(run: Run) -> str:
+    """Which part of the held-out windows the run was evaluated on."""
+    return str(run.config.get("trainer.eval_part", "all"))
 
 
 def common_step(runs: Sequence[Run]) -> int | None:
@@ -197,7 +211,10 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
         for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
             margin, error = held_out.get(f"{name}_margin", math.nan), held_out.get(f"{name}_margin_se", math.nan)
             row[f"{column}_margin"], row[f"{column}_margin_se"] = margin, error
-            row[f"beats_{name}"] = beats(margin, error, errors)
+            df = degrees_of_freedom(held_out, f"{name}_margin")
+            row[f"{column}_margin_df"] = df if math.isfinite(df) else None
+            row[f"{column}_margin_se_factor"] = held_out.get(f"{name}_margin_se_factor")
+            row[f"beats_{name}"] = beats(margin, error, errors, df)
     row["damage"] = "; ".join(f"{damage.file}: {damage.reason}" for damage in run.damages) or None
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
 
@@ -245,17 +262,21 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> l
     return notes
 
 
-def _corpus_notes(rows: Sequence[Row]) -> list[str]:
+def _corpus_notes(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     """Why losses in nats per token must not be ranked, where they must not."""
     corpora = {row["corpus_sha256"] for row in rows} - {None}
     vocabularies = {row["vocab_size"] for row in rows} - {None}
-    unigram_losses = {round(row["unigram_loss"], 6) for row in rows if row["unigram_loss"] is not None}
+    unigram_losses: dict[str, set[float]] = {}
+    for run, row in zip(runs, rows, strict=True):
+        if row["unigram_loss"] is not None:
+            unigram_losses.setdefault(eval_part(run), set()).add(round(row["unigram_loss"], 6))
+    most = max(map(len, unigram_losses.values()), default=0)
     instead = "losses in nats per token do not rank them; compare bits_per_byte, or each margin to its own unigram."
     if len(vocabularies) > 1 or len(corpora) > 1:
         what = f"{len(corpora)} corpora" if len(corpora) > 1 else f"{len(vocabularies)} vocabularies"
         return [f"Warning: runs on {what}: {instead}"]
-    if len(unigram_losses) > 1:
-        return [f"Warning: runs were evaluated on {len(unigram_losses)} different sets of windows: {instead}"]
+    if most > 1:
+        return [f"Warning: runs were evaluated on {most} different sets of windows: {instead}"]
     return []
 
 

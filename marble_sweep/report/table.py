@@ -24,6 +24,7 @@ DECIMALS = {  # formats of nats, shares and errors; anything else has six signif
     "oracle_margin_se": ".4f",
     "bigram_margin": "+.4f",
     "bigram_margin_se": ".4f",
+    **{f"{name}_margin_{part}": ".1f" for name in ("val", "oracle", "bigram") for part in ("df", "se_factor")},
     "unigram_loss": ".4f",
     "oracle_loss": ".4f",
     "bigram_loss": ".4f",
@@ -80,7 +81,9 @@ def legend(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     if any(len(set(row["seeds"])) < row["n"] for row in rows if "seeds" in row and None not in row["seeds"]):
         notes.append("Some group holds a seed more than once; such runs are copies of each other, not repeats.")
     if "val_margin" in columns:
-        notes.append("val_margin is unigram loss − held-out loss, ± its standard error over held-out windows.")
+        notes.append(
+            "val_margin is unigram loss − held-out loss, ± its standard error over documents or blocks of text."
+        )
     return notes
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
@@ -30,10 +30,12 @@ class CsvLog:
         *,
         steps: Sequence[int] | None = None,
         sha256: str | None = None,
+        later_columns: Collection[str] = (),
     ) -> None:
         """Start the file, or continue it after `last_step`: later rows and half a row are dropped.
 
-        A file of an earlier version keeps its own header, so that its hash stays that of the saved state.
+        A file of an earlier version keeps its own header, so that its hash stays that of the saved state. It may do
+        without any of `later_columns`, which are then not written.
         Raises ValueError where the kept rows are not those of `steps`, or have another hash.
         """
         self.path = path
@@ -41,7 +43,7 @@ class CsvLog:
         kept = (",".join(columns) + "\n").encode()
         if last_step > 0:
             header, *lines = path.read_bytes().split(b"\n")
-            self._require_header(header)
+            self._require_header(header, later_columns)
             rows = self._rows(lines, last_step)
             if steps is not None:
                 self._require_steps([step for step, _ in rows], steps)
@@ -59,9 +61,13 @@ class CsvLog:
             self._file = open_append(self.path)
         return self._file
 
-    def _require_header(self, header: bytes) -> None:
+    def _require_header(self, header: bytes, later_columns: Collection[str]) -> None:
         text = header.decode(errors="replace")
-        if [current_name(name) for name in text.split(",")] != [*self.columns]:
+        names = [current_name(name) for name in text.split(",")]
+        earlier = [column for column in self.columns if column not in later_columns]
+        if names == earlier:
+            self.columns = earlier
+        elif names != [*self.columns]:
             wanted = ",".join(self.columns)
             raise CheckError(f"{self.path}: must begin with the columns {wanted}; it has {text[:200]!r}")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
+from marble_sweep.safe_yaml import parse_yaml
 
 # Keys of a config that may change while a run is interrupted: what it computes stays the same, or is checked elsewhere.
 FREE = ("data.", "device.", "notes", "experiment_name", "trainer.state_interval")
@@ -72,7 +72,7 @@ def save_state(path: Path, parts: Mapping[str, Stateful], info: Mapping[str, Any
 def identity(config: Config) -> dict[str, Any]:
     """The settings that determine a run's results, by dotted key. The data, which may be moved, has its own hash."""
     keys: dict[str, Any] = {}
-    for group, settings in yaml.safe_load(dump(config)).items():
+    for group, settings in parse_yaml(dump(config)).items():
         if isinstance(settings, dict):
             keys |= {f"{group}.{name}": value for name, value in settings.items()}
         else:

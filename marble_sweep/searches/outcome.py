@@ -76,6 +76,7 @@ class SearchResult:
     overrides: Sequence[str]  # that all trials share
     first_trial: int = 0  # of this start of the search: earlier ones that crashed are retried
     config_options: Sequence[str] = ()  # for a command that reads the same config files
+    workers: int = 1  # of this process: so many trials at once
 
     @functools.cached_property
     def records(self) -> list[TrialRecord]:
@@ -197,7 +198,7 @@ class SearchResult:
         if record.outcome != RunStatus.CERTIFIED:
             record = confirmations[certified[0]]
         trial, seed = self._trial(record.number), trial_seed(self.base.seed, params, record.seed)
-        keys = ("val_loss", "margin", "margin_se", "step", "steps_per_minute", "directory")
+        keys = ("val_loss", "margin", "margin_se", "margin_df", "step", "steps_per_minute", "directory")
         return {
             "size": str(self.space.sizes[size]),
             "params": params,
@@ -209,18 +210,19 @@ class SearchResult:
             "confirming_seeds": [trial_seed(self.base.seed, params, index) for index in certified],
             "fresh_seeds": tested_recipe(state, self.base, size, recipe),
             "evidence": evidence(self.standard, state.fresh.tally((size, recipe)), self.base.search.confidence),
-            "command": self.command(params | {"seed": seed}),
+            "command": self.command(params | {"seed": seed}, result_of(trial).get("products")),
         }
 
     def _confirmed(self, size: int) -> bool:
         """Whether fresh seeds accepted it, and there is at least one."""
         return self.standard != 0 and self.state.confirmed(size)
 
-    def command(self, params: Mapping[str, Any]) -> str:
-        """The command that trains such a model for the whole budget."""
-        left_out = ("certify.stop=", "search.", "sweep.", "seed=")
+    def command(self, params: Mapping[str, Any], products: Mapping[str, str] | None) -> str:
+        """The command that trains such a model for the whole budget, with the products of the trial that certified."""
+        settings = {f"device.{name}": value for name, value in (products or {}).items()} | dict(params)
+        left_out = ("certify.stop=", "search.", "sweep.", *(f"{key}=" for key in settings))
         kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
-        return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in params.items())])
+        return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in settings.items())])
 
     def _trial(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.trials if trial.number == number)
@@ -248,6 +250,7 @@ class SearchResult:
                     "trials": len(tried),
                     "margin": best.get("margin"),
                     "margin_se": best.get("margin_se"),
+                    "margin_df": best.get("margin_df"),
                 }
             )
         return rows
@@ -347,7 +350,10 @@ class SearchResult:
         return " | ".join(parts)
 
     def seconds_left(self, state: SearchState, top: int | None) -> float | None:
-        """An estimate of the time until the search is settled; None during the bisection, whose length is unknown."""
+        """An estimate of the time until the search is settled; None during the bisection, whose length is unknown.
+
+        It takes this process's workers to be busy all the time.
+        """
         ended = [result for trial in self.trials if (result := result_of(trial)).get("steps_per_minute")]
         if top is None or not ended or next_probe(state, top) is not None:
             return None
@@ -361,7 +367,7 @@ class SearchResult:
         record = state.certified(top)
         seeds = state.fresh.seeds_to_accept((top, record.recipe)) if record is not None else 0
         steps += seeds * record.last_step if record is not None else 0
-        return steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)
+        return (steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)) / self.workers
 
     def _summary_lines(self, summary: dict[str, Any]) -> list[str]:
         """The answer, its proof and its cost, in lines."""
@@ -380,9 +386,11 @@ class SearchResult:
             number = counted(len(self.space.impossible), "size")
             lines.append(f"{number} cannot be, such as {self.space.impossible[0]}.")
         early, hopeless = (summary["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
+        together = f" of {self.workers} workers together" if self.workers > 1 else ""
+        time_spent = duration(summary["seconds"]) + together
         lines.append(
             f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}, "
-            f"{summary['tokens'] / 1e6:.1f} M tokens and {duration(summary['seconds'])}; stopping as soon as a trial "
+            f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
         if answer is not None:

@@ -41,12 +41,11 @@ OLD_HEARTBEAT = "beat"  # what version 0.1.0 called it
 WORKER = "worker"  # the machine's name and the process's number
 OUTCOME = "outcome"
 RESULT = "result"  # how the trial's run ended, in one attribute: a journal waits for the disk at every write
-# Raise it whenever the same trials would be judged differently: a study keeps the rules that it began with. 1: three
-# fresh seeds confirm, a climb refutes. 2: fresh seeds show a pass rate, for an answer and against a smaller size.
-RULES_VERSION = 2
-RULES = "rules"  # its key among the settings of a study
 WITHDRAWN = "withdrawn"  # the outcome of a trial that was created when nothing was left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
+# By which trials are judged: 1 took windows for independent, 2 confirmed on a few seeds. A study keeps those that it
+# began with.
+RULES = 3
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
 STATES = {RunStatus.CERTIFIED: TrialState.COMPLETE, "refuted": TrialState.COMPLETE, RunStatus.FAILED: TrialState.FAIL}
 TICKET_SECONDS = 0.02  # between two checks of the trials with lower numbers
@@ -173,7 +172,9 @@ class Result:
     reason: str | None  # of a crash
     field: str | None = None  # the setting that one of our own checks complained of
     undecided: bool | None = None  # true where it is not certified, and a margin above 0 is not excluded either
+    margin_df: float | None = None  # degrees of freedom of margin_se; None for infinitely many
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
+    products: dict[str, str] | None = None  # how its layers and head multiplied; None where a GPU did
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -257,15 +258,17 @@ def open_study(
         )
     expected = {
         "space": {key: json.loads(distribution_to_json(value)) for key, value in space.distributions.items()},
-        "config": {RULES: RULES_VERSION} | json.loads(json.dumps(settings)),
+        "config": json.loads(json.dumps(settings)) | {"rules": RULES},
     }
+    if "config" in study.user_attrs and (began := study.user_attrs["config"].get("rules", 1)) != RULES:
+        raise CheckError(
+            f"search.study = {name}: must have begun under the rules of this version ({RULES}), by which trials are "
+            f"judged, and began under other ones ({began}); take another hydra.sweep.dir or search.study"
+        )
     for attribute, ours in expected.items():
         if attribute not in study.user_attrs:
             study.set_user_attr(attribute, ours)
         theirs = with_current_keys(study.user_attrs[attribute])
-        if attribute == "config" and (rules := theirs.get(RULES, 1)) != RULES_VERSION:
-            allowed = f"judged by rules {RULES_VERSION}, and began under rules {rules} of another version"
-            raise CheckError(f"search.study = {name}: must be {allowed}; begin a new study in another directory")
         for key in {**theirs, **ours}:
             if theirs.get(key) != ours.get(key):
                 difference = f"{key} was {theirs.get(key)}, now {ours.get(key)}"

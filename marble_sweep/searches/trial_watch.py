@@ -11,11 +11,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import EarlyStopping, margin, shortfall
+from marble_sweep.early_stopping import EarlyStopping, margin, margin_df, shortfall
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
+from marble_sweep.searches.study_products import StudyProducts
+from marble_sweep.uncertainty.student import student_errors
 
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 5.0  # to wait for the reporting thread, once the run has ended
@@ -44,12 +46,16 @@ class TrialWatch:
         self.directory = directory
         self.heartbeat_interval = timeout / HEARTBEATS_PER_TIMEOUT
         self.show = show
+        # Workers of one directory share its choices there, others through the study.
+        self.products = None if config.search.storage is None else StudyProducts(trial, directory.parent)
         self.errors = EarlyStopping(config).errors_needed
         self.reported: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "TrialWatch":
+        if self.products is not None:
+            self.products.take()
         self._thread.start()
         return self
 
@@ -70,6 +76,8 @@ class TrialWatch:
 
     def report_evaluations(self, directory: Path) -> None:
         """Report the evaluations that are new. Does nothing where another worker has ended the trial as stale."""
+        if self.products is not None:
+            self.products.give()
         run = Run.read(directory)
         for step, row in run.eval_at.items():
             if step not in self.reported:
@@ -89,6 +97,7 @@ class TrialWatch:
         metadata = read_metadata(run_dir)
         status, step, last = metadata["status"], metadata.get("step") or 0, Run.read(run_dir).evals[-1:]
         value, error = margin(self.config.certify, last[0]) if last else (None, None)
+        df = margin_df(self.config.certify, last[0]) if last else math.inf
         return Result(
             outcome=OUTCOMES.get(status, status),
             directory=str(run_dir),
@@ -99,8 +108,10 @@ class TrialWatch:
             val_loss=last[0]["val_loss"] if last else None,
             margin=value,
             margin_se=error,
-            undecided=is_undecided(OUTCOMES.get(status, status), value, error, self.errors) or None,
+            undecided=is_undecided(OUTCOMES.get(status, status), value, error, student_errors(self.errors, df)) or None,
+            margin_df=df if math.isfinite(df) else None,
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
+            products=metadata.get("products"),
         )

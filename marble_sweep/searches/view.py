@@ -1,6 +1,7 @@
-"""What a person sees of a search: a line for every trial that ends, and on a terminal a bar for the running one."""
+"""What a person sees of a search: a line for every trial that ends, and on a terminal a bar for those that run."""
 
 import sys
+import threading
 from collections.abc import Mapping
 
 from tqdm import tqdm
@@ -14,31 +15,39 @@ from marble_sweep.terminal import printable
 
 
 class View:
-    """Prints lines and a progress bar on standard error."""
+    """Prints lines and a progress bar on standard error. Threads may share it."""
 
     def __init__(self, total_steps: int) -> None:
         """`total_steps` is the budget of a trial."""
+        self.budget = total_steps
+        self.bracket = ""
+        self.steps: dict[str, int] = {}  # by running trial
         self.bar = tqdm(
             total=total_steps,
             disable=not sys.stderr.isatty(),
             bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} steps",
             leave=False,
         )
+        self._lock = threading.Lock()
 
     def line(self, text: str) -> None:
         tqdm.write(printable(text, keep="\n"), file=sys.stderr)
 
     def begin(self, trial: str, bracket: str) -> None:
-        """Show the trial that starts, and the bracket of the search."""
-        self.bar.reset()
-        self.bar.set_description_str(f"{bracket} | {trial}")
+        """Show a trial that starts, and the bracket of the search."""
+        with self._lock:
+            self.steps[trial], self.bracket = 0, bracket
+            self._draw()
 
-    def step(self, step: int) -> None:
-        """Show the step of the running trial."""
-        self.bar.update(step - self.bar.n)
+    def step(self, trial: str, step: int) -> None:
+        """Show the step of a running trial."""
+        with self._lock:
+            if trial in self.steps:  # one that has ended may report once more
+                self.steps[trial] = step
+                self._draw()
 
     def end(self, trial: str, result: Result, bracket: str) -> None:
-        """Print a line for the trial that ended, with the bracket."""
+        """Print a line for a trial that ended, with the bracket."""
         reason = " ".join((result.reason or "").split())
         outcome = f"crashed: {reason}" if result.outcome == RunStatus.FAILED else result.outcome
         parts = [f"{trial:<32}", f"{outcome:<9} at step {result.step:>3}"]
@@ -46,6 +55,15 @@ class View:
             parts.append(f"margin {result.margin:+.4f} ± {result.margin_se:.4f}")
         parts.append(f"{duration(result.seconds):>4}")
         self.line("  ".join([*parts, f"[{bracket}]"]))
+        with self._lock:
+            self.bracket = bracket
+            self.steps.pop(trial, None)
+
+    def _draw(self) -> None:
+        """The steps of all running trials together, of their budgets."""
+        trials = " | ".join(" ".join(trial.split()) for trial in self.steps)
+        self.bar.total, self.bar.n = self.budget * len(self.steps), sum(self.steps.values())
+        self.bar.set_description_str(f"{self.bracket} | {trials}")
 
     def close(self) -> None:
         self.bar.close()

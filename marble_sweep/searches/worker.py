@@ -1,7 +1,12 @@
-"""One worker of a search: ask the strategy, train, tell, until the question is settled or the budget is spent."""
+"""A search's workers: each asks the strategy, trains, tells, until the question is settled or the budget is spent.
 
-import time
+Several workers of one process are threads, each with a sampler of its own; in the study they are as good as strangers.
+"""
+
+import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +32,13 @@ from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value, build
 from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide, forget_crashes
-from marble_sweep.searches.study import as_record, open_study
+from marble_sweep.searches.study import Result, SharedStudy, as_record, open_study
 from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
 from marble_sweep.terminal import warning_on_error
+from marble_sweep.training.signals import await_all, stop_requests
 
-WAIT_SECONDS = 0.5  # between two checks of what other workers do
+WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
 
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
@@ -49,13 +55,12 @@ class Ending:
 
 
 class Search:
-    """One worker's part in a search."""
+    """One process's part in a search."""
 
     def __init__(
         self,
         dimensions: Sequence[Dimension],
         resolve: Resolve,
-        train: Train,
         directory: Path,
         *,
         overrides: Sequence[str] = (),
@@ -63,6 +68,7 @@ class Search:
     ) -> None:
         """Check everything that can be checked before the first trial. Raises ValueError for what cannot be searched.
 
+        Threads may call `resolve` at the same time.
         `overrides` (that all trials share) and `config_options` (that name other config files) are arguments for
         the command that trains the answer.
         """
@@ -70,7 +76,6 @@ class Search:
         for key in ("seed", "objective", "resume"):
             require(key not in searched, key, "a sweep", "one value; a search takes fresh seeds by itself")
         self.resolve = resolve
-        self.train = train
         self.directory = directory
         self.overrides = list(overrides)
         self.config_options = list(config_options)
@@ -82,12 +87,29 @@ class Search:
         self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
         self.base = resolve(first | dict(self.space.sizes[0].params))
         require(self.base.certify.stop, "certify.stop", False, "true in a search")
+        part = self.base.trainer.eval_part
+        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
         require(self.base.objective is None, "objective", self.base.objective, "null in a search")
         self.first_trial = 0  # of this start; known once there is a study
         self.error: str | None = None  # that every trial would meet
+        self._worker_failed = threading.Event()
+        self._stop_requested: Callable[[], bool] = lambda: False
+        self._trial_ended = threading.Condition()  # held while that is shown and written
 
-    def run(self) -> Ending:
-        """Search until the question is settled, the budget is spent or the user interrupts."""
+    def largest(self) -> list[schema.Config]:
+        """The config of the largest size with each recipe that differs in one value from the first."""
+        size = dict(self.space.sizes[-1].params)
+        params = {dimension.key: dimension.values[0] for dimension in self.space.recipes} | size
+        others = [(dimension.key, value) for dimension in self.space.recipes for value in dimension.values[1:]]
+        return [self.resolve(params), *(self.resolve(params | {key: value}) for key, value in others)]
+
+    def run(self, train: Train, workers: int = 1) -> Ending:
+        """Search until the question is settled, the budget is spent or the user interrupts.
+
+        A single worker calls `train` in this thread. Several do so in threads of their own, where `train` raises
+        KeyboardInterrupt once `should_stop` says so.
+        """
+        self.train, self.workers = train, workers
         alone = self.base.search.storage is None
         # Workers of a shared study may share the directory too: each trial has a number of its own.
         lock = lock_directory(self.directory, "hydra.sweep.dir") if alone else None
@@ -102,9 +124,7 @@ class Search:
         self.directory.mkdir(parents=True, exist_ok=True)
         journal = str((self.directory / layout.JOURNAL).resolve())
         self.storage = open_storage(search.storage or journal, search.storage_patience)
-        self.shared = open_study(
-            self.storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout
-        )
+        self.shared = self._join()
         self.first_trial = len(self.shared.study.get_trials(deepcopy=False))
         mark_start(self.directory)
         self.view = View(self.base.trainer.total_steps)
@@ -112,7 +132,7 @@ class Search:
         self.shared.fail_stale_trials(alone=alone)
         ended = "error"
         try:
-            ended = self._loop()
+            ended = self._loop(self.shared) if self.workers == 1 else self._side_by_side()
         except KeyboardInterrupt:
             ended = "interrupted"
             self.storage.hurry()
@@ -124,6 +144,35 @@ class Search:
             crashes = self._conclude(ended)
             self.storage.close()
         return Ending(ended, self.error, crashes)
+
+    def _join(self) -> SharedStudy:
+        """The study, with a sampler for one worker."""
+        search = self.base.search
+        return open_study(self.storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout)
+
+    def _side_by_side(self) -> str:
+        """Run the workers in threads; returns what ended the search.
+
+        Raises what a worker raised, once all have ended.
+        """
+        studies = [self.shared, *(self._join() for _ in range(self.workers - 1))]
+        with stop_requests() as self._stop_requested, ThreadPoolExecutor(self.workers) as pool:
+            futures = [pool.submit(self._work, study) for study in studies]
+            await_all(futures)
+        reasons = raise_first(futures)
+        return "error" if self.error is not None else reasons[0]
+
+    def _work(self, shared: SharedStudy) -> str:
+        """One of several workers; what ends it otherwise than the search's end stops the others too."""
+        try:
+            return self._loop(shared)
+        except BaseException:
+            self._worker_failed.set()
+            raise
+
+    def should_stop(self) -> bool:
+        """Whether workers that are threads must stop, their trials' states saved."""
+        return self._stop_requested() or self._worker_failed.is_set()
 
     def _settings(self) -> dict[str, Any]:
         """The settings that workers of a study must share beside the space: all that changes what a run computes."""
@@ -138,7 +187,9 @@ class Search:
     def result(self) -> SearchResult:
         """The result of the trials so far."""
         trials = [trial for trial in self.shared.study.get_trials(deepcopy=False) if as_record(trial) is not None]
-        return SearchResult(self.space, self.base, trials, self.overrides, self.first_trial, self.config_options)
+        return SearchResult(
+            self.space, self.base, trials, self.overrides, self.first_trial, self.config_options, self.workers
+        )
 
     def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
@@ -153,10 +204,12 @@ class Search:
         is_retry = isinstance(decision, Proposal) and decision.reason == "retry"
         return None if reason == "n_trials" and is_retry else reason  # what is retried was counted before
 
-    def _loop(self) -> str:
+    def _loop(self, shared: SharedStudy) -> str:
         """Run trials; returns what ended the search, once no running trial of another worker can change the answer."""
-        while True:
-            self.shared.fail_stale_trials()
+        while self.error is None:
+            if self.should_stop():
+                raise KeyboardInterrupt
+            shared.fail_stale_trials()
             result = self.result()
             decision = decide(self.space, result.records, standard_of(self.base.search))
             reason = self._ended_by(result, decision)
@@ -164,39 +217,48 @@ class Search:
             if reason is not None and not others:
                 return reason
             if reason is not None or isinstance(decision, Wait):
-                time.sleep(WAIT_SECONDS)
-            elif (asked := self.shared.ask()) is not None:
-                self._train(*asked)
-                if self.error is not None:
-                    return "error"
+                with self._trial_ended:
+                    self._trial_ended.wait(WAIT_SECONDS)
+            elif (asked := shared.ask()) is not None:
+                self._train(shared, *asked)
+        return "error"
 
-    def _train(self, trial: Trial, plan: Proposal) -> None:
+    def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> None:
         """Train one trial by its plan, and record its end in the study."""
         params = self.space.params(plan.size, plan.recipe)
         params = params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
-        config = self.resolve(params)
         size = self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
+        if plan.seed and self.base.trainer.eval_part == "search":
+            params["trainer.eval_part"] = "confirm"
+        config = self.resolve(params)
         self.view.begin(description, self.result().bracket())
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
             directory = find_run(config, self.directory) or directory
-        watch = TrialWatch(trial, config, directory, config.search.worker_timeout, self.view.step)
+        show = functools.partial(self.view.step, description)
+        watch = TrialWatch(trial, config, directory, config.search.worker_timeout, show)
         try:
             with watch:
                 run_dir = self.train(trial.number, params)
         except BaseException:
             self.storage.hurry()
-            self.shared.release(trial)
+            shared.release(trial)
             raise
         result = watch.result(run_dir)
-        self.shared.tell(trial, result, size.num_parameters, config.certify.min_steps_per_minute)
+        shared.tell(trial, result, size.num_parameters, config.certify.min_steps_per_minute)
+        with self._trial_ended:
+            self._report(description, result)
+            self._trial_ended.notify_all()
+
+    def _report(self, trial: str, result: Result) -> None:
+        """Show and write how a trial ended, unless every trial would end so."""
         so_far = self.result()
         if so_far.ended_by(settled=False) != "max_failures":
             searched = [dimension.key for dimension in self.space.dimensions]
-            self.error = shared_error(result, searched, nothing_trained=so_far.nothing_trained)
+            self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
-            self.view.end(description, result, so_far.bracket())
+            self.view.end(trial, result, so_far.bracket())
         write_json(self.directory / layout.SEARCH, so_far.as_json("running"))
 
     def _conclude(self, ended: str) -> list[dict[str, Any]]:
@@ -216,3 +278,11 @@ class Search:
             self.view.line("\n" + "\n".join(summary["summary_lines"]))
             self.view.line(f"Everything is in {self.directory}")
         return result.crashes()
+
+
+def raise_first(futures: Sequence[Future[str]]) -> list[str]:
+    """What the workers returned. Raises the first error of one, else the KeyboardInterrupt by which they stopped."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, KeyboardInterrupt)):
+        raise error
+    return [future.result() for future in futures]

@@ -49,7 +49,7 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
         # A run whose parent was killed still saves its state; one that another process trains ends in its own time.
         lock_directory(directory, "run directory", wait=True).release()
         if not is_done(directory, config):
-            run(config, directory, resume=True, show=False)
+            run(config, directory, resume=True, show=False, shared=sweep_dir / layout.PRODUCTS)
     except Exception as error:
         # Whatever it was belongs to this job alone: the sweep goes on.
         log.info("%s", error, exc_info=True)

@@ -3,13 +3,22 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from marble_sweep.data.baselines import Baselines
 from marble_sweep.model.loss import token_losses
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.training.precision import PrecisionPolicy
+from marble_sweep.uncertainty.clusters import clustered_mean
+
+WITH_ERROR = ("val_loss", "unigram_margin", "oracle_margin", "bigram_margin", "context_gain")
+# What a standard error rests on; earlier versions have no such columns, and errors of independent windows.
+ERROR_COLUMNS = tuple(
+    f"{name}_{part}" for name in WITH_ERROR for part in ("df", "se_factor", "clusters", "by_document")
+)
 
 EVAL_COLUMNS = (
     "step",
@@ -26,14 +35,25 @@ EVAL_COLUMNS = (
     "context_gain",
     "context_gain_se",
     "non_unigram_top1",
+    *ERROR_COLUMNS,
 )
 UNIGRAM_TOP = 3  # predictions outside the unigram's three most frequent tokens count as non-unigram
 
 
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of per-window values (num_windows,) and its standard error, NaN for a single window."""
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return values.mean().item(), error
+def mean_columns(name: str, values: Tensor, documents: NDArray[np.int64] | None) -> dict[str, float]:
+    """The columns of one of WITH_ERROR: the mean of per-window values (num_windows,), and what it is worth.
+
+    `documents` (num_windows,) numbers the document of each window. There is no error for a single window.
+    """
+    estimate = clustered_mean(values.numpy(), documents)
+    return {
+        name: values.mean().item(),
+        f"{name}_se": estimate.error,
+        f"{name}_df": estimate.df,
+        f"{name}_se_factor": estimate.factor,
+        f"{name}_clusters": estimate.num_clusters,
+        f"{name}_by_document": int(estimate.by_document),
+    }
 
 
 @dataclass
@@ -45,6 +65,7 @@ class Evaluator:
     num_bytes: int  # of UTF-8, in all the targets together; 0 where tokens stand for no text
     policy: PrecisionPolicy
     batch_size: int
+    documents: NDArray[np.int64] | None = None  # (num_windows,), the number of each window's; None: unknown
 
     def __post_init__(self) -> None:
         targets = self.windows[:, 1:]
@@ -74,17 +95,18 @@ class Evaluator:
         other_context_loss = torch.cat(swapped).roll(self.shift, 0)
         predicted = torch.cat(top)
         row: dict[str, float] = {"step": step}
-        row["val_loss"], row["val_loss_se"] = mean_and_error(loss)
+        row |= mean_columns("val_loss", loss, self.documents)
         for name, baseline in (
             ("unigram", self.baselines.unigram_fitted),
             ("oracle", self.baselines.unigram_oracle),
             ("bigram", self.baselines.bigram),
         ):
-            row[f"{name}_margin"], row[f"{name}_margin_se"] = mean_and_error(baseline - loss)
+            row |= mean_columns(f"{name}_margin", baseline - loss, self.documents)
         row["accuracy"] = (predicted == targets[..., 0]).float().mean().item()
         nats = loss.sum().item() * targets.shape[1]
         row["bits_per_byte"] = nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
-        gain = mean_and_error(other_context_loss - loss) if self.shift else (math.nan, math.nan)
-        row["context_gain"], row["context_gain_se"] = gain
+        # A single window has no other context.
+        gain = other_context_loss - loss if self.shift else torch.full_like(loss, math.nan)
+        row |= mean_columns("context_gain", gain, self.documents)
         row["non_unigram_top1"] = (~torch.isin(predicted, self.unigram_top)).float().mean().item()
-        return row
+        return {column: row[column] for column in EVAL_COLUMNS}

@@ -1,8 +1,9 @@
 """Which products a run uses on a CPU: the quickest for its shapes, measured once per machine and torch version.
 
 Measured is the CPU time of one thread, which other work on the machine hardly changes, and which orders the candidates
-as any number of threads does. The choice is kept in the user's cache, so that all jobs of a sweep and all trials
-of a search make the same one, and in metadata.json, so that a resumed run goes on with the numbers it would have had.
+as any number of threads does. The choice is kept in the user's cache, for all runs on the machine; in the folder of
+the sweep, where the first job of a shape decides for all others, on whatever machine they run; and in metadata.json
+and the state, so that a resumed run goes on with the numbers it would have had.
 """
 
 import json
@@ -17,14 +18,16 @@ from typing import Any
 
 import torch
 
-from marble_sweep.checks import require
+from marble_sweep.checks import CheckError, require
 from marble_sweep.config import Config
 from marble_sweep.data.cache import cached, content_key
 from marble_sweep.kernels.compiler import CompilerError
 from marble_sweep.kernels.head import MAX_WIDTH, fused_head
+from marble_sweep.kernels.softmax import compiled_softmax
 from marble_sweep.model.loss import linear_cross_entropy
-from marble_sweep.model.products import DEFAULT, HEADS, MATMULS, Products, using
+from marble_sweep.model.products import COMPILED_HEADS, DEFAULT, FLOAT32_HEADS, HEADS, MATMULS, Products, using
 from marble_sweep.model.transformer import Block
+from marble_sweep.runs.files import write_exclusive
 from marble_sweep.training.precision import POLICIES, PrecisionPolicy
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,8 @@ LAYER_TOKENS = 512
 MIN_ROWS, MAX_ROWS, MULTIPLICATIONS = 32, 512, 80_000_000  # rows of the head, for about so much work
 PROBE = 8  # at first so small a part: what is hopeless there is not timed in full
 HOPELESS = 8.0  # times the time of the quickest
-REPEATS = 5  # in full
+REPEATS, MAX_REPEATS = 5, 15  # in full; more than the fewest while the least times are those of a single moment
+AGREEMENT = 1.1  # the second least time, in times of the least, that confirms it
 GAIN = 0.9  # of the time of what runs used before: a tenth less is needed to leave it
 CPUINFO = Path("/proc/cpuinfo")
 # What it says of a CPU that another one of the same model says too.
@@ -43,13 +47,16 @@ SAYS_WHICH = {"vendor_id", "cpu family", "model", "model name", "stepping", "fla
 # Environment variables that take instruction sets away from the libraries.
 LIMITS = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
+CLAIM_SECONDS = 5.0  # to wait for another job's choice, where the file system has no hard links
+
 Trial = Callable[[str, int], None]  # runs a candidate once, on a part of the work: one PROBE-th, or all of it
 
 
-def choose_products(config: Config, device: torch.device, vocab_size: int) -> Products:
-    """What config fixes, and for the rest what is quickest here. Anything but a CPU has nothing to choose.
+def choose_products(config: Config, device: torch.device, vocab_size: int, shared: Path | None = None) -> Products:
+    """What config fixes, and for the rest what the sweep has chosen in `shared`, a folder, or is quickest here.
 
-    Raises ValueError where config fixes what the precision policy or this machine does not have.
+    Anything but a CPU has nothing to choose. Raises ValueError where config fixes, or the sweep has chosen, what the
+    precision policy or this machine does not have.
     """
     matmuls, heads = candidates(config, device)
     fixed = {"device.matmul": (config.device.matmul, matmuls), "device.head": (config.device.head, heads)}
@@ -59,13 +66,19 @@ def choose_products(config: Config, device: torch.device, vocab_size: int) -> Pr
     if device.type != "cpu":
         return DEFAULT
     matmul, head = config.device.matmul, config.device.head
-    if matmul == AUTO:
-        matmul = remembered_choice("matmul", matmuls, config, vocab_size)
+    if matmul == AUTO and len(matmuls) > 1:
+        path = shared_path(shared, "matmul", config, vocab_size)
+        matmul = shared_choice(path, matmuls, lambda: remembered_choice("matmul", matmuls, config, vocab_size))
+    elif matmul == AUTO:
+        (matmul,) = matmuls
     if head == AUTO:
-        head = choose_head(heads, config, vocab_size)
-    products = Products(matmul, head)
-    require_head(products, config)
-    return products
+        path = shared_path(shared, "head", config, vocab_size)
+        head = shared_choice(path, heads, lambda: choose_head(heads, config, vocab_size))
+        if path is not None:
+            require_head(head, config, f"possible on every machine of the sweep, which chose it ({path}); on this one")
+    else:
+        require_head(head, config, "another on this machine")
+    return Products(matmul, head)
 
 
 def candidates(config: Config, device: torch.device) -> tuple[list[str], list[str]]:
@@ -73,48 +86,89 @@ def candidates(config: Config, device: torch.device) -> tuple[list[str], list[st
     if device.type != "cpu":
         return [], []
     is_bf16 = POLICIES[config.precision.name].compute_dtype == torch.bfloat16
-    fused = ["fused"] if config.model.hidden_dim <= MAX_WIDTH else []
+    heads = [head for head in HEADS if head != "fused" or config.model.hidden_dim <= MAX_WIDTH]
     if not is_bf16:
-        return ["float32"], ["float32", *fused]
-    return list(MATMULS), [head for head in HEADS if head != "fused"] + fused
+        return ["float32"], [head for head in heads if head in FLOAT32_HEADS]
+    return list(MATMULS), heads
 
 
 def choose_head(heads: list[str], config: Config, vocab_size: int) -> str:
-    """The quickest head; the log says why where the compiled one cannot be among them."""
-    if "fused" in heads:
-        try:
-            head = remembered_choice("head", heads, config, vocab_size)
-            if head == "fused":
-                fused_head(config.model.hidden_dim)
-            return head
-        except CompilerError as error:
-            log.info("The head is not compiled, and training is slower without: %s", error)
-    others = [head for head in heads if head != "fused"]
+    """The quickest head; the log says why where the compiled ones cannot be among them."""
+    try:
+        head = remembered_choice("head", heads, config, vocab_size)
+        load_head(head, config)
+        return head
+    except CompilerError as error:
+        log.info("The head is not compiled, and training is slower without: %s", error)
+    others = [head for head in heads if head not in COMPILED_HEADS]
     return remembered_choice("head", others, config, vocab_size)
 
 
-def require_head(products: Products, config: Config) -> None:
-    """Raise ValueError where this machine lacks the head."""
-    if products.head == "fused":
-        try:
-            fused_head(config.model.hidden_dim)
-        except CompilerError as error:
-            require(False, "device.head", products.head, f"another on this machine: {error}")
+def load_head(head: str, config: Config) -> None:
+    """Load what is compiled of a head, if anything. Raises CompilerError where that cannot be."""
+    if head == "fused":
+        fused_head(config.model.hidden_dim)
+    elif head in COMPILED_HEADS:
+        compiled_softmax()
+
+
+def require_head(head: str, config: Config, allowed: str) -> None:
+    """Raise ValueError, which says what is allowed instead, where this machine lacks the head."""
+    try:
+        load_head(head, config)
+    except CompilerError as error:
+        require(False, "device.head", head, f"{allowed}: {error}")
+
+
+def shared_path(folder: Path | None, part: str, config: Config, vocab_size: int) -> Path | None:
+    """The file with the choice of a sweep for these shapes; None for a run that is in no sweep."""
+    if folder is None:
+        return None
+    shape = "x".join(map(str, shapes(part, config, vocab_size)))
+    return folder / f"{part}-{shape}-{config.precision.name}.json"
+
+
+def shared_choice(path: Path | None, allowed: Sequence[str], choose: Callable[[], str]) -> str:
+    """The choice in a file of the sweep, or this job's where it is the first to choose.
+
+    Raises ValueError where the file holds none that is allowed.
+    """
+    if path is None:
+        return choose()
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        if not write_exclusive(path, json.dumps({"choice": choose()}) + "\n"):
+            await_file(path)
+    try:
+        choice = json.loads(path.read_text(encoding="utf-8"))["choice"]
+    except (ValueError, KeyError, TypeError):
+        choice = None
+    if choice not in allowed:
+        raise CheckError(f"{path}: must hold the sweep's choice, one of {', '.join(allowed)}")
+    return str(choice)
+
+
+def await_file(path: Path) -> None:
+    """Wait until another process, which was the first to claim a file, has written it."""
+    ends = time.monotonic() + CLAIM_SECONDS
+    while not path.exists() and time.monotonic() < ends:
+        time.sleep(0.01)
 
 
 def recorded_products(metadata: Mapping[str, Any], config: Config, device: torch.device) -> Products:
-    """What a run that is resumed was begun with. Raises ValueError where this machine lacks it."""
+    """What a run that is resumed was begun with. Raises ValueError where this machine, or its config, lacks it."""
     recorded = metadata.get("products")
     if recorded is None:  # an earlier version's, or not a CPU's
         return DEFAULT
-    matmuls, heads = candidates(config, device)
-    for name, allowed in (("matmul", matmuls), ("head", heads)):
+    require(device.type == "cpu", "device.type", device.type, "cpu, to resume a run that began on one")
+    for name, allowed in zip(("matmul", "head"), candidates(config, device), strict=True):
         value = recorded.get(name) if isinstance(recorded, dict) else recorded
         there = f"one that {device.type} has, to resume the run: {', '.join(allowed)}"
         require(value in allowed, f"products.{name}", value, there)
-    products = Products(recorded["matmul"], recorded["head"])
-    require_head(products, config)
-    return products
+        fixed = getattr(config.device, name)
+        require(fixed in (AUTO, value), f"device.{name}", fixed, f"auto or {value}, with which the run began")
+    require_head(recorded["head"], config, "possible on this machine, to resume the run")
+    return Products(recorded["matmul"], recorded["head"])
 
 
 # --------------------------------------------------------------------- measuring
@@ -136,12 +190,20 @@ def time_candidates(names: Sequence[str], trial: Trial) -> dict[str, list[float]
         probes = [{name: timed(trial, name, PROBE) for name in names} for _ in range(2)][1]
         hopeful = [name for name in names if probes[name] <= HOPELESS * min(probes.values())]
         seconds: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(REPEATS):
+        for repeat in range(MAX_REPEATS):
+            if repeat >= REPEATS and all(is_confirmed(seconds[name]) for name in hopeful):
+                break
             for name in hopeful:
                 seconds[name].append(timed(trial, name, 1))
     finally:
         torch.set_num_threads(num_threads)
     return seconds
+
+
+def is_confirmed(times: Sequence[float]) -> bool:
+    """Whether the least time came twice, but for noise: other work on the machine seldom leaves it so."""
+    least, second = sorted(times)[:2]
+    return second <= AGREEMENT * least
 
 
 def timed(trial: Trial, name: str, share: int) -> float:
@@ -155,7 +217,7 @@ def remembered_choice(part: str, names: Sequence[str], config: Config, vocab_siz
     """The choice that the cache holds, or a new one, among `names`; `part` is `matmul` or `head`."""
     if len(names) == 1:
         return names[0]
-    policy, model, trainer = POLICIES[config.precision.name], config.model, config.trainer
+    policy = POLICIES[config.precision.name]
     make = {"matmul": layers_trial, "head": head_trial}[part]
 
     def measure() -> dict[str, bytes]:
@@ -164,18 +226,25 @@ def remembered_choice(part: str, names: Sequence[str], config: Config, vocab_siz
         choice = decide(seconds, default if default in names else names[0])
         return {"choice.json": json.dumps({"choice": choice, "seconds": seconds}, indent=1).encode()}
 
-    windows = min(trainer.batch_size, -(-LAYER_TOKENS // trainer.seq_len))
-    shapes = {
-        "matmul": [model.hidden_dim, model.heads, model.mlp_dim, windows, trainer.seq_len],
-        "head": [model.hidden_dim, vocab_size],
-    }
     dtypes = str(policy.param_dtype), str(policy.compute_dtype)
-    key = content_key(part, *names, *shapes[part], *dtypes, torch.__version__, *machine())
+    key = content_key(part, *names, *shapes(part, config, vocab_size), *dtypes, torch.__version__, *machine())
     cached("products", key, measure)
     # Another process may have measured at the same time: what it stored first is everybody's.
     choice = json.loads(cached("products", key, measure)["choice.json"])["choice"]
     assert choice in names
     return str(choice)
+
+
+def shapes(part: str, config: Config, vocab_size: int) -> list[int]:
+    """The numbers that a choice depends on beside the dtypes."""
+    model, seq_len = config.model, config.trainer.seq_len
+    if part == "head":
+        return [model.hidden_dim, vocab_size]
+    return [model.hidden_dim, model.heads, model.mlp_dim, measured_windows(config), seq_len]
+
+
+def measured_windows(config: Config) -> int:
+    return min(config.trainer.batch_size, -(-LAYER_TOKENS // config.trainer.seq_len))
 
 
 def machine() -> list[str]:
@@ -190,11 +259,10 @@ def machine() -> list[str]:
 
 def layers_trial(config: Config, policy: PrecisionPolicy, _vocab_size: int) -> Trial:
     """Forward and backward of one block of the run's model on some windows."""
-    model, trainer = config.model, config.trainer
+    model, windows = config.model, measured_windows(config)
     generator = torch.Generator().manual_seed(0)
     block = Block(model.hidden_dim, model.heads, model.mlp_dim, generator).to(policy.param_dtype)
-    windows = min(trainer.batch_size, -(-LAYER_TOKENS // trainer.seq_len))
-    inputs = torch.randn(windows, trainer.seq_len, model.hidden_dim, generator=generator).to(policy.param_dtype)
+    inputs = torch.randn(windows, config.trainer.seq_len, model.hidden_dim, generator=generator).to(policy.param_dtype)
 
     def trial(name: str, share: int) -> None:
         with torch.enable_grad(), using(Products(matmul=name, head=DEFAULT.head)):

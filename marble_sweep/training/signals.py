@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, wait
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ URGENT = (signal.SIGINT, signal.SIGTERM)
 # Not every platform has them.
 PATIENT = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
 STOPPING = (*URGENT, *PATIENT)
+POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
@@ -35,6 +37,12 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
     with handling(request, [*URGENT, *filter(unclaimed, PATIENT)]) as previous:
         yield requested.is_set
+
+
+def await_all(futures: Collection[Future[Any]]) -> None:
+    """Wait for threads, in the main one: it takes signals only between two looks."""
+    while wait(futures, POLL_SECONDS).not_done:
+        pass
 
 
 @contextlib.contextmanager

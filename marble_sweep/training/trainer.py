@@ -4,6 +4,7 @@ Three generators, three purposes: the initial weights, the order of the batches,
 from none, so turning it on or off leaves the training losses bit-identical.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metrics.step import Pending, StepMetrics
+from marble_sweep.model import products
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs import layout
@@ -25,6 +27,7 @@ from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
+from marble_sweep.training.products import as_metadata
 from marble_sweep.training.progress import Progress
 from marble_sweep.training.schedule import evaluation_steps, lr_scale
 from marble_sweep.training.writer import RunWriter
@@ -133,8 +136,8 @@ class Trainer:
         """One step, in the notebook's order: forward, backward, update, measure. Never waits for the device."""
         self.step += 1
         tokens = next(self.batches)  # (B, T)
+        self.optimizer.zero_grad()  # first: what lies between blocks of memory keeps them apart
         loss, hidden = self.loss(tokens)
-        self.model.zero_grad(set_to_none=True)
         loss.backward()
         lr = self.config.optimizer.lr * lr_scale(self.config.schedule, self.step, self.config.trainer.total_steps)
         self.optimizer.step(lr)
@@ -197,6 +200,7 @@ class Trainer:
         """
         path = self.writer.directory / layout.STATE
         info = read_info(path, self.config)
+        self.require_same_products(info.get("products"))
         blank = {name: part.state_dict() for name, part in self.parts.items()}
         load_state(path, self.parts, blank | {"optimizer": self.optimizer.blank_state_dict(info["step"])})
         self.step, self.train_seconds = info["step"], info["train_seconds"]
@@ -211,6 +215,21 @@ class Trainer:
         self.writer.snapshots.resume(snapshot_steps, self.config.model.hidden_dim)
         return info.get("rows", {})
 
+    def products(self) -> dict[str, str] | None:
+        """How this process multiplies, as metadata.json and the state have it."""
+        return as_metadata(products.current(), self.optimizer.weights.device)
+
+    def require_same_products(self, saved: object) -> None:
+        """Raise ValueError where metadata.json, by which the run goes on, names others than the state has.
+
+        A state of an earlier version, or of a GPU, has none.
+        """
+        now = self.products()
+        if saved is not None and saved != now:
+            path = self.writer.directory / layout.METADATA
+            was = f"{json.dumps(saved)[:100]}, as when {layout.STATE} was saved"
+            raise CheckError(f"{path}: products = {json.dumps(now)}: must be {was}")
+
     def save_state(self, *, model: bool = True) -> None:
         """Save what `resume` needs, once the rows and the model that it counts on are on the disk."""
         info = {
@@ -220,6 +239,7 @@ class Trainer:
             "evals": self.evals,
             "stop_reason": self.stop_reason,
             "config": identity(self.config),
+            "products": self.products(),
             "rows": self.writer.sync(),
         }
         if model:

@@ -9,7 +9,7 @@ from marble_sweep.metrics.step import MEASURED
 from marble_sweep.runs import layout
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
 from marble_sweep.runs.csv_log import CsvLog
-from marble_sweep.training.evaluation import EVAL_COLUMNS
+from marble_sweep.training.evaluation import ERROR_COLUMNS, EVAL_COLUMNS
 
 # The notebook's eight first, then what it could not see.
 STEP_COLUMNS = (
@@ -43,7 +43,12 @@ class RunWriter:
             sha256=hashes.get(layout.METRICS),
         )
         self.eval_rows = CsvLog(
-            self.directory / layout.EVALS, EVAL_COLUMNS, step, steps=eval_steps, sha256=hashes.get(layout.EVALS)
+            self.directory / layout.EVALS,
+            EVAL_COLUMNS,
+            step,
+            steps=eval_steps,
+            sha256=hashes.get(layout.EVALS),
+            later_columns=ERROR_COLUMNS,
         )
 
     def sync(self) -> dict[str, str]:

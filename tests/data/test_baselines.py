@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_sweep.data.baselines import bigram_log_probs, measure_baselines, unigram_log_probs
+from marble_sweep.data import baselines
+from marble_sweep.data.baselines import bigram_log_probs, cached_baselines, measure_baselines, unigram_log_probs
 from marble_sweep.data.batches import eval_windows, windows
 from marble_sweep.data.corpus import load_corpus
 from marble_sweep.groups import IIDConfig, MarkovConfig
@@ -97,3 +98,26 @@ def test_bigram_is_no_better_than_unigram_on_iid_tokens() -> None:
     baselines = measure_baselines(corpus.train_tokens, eval_windows(corpus.val_tokens, 128, 10_000), 64)
     assert baselines.unigram_fitted.mean().item() == pytest.approx(corpus.entropy_rate, abs=0.02)
     assert baselines.bigram.mean().item() >= baselines.unigram_fitted.mean().item()
+
+
+def test_baselines_are_measured_once_for_a_corpus_and_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, held_out = tokens(500), eval_windows(tokens(200, seed=1), 10, 7)
+    measured = measure_baselines(train, held_out, V)
+    calls = []
+
+    def counted(*arguments: Tensor | int) -> baselines.Baselines:
+        calls.append(arguments)
+        return measure_baselines(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(baselines, "measure_baselines", counted)
+    for _ in range(2):
+        kept = cached_baselines("the corpus", train, held_out, V)
+        for name, values in vars(measured).items():
+            assert torch.equal(getattr(kept, name), values)
+            assert getattr(kept, name).dtype == torch.float64
+    assert len(calls) == 1
+    cached_baselines("another", train, held_out, V)
+    cached_baselines("the corpus", train, held_out[:-1], V)
+    cached_baselines("the corpus", train, held_out[:, :-1], V)
+    cached_baselines("the corpus", train, held_out.flip(0), V)  # a search confirms on others than it looks at
+    assert len(calls) == 5

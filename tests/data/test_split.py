@@ -72,7 +72,11 @@ def test_held_out_text_has_no_twin_in_training(prose: Prose) -> None:
 
 
 def test_case_and_white_space_do_not_hide_a_short_twin() -> None:
-    assert drop_twins("See also\n\nother words", "SEE\n  also\n\nfresh words") == ("fresh words", 1)
+    assert drop_twins("See also\n\nother words", "SEE\n  also\n\nfresh words", [0, 3, 14]) == (
+        "fresh words",
+        1,
+        [0, 0, 2],
+    )
 
 
 def test_near_twins_are_dropped_and_others_kept(prose: Prose) -> None:
@@ -82,7 +86,7 @@ def test_near_twins_are_dropped_and_others_kept(prose: Prose) -> None:
     far = " ".join(word if n % 6 else "changed" for n, word in enumerate(words))
     partly = " ".join([*words[:15], *reversed(words[15:])])  # 8 of 23 runs are those of training
     fresh = prose(3, seed=9)
-    kept, num_dropped = drop_twins(train, "\n\n".join([near, far, partly, fresh]))
+    kept, num_dropped, _ = drop_twins(train, "\n\n".join([near, far, partly, fresh]), [])
     assert (kept, num_dropped) == (f"{far}\n\n{partly}\n\n{fresh}", 1)
 
 
@@ -91,7 +95,7 @@ def test_long_paragraphs_are_compared_line_by_line(prose: Prose) -> None:
     fresh = prose(20, seed=9).split("\n\n")
     mixed = "\n".join(fresh[:10] + lines[5:15] + fresh[10:])
     assert len(mixed) > split_module.LONG_PARAGRAPH
-    kept, num_dropped = drop_twins("\n".join(lines), mixed)
+    kept, num_dropped, _ = drop_twins("\n".join(lines), mixed, [])
     assert (kept, num_dropped) == ("\n".join(fresh), 10)
 
 
@@ -105,3 +109,21 @@ def test_nothing_left_to_hold_out() -> None:
 def test_text_too_short_to_split() -> None:
     with pytest.raises(ValueError, match=r"^data.path = own.txt: must be long enough for data.val_fraction = 0.1 to "):
         split_documents({"a": "x"}, 0.1, "data.path = own.txt")
+
+
+def test_documents_are_known_in_the_held_out_part(prose: Prose) -> None:
+    shared = prose(1, seed=1000)
+    every = {f"doc{n}": f"Document {n}\n\n{shared}\n\n{prose(5, seed=n)}" for n in range(60)}
+    split = split_documents(every, 0.3, "data.path = own.txt")
+    assert split.num_duplicates_dropped > 1
+    assert len(split.val_starts) > 10
+    for start in split.val_starts:
+        assert split.val[start:].startswith("Document ")
+    assert split.val.count("Document ") == len(split.val_starts)
+
+
+def test_documents_are_known_in_a_tail(prose: Prose) -> None:
+    every = {name: prose(30, seed=seed) for seed, name in enumerate("abc")}
+    split = split_documents(every, 0.5, "data.path = own.txt")
+    assert split.val_starts[:2] == [0, 0]  # a ends before the tail, b is cut
+    assert split.val[split.val_starts[2] :] == every["c"]

@@ -1,74 +1,18 @@
 """The compiled head against float64, for widths, vocabularies and numbers of rows that leave rests everywhere."""
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 from compilers import needs_compiler
+from heads import CHUNKED, error, exact, example, measured, threads
 
-from marble_sweep.kernels.head import GROUP, MAX_LANES, MAX_PARTS, fused_head
-from marble_sweep.model import products
-from marble_sweep.model.loss import SAFE_LOGIT, linear_cross_entropy, needs_shift
-from marble_sweep.model.products import Products
+from marble_sweep.kernels import head
+from marble_sweep.kernels.head import GROUP, MAX_LANES, MAX_PARTS, fused_head, most_parts
+from marble_sweep.model.loss import SAFE_LOGIT, needs_shift
 
 pytestmark = needs_compiler
 
 WIDTHS = [1, 2, 3, 4, 5, 8, 11, 16, 24]
-CHUNKED, FUSED = Products("float32", "float32"), Products("float32", "fused")
 NORM_ERROR = 1e-6  # of a float32 gradient, relative; thrice what was measured at most
-
-Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # hidden, weight, targets
-
-
-def example(
-    num_rows: int, width: int, vocab_size: int, scale: float = 1.0, dtype: torch.dtype = torch.float32
-) -> Operands:
-    generator = torch.Generator().manual_seed(1000 * width + num_rows)
-    hidden = torch.randn(num_rows, width, generator=generator)
-    weight = scale * torch.randn(vocab_size, width, generator=generator)
-    targets = torch.randint(vocab_size, (num_rows,), generator=generator)
-    targets[0], targets[-1] = 0, vocab_size - 1
-    return hidden.to(dtype), weight.to(dtype), targets
-
-
-def exact(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Mean loss and its gradients in float64, written out."""
-    hidden, weight = hidden.double(), weight.double()
-    log_probs = (hidden @ weight.T).log_softmax(1)
-    rows = torch.arange(len(targets))
-    logits_grad = log_probs.exp()
-    logits_grad[rows, targets] = torch.expm1(log_probs[rows, targets])
-    logits_grad /= len(targets)
-    return -log_probs[rows, targets].mean(), logits_grad @ weight, logits_grad.T @ hidden
-
-
-def measured(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, how: Products = FUSED
-) -> tuple[torch.Tensor, ...]:
-    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    with products.using(how):
-        loss = linear_cross_entropy(hidden, weight, targets)
-        loss.backward()
-    assert hidden.grad is not None
-    assert weight.grad is not None
-    return loss.detach(), hidden.grad, weight.grad
-
-
-def error(ours: torch.Tensor, truth: torch.Tensor) -> float:
-    """Relative to the norm; of a loss, which is a difference of numbers of any size, to 1 + loss."""
-    size = truth.norm() + (truth.ndim == 0)
-    return ((ours.double() - truth).norm() / size).item()
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("vocab_size", [2, MAX_LANES - 1, MAX_LANES, 1009])
@@ -142,6 +86,25 @@ def test_the_number_of_threads_changes_no_bit(num_rows: int) -> None:
             results.append(measured(*rows))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize(("width", "vocab_size", "parts"), [(4, 1_000_000, 8), (48, 10_000, 16), (48, 150_000, 4)])
+def test_the_gradients_of_all_parts_are_bounded(width: int, vocab_size: int, parts: int) -> None:
+    assert most_parts(width, vocab_size) == parts
+    assert parts * width * vocab_size * 4 <= 2**27
+
+
+def test_a_large_vocabulary_has_fewer_parts_whatever_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "PARTS_SIZE", 4 * 4 * 1024)
+    rows = example(300, 4, 1009)
+    with threads(1):
+        few = measured(*rows)
+    for ours, truth in zip(few, exact(*rows), strict=True):
+        assert error(ours, truth) < NORM_ERROR
+    with threads(7):
+        assert all(map(torch.equal, measured(*rows), few))
+    monkeypatch.setattr(head, "PARTS_SIZE", 16 * 4 * 1024)
+    assert not torch.equal(measured(*rows)[2], few[2]), "their sum is taken in another order"
 
 
 def test_the_same_twice_and_whatever_the_memory_held_before() -> None:

@@ -8,10 +8,21 @@ import pytest
 import torch
 from bounds import FLOAT32, gamma
 
+from marble_sweep.kernels.step_metrics import compiled_metrics
+from marble_sweep.metrics import step as module
 from marble_sweep.metrics.step import MEASURED, StepMetrics
 
 V, D, B, T = 40, 12, 3, 5
 DEAD = np.arange(V) % 3 == 0
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def _measured_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code where there is a compiler, and torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(module, "compiled_metrics", lambda device: None)
+    elif compiled_metrics(torch.device("cpu")) is None:
+        pytest.skip("no C compiler is here")
 
 
 # ---------------------------------------------------------------- the notebook, in numpy
@@ -189,6 +200,20 @@ def test_a_live_token_that_runs_off_leaves_the_dead_ones_numbers_alone() -> None
     values = measured(metrics(), step)
     dead = [name for name in MEASURED if name.startswith("dead_")]
     assert {name: values[name] for name in dead} == {name: expected[name] for name in dead}
+
+
+def test_a_sum_that_float32_cannot_hold_is_infinite() -> None:
+    step = random_step(0)
+    step["prev_embedding"][:, 0], step["embedding"][:, 0] = 0.0, 2.0**-6  # 2^127 cells, in every row
+    values = measured(metrics(), step)
+    assert values["dead_linf_max"] == 2.0**127
+    assert values["dead_l1_mean"] >= 2.0**127  # infinite where the sum over tokens is one in float32
+    step["prev_embedding"][:, 1:4], step["embedding"][:, 1:4] = 0.0, 2.0**-6
+    assert measured(metrics(), step)["dead_l1_mean"] == math.inf
+    step["embedding"][:, 4] = 2.0**127
+    values = measured(metrics(), step)
+    assert values["dead_linf_max"] == math.inf
+    assert (values["dead_early"], values["dead_moving"]) == (1, 1)
 
 
 def test_state_round_trip_continues_as_if_unbroken() -> None:

@@ -20,14 +20,17 @@ from marble_sweep.model.loss import (
     needs_shift,
     token_losses,
 )
-from marble_sweep.model.products import HEADS, Products
+from marble_sweep.model.products import COMPILED_HEADS, HEADS, Products
 
 V, D = 61, 16
 
 
-@pytest.fixture(autouse=True, params=["float32_as_bf16", pytest.param("fused", marks=needs_compiler)])
+@pytest.fixture(
+    autouse=True,
+    params=["float32_as_bf16", *(pytest.param(name, marks=needs_compiler) for name in ("fused", "float32_compiled"))],
+)
 def head(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both heads are held to the same."""
+    """All heads that round no logits are held to the same."""
     with products.using(Products(matmul="float32", head=request.param)):
         yield request.param
 
@@ -145,11 +148,12 @@ def test_bfloat16_is_no_worse_than_the_plain_formula(num_rows: int) -> None:
     assert_as_good_as_plain(rows, measured, largest=2.0**-7, factor=1.2, rest=2.0**-12)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", pytest.param("bfloat16_compiled", marks=needs_compiler)])
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
-def test_logits_in_bfloat16_are_about_as_good_as_the_plain_formula(num_rows: int) -> None:
-    """The head `bfloat16` rounds its logits, as the plain formula does."""
+def test_logits_in_bfloat16_are_about_as_good_as_the_plain_formula(num_rows: int, name: str) -> None:
+    """These heads round their logits, as the plain formula does."""
     rows = example(num_rows, torch.bfloat16)
-    with products.using(Products(matmul="float32", head="bfloat16")):
+    with products.using(Products(matmul="float32", head=name)):
         measured = gradients(*rows)
     # Two units in bfloat16's last place; rows divided by their sums are rounded once more than there.
     assert_as_good_as_plain(rows, measured, largest=2.0**-6, factor=2, rest=2.0**-10)
@@ -157,7 +161,7 @@ def test_logits_in_bfloat16_are_about_as_good_as_the_plain_formula(num_rows: int
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_is_what_multiplies(name: str) -> None:
-    """The dtypes of the operands tell the ways of torch's apart; the compiled one multiplies nothing in torch."""
+    """The dtypes of the operands tell the ways of torch's apart; the fused one multiplies nothing in torch."""
     multiplied: set[torch.dtype] = set()
 
     class Watch(TorchDispatchMode):
@@ -172,11 +176,11 @@ def test_a_head_is_what_multiplies(name: str) -> None:
                 multiplied.update(each.dtype for each in args if isinstance(each, torch.Tensor))
             return func(*args, **(kwargs or {}))
 
-    if name == "fused" and not has_compiler():
+    if name in COMPILED_HEADS and not has_compiler():
         pytest.skip("no C compiler is here")
     with products.using(Products(matmul="float32", head=name)), Watch():
         gradients(*example(CPU_CHUNK_ROWS + 5, torch.bfloat16))
-    expected = {"fused": set(), "bfloat16": {torch.bfloat16}}
+    expected = {"fused": set(), "bfloat16": {torch.bfloat16}, "bfloat16_compiled": {torch.bfloat16}}
     assert multiplied == expected.get(name, {torch.float32})
 
 

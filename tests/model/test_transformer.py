@@ -1,6 +1,7 @@
 """The transformer against the notebook's own TinyLM, as benchmarks/notebook_loop.py has it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from bounds import gamma, likely
 from notebook_loop import TinyLM
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from marble_sweep.groups import AdamWConfig
-from marble_sweep.model import products
+from marble_sweep.model import products, transformer
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.products import MATMULS, Products
 from marble_sweep.model.transformer import Block, Transformer, causal_attention
@@ -295,3 +297,59 @@ def test_20_steps_give_the_losses_of_the_notebooks_loop(size: Size) -> None:
     assert losses == pytest.approx(expected, rel=0, abs=share * (losses[0] + descent))
     ours, theirs = model.embedding.weight, twin.embedding.weight
     assert (ours - theirs).norm() < len(batches) * share * (theirs - build(size, seed=3).embedding.weight).norm()
+
+
+# ------------------------------------------------------------------- what backward works out again
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        self.number[func.name().removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def block_and_back(dtype: torch.dtype) -> tuple[list[torch.Tensor], Counter[str]]:
+    """What one block puts out, and all its gradients; and the operators that were called."""
+    generator = torch.Generator().manual_seed(5)
+    block = Block(8, 2, 32, generator).to(dtype)
+    hidden = torch.randn(2, 6, 8, generator=generator).to(dtype).requires_grad_()
+    with Calls() as calls:
+        outputs = block(hidden)
+        gradients = torch.autograd.grad(outputs.square().sum(), [hidden, *block.parameters()])
+    return [outputs.detach(), *gradients], calls.number
+
+
+def test_what_is_worked_out_again_changes_no_bit_and_repeats_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, calls = block_and_back(torch.float32)
+    monkeypatch.setattr(transformer, "LARGE", 0)
+    recomputed, calls_again = block_and_back(torch.float32)
+    assert all(map(torch.equal, recomputed, kept))
+    more = {name: number - calls[name] for name, number in calls_again.items() if number != calls[name]}
+    assert (more.pop("gelu"), more.pop("native_layer_norm")) == (1, 2)
+    assert more.keys() <= {"clone", "_unsafe_view", "detach", "t", "transpose", "view"}  # copies, and no work at all
+
+
+def test_nothing_is_worked_out_again_in_bfloat16_or_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the memory, and not the bottleneck, is not worth the time."""
+    monkeypatch.setattr(transformer, "LARGE", 0)
+    assert block_and_back(torch.bfloat16)[1]["gelu"] == 1
+    with torch.no_grad(), Calls() as calls:
+        Block(8, 2, 32, torch.Generator())(torch.ones(2, 6, 8))
+    assert calls.number["gelu"] == 1
+    with torch.autocast("cpu", torch.bfloat16), Calls() as calls:
+        outputs = Block(8, 2, 32, torch.Generator())(torch.ones(2, 6, 8))
+    with calls:
+        outputs.sum().backward()
+    assert calls.number["gelu"] == 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers import MANY_CLUSTERS
 from omegaconf import OmegaConf
 
 from marble_sweep.config import EXPERIMENT_NAME, Config
@@ -126,7 +127,7 @@ def made_up_columns(
 
 def made_up_eval(step: int, loss: float, rng: np.random.Generator) -> dict[str, float]:
     """One row of evals.csv."""
-    row = dict.fromkeys(EVAL_COLUMNS, 0.1) | {"step": step, "val_loss": loss, "val_loss_se": 0.02}
+    row = dict.fromkeys(EVAL_COLUMNS, 0.1) | MANY_CLUSTERS | {"step": step, "val_loss": loss, "val_loss_se": 0.02}
     for name, baseline in (("unigram", UNIGRAM), ("oracle", ORACLE), ("bigram", BIGRAM)):
         row |= {f"{name}_margin": baseline - loss, f"{name}_margin_se": 0.015}
     return row | {"bits_per_byte": loss / math.log(2) / 3.5}

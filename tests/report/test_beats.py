@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import tiny_config
+from helpers import MANY_CLUSTERS, tiny_config
 
 from marble_sweep.config import CertifyConfig, VerdictConfig
 from marble_sweep.early_stopping import EarlyStopping, shortfall
@@ -23,7 +23,6 @@ INF, NAN = math.inf, math.nan
 CASES = [  # margin, its error, whether it beats at 3 standard errors
     (0.31, 0.1, True),
     (0.29, 0.1, False),
-    (0.75, 0.25, True),  # exactly three errors, in binary too
     (-0.31, 0.1, False),
     (0.1, 0.0, True),
     (0.0, 0.0, False),
@@ -47,7 +46,7 @@ def row(margin: float, error: float) -> dict[str, float]:
     margins = dict.fromkeys(EVAL_COLUMNS, 0.5) | {"step": 40, "context_gain": margin, "context_gain_se": error}
     for name in ("unigram", "oracle", "bigram"):
         margins |= {f"{name}_margin": margin, f"{name}_margin_se": error}
-    return margins
+    return margins | MANY_CLUSTERS
 
 
 def write_evals(path: Path, values: dict[str, float]) -> None:
@@ -55,6 +54,25 @@ def write_evals(path: Path, values: dict[str, float]) -> None:
     file = CsvLog(path, EVAL_COLUMNS)
     file.write([values])
     file.close()
+
+
+def test_exactly_as_many_errors_as_needed_are_enough() -> None:
+    assert beats(0.75, 0.25, 3.0) is True  # three, in binary too
+
+
+@pytest.mark.parametrize(("df", "expected"), [(7.0, False), (30.0, True)])
+def test_few_clusters_need_more_errors_at_every_place(df: float, expected: bool, tmp_path: Path) -> None:
+    """With 7 degrees of freedom 3 standard errors of a normal distribution are 4.53, with 30 they are 3.27."""
+    values = row(0.35, 0.1) | dict.fromkeys(MANY_CLUSTERS, df)
+    steps = pd.DataFrame([dict.fromkeys(["loss", "h_autocorr", "h_autocorr_lag", *MEASURED], 0.5)])
+    verdict = judge(VerdictConfig(), steps, pd.DataFrame([values]), lag=100)
+    assert verdict.beats_unigram is expected
+    write_evals(tmp_path / "evals.csv", values)
+    (shown,) = compare_runs([Run.read(tmp_path)]).rows
+    assert shown["beats_unigram"] is expected
+    stopping = EarlyStopping(tiny_config("trainer.num_evals=1", "certify.stop=true"))
+    assert (stopping.stop_reason([values], steps_per_minute=500.0) == "certified") is expected
+    assert (shortfall(CertifyConfig(), values, 3.0) <= 0) is expected
 
 
 @pytest.mark.parametrize(("margin", "error", "expected"), CASES)

@@ -17,9 +17,10 @@ from marble_sweep.compare import main as compare
 from marble_sweep.run import run
 from marble_sweep.runs.renamed import RENAMED
 from marble_sweep.runs.run import Run
-from marble_sweep.training.evaluation import EVAL_COLUMNS
+from marble_sweep.training.evaluation import ERROR_COLUMNS, EVAL_COLUMNS
 from marble_sweep.training.writer import STEP_COLUMNS
 
+EARLIER_COLUMNS = tuple(name for name in EVAL_COLUMNS if name not in ERROR_COLUMNS)
 OLD_RUNS = Path(__file__).parents[1] / "assets" / "old_runs"
 INTERRUPTED = ("interrupted", "interrupted_with_hashes")
 
@@ -32,9 +33,9 @@ def interrupted(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_every_column_has_its_current_name() -> None:
     loaded = ms.load_run(OLD_RUNS / "finished")
     assert "off_unigram" in (loaded.path / "evals.csv").read_text()
-    assert tuple(loaded.evals.columns) == EVAL_COLUMNS
+    assert tuple(loaded.evals.columns) == EARLIER_COLUMNS
     assert tuple(loaded.metrics.columns) == STEP_COLUMNS
-    assert tuple(loaded.metadata["last_evaluation"]) == EVAL_COLUMNS
+    assert tuple(loaded.metadata["last_evaluation"]) == EARLIER_COLUMNS
     assert loaded.evals["non_unigram_top1"].tolist() == [1.0, 1.0, 1.0]
 
 
@@ -67,7 +68,7 @@ def test_an_old_run_is_continued_under_its_own_header(interrupted: Path) -> None
     assert finished.metrics["step"].tolist() == list(range(1, 13))
     assert finished.verdict is not None
     with safe_open(interrupted / "state.safetensors", "pt") as file:
-        assert {*json.loads(file.metadata()["info"])["evals"][0]} == {*EVAL_COLUMNS}
+        assert {*json.loads(file.metadata()["info"])["evals"][0]} == {*EARLIER_COLUMNS}
 
 
 def test_an_old_run_goes_on_after_a_kill_before_its_first_new_state(interrupted: Path) -> None:

@@ -110,6 +110,19 @@ def test_the_command_trains_the_winner_for_its_whole_budget(result: SearchResult
     assert not any(word.startswith(("certify.stop", "search.")) for word in words)
 
 
+def test_the_command_repeats_the_winners_products(result: SearchResult) -> None:
+    """With others its numbers would be others; what was fixed for all trials is not said twice."""
+    fixed = dataclasses.replace(result, overrides=[*result.overrides, "device.matmul=float32", "device.type=cpu"])
+    command = fixed.command({"optimizer.lr": 0.1}, {"matmul": "float32", "head": "fused"})
+    assert command.split()[-4:] == ["device.type=cpu", "device.matmul=float32", "device.head=fused", "optimizer.lr=0.1"]
+    assert command.count("device.matmul") == 1
+    assert "device." not in result.command({"optimizer.lr": 0.1}, None)
+    assert result.command({"device.head": "fused"}, {"matmul": "float32", "head": "fused"}).count("head") == 1
+    answer = result.answer()
+    assert answer is not None
+    assert "device.head=float32" in answer["command"].split()
+
+
 def test_json(result: SearchResult) -> None:
     summary = result.as_json("settled")
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary

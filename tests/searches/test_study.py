@@ -24,7 +24,6 @@ from marble_sweep.searches.study import (
     OLD_HEARTBEAT,
     PLAN,
     RULES,
-    RULES_VERSION,
     SPEED,
     SharedStudy,
     open_study,
@@ -183,14 +182,14 @@ def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, li
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("began", [None, RULES_VERSION - 1])
+@pytest.mark.parametrize("began", [None, 1, RULES - 1])
 def test_a_study_that_began_under_other_rules_is_refused(began: int | None, tmp_path: Path) -> None:
     """Version 0.1.0 recorded no rules."""
     storage = open_storage(str(tmp_path / "study.log"))
     study = join(storage).study
-    settings = {key: value for key, value in study.user_attrs["config"].items() if key != RULES}
-    study.set_user_attr("config", settings if began is None else settings | {RULES: began})
-    with pytest.raises(ValueError, match=r"search\.study = study: must be judged by rules ") as raised:
+    settings = {key: value for key, value in study.user_attrs["config"].items() if key != "rules"}
+    study.set_user_attr("config", settings if began is None else settings | {"rules": began})
+    with pytest.raises(ValueError, match=r"search\.study = study: must have begun under the rules of ") as raised:
         join(storage)
-    assert "began under rules 1 of another version; begin a new study" in str(raised.value)
+    assert f"began under other ones ({began or 1}); take another hydra.sweep.dir" in str(raised.value)
     assert "\n" not in str(raised.value)

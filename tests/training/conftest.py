@@ -48,6 +48,7 @@ def meta_trainer(_meta_as_a_device: None, tmp_path: Path) -> Iterator[Callable[.
         dead_mask = torch.arange(VOCAB_SIZE) % 3 == 0
         writer = RunWriter(tmp_path, dead_mask)
         trainer = Trainer(config, model, batches, dead_mask, writer, Progress(10, show=False))
+        trainer.metrics.compiled = None
         for name in ("tokens", "history"):  # looked for once, before the first step
             setattr(trainer.metrics, name, getattr(trainer.metrics, name).to(META))
         return trainer

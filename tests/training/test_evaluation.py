@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from bounds import BFLOAT16, gamma
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator, mean_and_error
+from marble_sweep.training.evaluation import ERROR_COLUMNS, EVAL_COLUMNS, Evaluator, mean_columns
 from marble_sweep.training.precision import POLICIES
 
 VOCAB, SEQ_LEN, NUM_WINDOWS = 20, 6, 7
@@ -57,7 +58,9 @@ def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
     def expected(name: str, values: list[float]) -> dict[str, float]:
         mean = sum(values) / len(values)
         variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-        return {name: mean, f"{name}_se": math.sqrt(variance / len(values))}
+        # Each of so few windows is a block of its own.
+        blocks = {f"{name}_df": len(values) - 1, f"{name}_se_factor": 1, f"{name}_clusters": len(values)}
+        return {name: mean, f"{name}_se": math.sqrt(variance / len(values)), f"{name}_by_document": 0} | blocks
 
     truth: dict[str, float] = {"step": 12} | expected("val_loss", losses)
     for name, baseline in (
@@ -84,7 +87,8 @@ def test_a_single_window_has_no_spread_and_no_other_context() -> None:
     model, held_out, baselines = example(num_windows=1)
     row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 2).evaluate(model, step=1)
     undefined = {name for name, value in row.items() if math.isnan(value)}
-    assert undefined == {name for name in EVAL_COLUMNS if name.endswith("_se")} | {"context_gain"}
+    errors = {name for name in EVAL_COLUMNS if name.endswith(("_se", "_df", "_se_factor"))}
+    assert undefined == errors | {"context_gain"}
 
 
 def test_tokens_without_bytes_have_no_bits_per_byte() -> None:
@@ -112,8 +116,21 @@ def test_bfloat16_stays_close_to_float64(precision: str) -> None:
     assert row["val_loss"] != pytest.approx(exact, abs=1e-9)
 
 
-def test_mean_and_error() -> None:
-    assert mean_and_error(torch.tensor([1.0, 3.0], dtype=torch.float64)) == pytest.approx((2.0, 1.0))
-    mean, error = mean_and_error(torch.tensor([4.0], dtype=torch.float64))
-    assert mean == 4.0
-    assert math.isnan(error)
+def test_an_error_counts_documents_where_they_are_known() -> None:
+    model, held_out, baselines = example(num_windows=60)
+    documents = np.repeat(np.arange(20), 3)
+    plain, clustered = (
+        Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 8, numbers).evaluate(model, step=1)
+        for numbers in (None, documents)
+    )
+    names = [name for name in EVAL_COLUMNS if name not in ERROR_COLUMNS and not name.endswith("_se")]
+    assert [plain[name] for name in names] == [clustered[name] for name in names]
+    assert plain["unigram_margin_by_document"] == 0
+    assert clustered["unigram_margin_by_document"] == 1
+    assert clustered["unigram_margin_clusters"] == 20
+
+    values = torch.randn(20, generator=torch.Generator().manual_seed(0)).double()
+    columns = mean_columns("val_loss", values.repeat_interleave(3), documents)
+    assert columns["val_loss"] == pytest.approx(values.mean().item())
+    assert columns["val_loss_se"] == pytest.approx(values.std().item() / math.sqrt(20))
+    assert columns["val_loss_se_factor"] == pytest.approx(math.sqrt(59 / 19))

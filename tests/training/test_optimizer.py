@@ -12,6 +12,7 @@ from tiny_model import Tiny, give, gradients
 from torch import nn
 
 from marble_sweep.groups import AdamConfig, AdamWConfig, MuonConfig, OptimizerConfig, SGDConfig
+from marble_sweep.training import optimizer as module
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES, round_stochastic
 
@@ -243,6 +244,12 @@ def test_muon_without_blocks_is_adamw() -> None:
 # ------------------------------------------------------------------------- updates lost
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def _counted_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(module, "compiled_metrics", lambda device: None)
+
+
 def train(
     model: Tiny, config: OptimizerConfig, precision: str, steps: int = 3, scale: float = 1e-2, seed: int = 0
 ) -> FlatOptimizer:
@@ -253,6 +260,7 @@ def train(
     return flat_optimizer
 
 
+@pytest.mark.usefixtures("_counted_by")
 @every_optimizer
 @every_policy
 @pytest.mark.parametrize("decays", [True, False], ids=["decay", "no decay"])
@@ -314,6 +322,7 @@ def test_stochastic_rounding_loses_some_of_what_rounding_to_nearest_loses_whole(
     assert 0.3 < train(models[1], config, "bf16_stochastic").updates_lost().item() < 0.99
 
 
+@pytest.mark.usefixtures("_counted_by")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_where_nothing_was_meant_nothing_counts(name: str) -> None:
     config = copy.copy(OPTIMIZERS[name])
@@ -330,6 +339,7 @@ def test_where_nothing_was_meant_nothing_counts(name: str) -> None:
     assert flat_optimizer.updates_lost().item() == 0
 
 
+@pytest.mark.usefixtures("_counted_by")
 def test_decay_moves_only_what_is_not_zero() -> None:
     model = Tiny(torch.bfloat16)
     with torch.no_grad():

@@ -1,0 +1,81 @@
+"""Several jobs of one sweep or search at once on this machine, in place of Hydra's own launcher, which runs one."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus, env_override
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from marble_sweep.checks import require
+from marble_sweep.config import AUTO_WORKERS, Config
+from marble_sweep.humanize import counted
+from marble_sweep.hydra_app.private import BASIC_LAUNCHER
+from marble_sweep.process import shorten_openmp_spin
+from marble_sweep.sweeps.jobs import train_jobs
+from marble_sweep.sweeps.workers import ONE, Workers, plan_workers
+
+OWN_SWEEPERS = "hydra_plugins.marble_sweeper."  # what their names begin with
+OWN_CALLBACKS = {"check_and_watch"}
+
+
+def require_launchable(config: DictConfig) -> None:
+    """Raise CheckError where the sweep's workers cannot be what was asked for."""
+    asked = str(OmegaConf.select(config, "sweep.workers", default=AUTO_WORKERS))
+    if asked in (AUTO_WORKERS, "1"):
+        return
+    allowed = f"{AUTO_WORKERS} or 1 with"
+    at_once = "; joblib has hydra.launcher.n_jobs" if "joblib" in str(config.hydra.launcher._target_) else ""
+    require(is_own_launcher(config), "sweep.workers", asked, f"{allowed} another launcher than Hydra's own{at_once}")
+    require(is_own_sweeper(config), "sweep.workers", asked, f"{allowed} another sweeper than grid or smallest")
+    none = not other_callbacks(config)
+    require(none, "sweep.workers", asked, f"{allowed} hydra.callbacks, which are called for one job after the other")
+
+
+def is_own_launcher(config: DictConfig) -> bool:
+    """Whether the launcher is Hydra's own, which runs jobs here one after the other."""
+    return str(config.hydra.launcher._target_) == BASIC_LAUNCHER
+
+
+def is_own_sweeper(config: DictConfig) -> bool:
+    return str(config.hydra.sweeper._target_).startswith(OWN_SWEEPERS)
+
+
+def other_callbacks(config: DictConfig) -> bool:
+    """Whether the user has callbacks: Hydra would call them before and after every job."""
+    return bool(set(config.hydra.callbacks or {}) - OWN_CALLBACKS)
+
+
+def plan(config: DictConfig, jobs: Sequence[Config], noun: str, num_jobs: int, useful: int) -> Workers:
+    """How many of `num_jobs` jobs, each called a `noun`, train at once, as plan_workers has it for these configs.
+
+    Says so where they are several.
+    """
+    if not is_own_launcher(config) or other_callbacks(config):
+        return ONE
+    workers = plan_workers(jobs, num_jobs, useful)
+    if workers.number > 1:
+        threads = counted(jobs[0].device.num_threads or workers.threads or 1, "CPU thread")
+        tqdm.write(f"{workers.number} {noun}s at a time, {threads} each", file=sys.stderr)  # there may be a bar
+    return workers
+
+
+@contextlib.contextmanager
+def job_environment(config: DictConfig) -> Iterator[None]:
+    """What every job inherits: Hydra sets it for each one, but the first process started here hands it to all."""
+    shorten_openmp_spin()
+    with env_override(config.hydra.job.env_set):
+        yield
+
+
+def launch_side_by_side(
+    overrides: Sequence[Sequence[str]], jobs: Sequence[Config], sweep_dir: Path, first_number: int, workers: Workers
+) -> list[JobReturn]:
+    """Train jobs, the first of them with this number, so many at once; returns what Hydra's launcher would."""
+    directories = train_jobs(jobs, sweep_dir, first_number, workers.number, workers.threads)
+    returned = [JobReturn(overrides=given, status=JobStatus.COMPLETED) for given in overrides]
+    for job, directory in zip(returned, directories, strict=True):
+        job.return_value = None if directory is None else str(directory)
+    return returned

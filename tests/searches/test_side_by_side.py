@@ -1,0 +1,225 @@
+"""Several workers of one search in one process: they work at the same time, and the answer is that of one alone."""
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import TINY, tiny_config
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import FEW_SIZES, SEEDS, World, answer, hill
+from worlds import search as search_alone
+from worlds import train as train_record
+
+from marble_sweep.config import Config, dump
+from marble_sweep.groups import AdamWConfig, ModelConfig
+from marble_sweep.hydra_app.sweep_syntax import parse
+from marble_sweep.runs.files import write_json, write_text
+from marble_sweep.searches.space import Space
+from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, decide
+from marble_sweep.searches.worker import Params, Search
+
+BASE = tiny_config("certify.stop=true", "certify.threshold=5.0", "trainer.num_evals=2", "search.confirm_seeds=2")
+
+
+# ------------------------------------------------------------------------- the strategy alone
+
+
+def search_together(space: Space, world: World, workers: int, order: list[int]) -> list[TrialRecord]:
+    """The records of a search with so many trials at once; `order` says which of the running ones ends next."""
+    records: list[TrialRecord] = []
+    running: list[int] = []
+    while True:
+        while len(running) < workers:
+            seen = [
+                replace(record, outcome="running", margins={}) if record.number in running else record
+                for record in records
+            ]
+            decision = decide(space, seen, SEEDS)
+            if not isinstance(decision, Proposal):
+                break
+            running.append(len(records))
+            records.append(train_record(space, world, len(records), decision))
+        if not running:
+            assert decision == Settled()
+            return records
+        running.pop(order[len(records) % len(order)] % len(running))
+
+
+@given(
+    boundary=st.floats(1.5, 9.0),
+    peak=st.floats(-2.5, -0.5),
+    depth=st.floats(-0.1, 0.1),
+    workers=st.integers(2, 4),
+    order=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+)
+def test_the_answer_of_several_workers_is_that_of_one(
+    boundary: float, peak: float, depth: float, workers: int, order: list[int]
+) -> None:
+    """Whichever trial ends first, in worlds where wider is better and one learning rate is best."""
+    world = hill(boundary, peak, depth)
+    alone, _ = search_alone(FEW_SIZES, world)
+    together = search_together(FEW_SIZES, world, workers, order)
+    assert answer(FEW_SIZES, together) == answer(FEW_SIZES, alone)
+    tried = [(record.size, record.recipe, record.seed) for record in together]
+    assert len(set(tried)) == len(tried)
+
+
+# ------------------------------------------------------------------------- threads of one process
+
+
+class Pretender:
+    """Stands in for training: writes what a run of some width leaves, when it is allowed to."""
+
+    def __init__(self, folder: Path, at_once: int) -> None:
+        dimensions, _ = parse(
+            ["model.num_layers=0", "model.hidden_dim=range(2,9)", "optimizer.lr=0.01,0.1"], OverridesParser.create()
+        )
+        self.folder = folder
+        self.search = Search(dimensions, self.resolve, folder)
+        self.at_once = threading.Barrier(at_once)  # the first trials wait for each other
+        self.started: list[int] = []
+
+    def resolve(self, params: Params) -> Config:
+        model = ModelConfig(num_layers=0, hidden_dim=int(params["model.hidden_dim"]))
+        optimizer = AdamWConfig(lr=float(params.get("optimizer.lr", 0.01)))
+        return replace(BASE, model=model, optimizer=optimizer, seed=int(params.get("seed", BASE.seed)))
+
+    def train(self, number: int, params: Params) -> Path:
+        self.started.append(number)
+        if len(self.started) <= self.at_once.parties:
+            self.at_once.wait(20)
+        return self.leave_run(number, params)
+
+    def leave_run(self, number: int, params: Params) -> Path:
+        """Width 4 and more certify with lr 0.1, at the last evaluation."""
+        width, lr = int(params["model.hidden_dim"]), float(params["optimizer.lr"])
+        margin = 0.3 * math.log2(width / 3.5) - (lr != 0.1)
+        directory = self.folder / str(number)
+        directory.mkdir(parents=True)
+        row = f"40,{5.0 - margin},0.01"
+        write_text(directory / "config.yaml", dump(self.resolve(params)))
+        write_text(directory / "evals.csv", f"step,val_loss,val_loss_se\n{row}\n")
+        status = "certified" if margin > 0.1 * 0.3 else "finished"
+        write_json(directory / "metadata.json", {"status": status, "step": 40, "seconds": 0.1, "corpus": {}})
+        return directory
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "search.json").read_text())
+    return content
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marble_sweep.searches.worker.WAIT_SECONDS", 0.02)
+    for name in ("draw_frontier", "write_page"):  # they take longer than such a search
+        monkeypatch.setattr(f"marble_sweep.searches.worker.{name}", lambda *_: None)
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_workers_train_at_the_same_time(workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, together = Pretender(tmp_path / "alone", 1), Pretender(tmp_path / "together", workers)
+    assert alone.search.run(alone.train).reason == "settled"
+    first = capsys.readouterr().err
+    assert together.search.run(together.train, workers).reason == "settled"
+    second = capsys.readouterr().err
+    expected, found = summary(tmp_path / "alone"), summary(tmp_path / "together")
+    assert found["answer"]["size"] == expected["answer"]["size"] == "hidden_dim=4"
+    assert found["answer"]["params"] == expected["answer"]["params"]
+    assert found["answer"]["confirming_seeds"] == expected["answer"]["confirming_seeds"]
+    below = [dict(content["sizes_below"]) for content in (expected, found)]
+    assert all(set(statuses) <= {"refuted", "implied"} for statuses in below)  # which of the two, timing decides
+    assert sum(below[0].values()) == sum(below[1].values()) == 2
+    for text, folder in ((first, "alone"), (second, "together")):
+        lines = [line for line in text.splitlines() if re.match(r" *\d+  (probe|confirm|refute)", line)]
+        assert len(lines) == summary(tmp_path / folder)["trials"]  # a line a trial
+        assert text.count("sizes to search in") == text.count("The question is settled") == 1
+    assert f" of {workers} workers together; stopping" in second
+    assert "together" not in first.replace(str(tmp_path), "")
+
+
+def test_an_error_in_one_worker_stops_the_others(tmp_path: Path) -> None:
+    pretender = Pretender(tmp_path, 2)
+    stopped = threading.Event()
+
+    def train(number: int, params: Params) -> Path:
+        pretender.at_once.wait(20)
+        if number == 0:
+            raise RuntimeError("a bug")
+        while not pretender.search.should_stop():
+            time.sleep(0.01)
+        stopped.set()
+        raise KeyboardInterrupt  # as train_job does
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        pretender.search.run(train, 2)
+    assert stopped.is_set()
+    assert summary(tmp_path)["ended"] == "error"
+    assert summary(tmp_path)["outcomes"] == {"stale": 2}  # to be retried
+
+
+def test_ctrl_c_stops_all_workers_and_their_trials_are_retried(tmp_path: Path) -> None:
+    pretender = Pretender(tmp_path, 2)
+    stopped = []
+
+    def train(number: int, params: Params) -> Path:
+        if pretender.at_once.wait(20) == 0:
+            signal.raise_signal(signal.SIGINT)
+        while not pretender.search.should_stop():
+            time.sleep(0.01)
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    assert pretender.search.run(train, 2).reason == "interrupted"
+    assert sorted(stopped) == [0, 1]
+    assert summary(tmp_path)["ended"] == "interrupted"
+    again = Pretender(tmp_path, 1)
+    assert again.search.run(again.train, 1).reason == "settled"
+    assert summary(tmp_path)["answer"]["size"] == "hidden_dim=4"
+
+
+def test_the_largest_runs_tell_what_fits(tmp_path: Path) -> None:
+    largest = Pretender(tmp_path, 1).search.largest()
+    assert {config.model.hidden_dim for config in largest} == {8}
+    assert [config.optimizer.lr for config in largest] == [0.01, 0.1]
+
+
+# ------------------------------------------------------------------------- whole processes
+
+SMALL_SEARCH = (
+    "hydra/sweeper=smallest",
+    *TINY,
+    "model.num_layers=0,1",
+    "model.hidden_dim=range(2,5)",
+    "trainer.total_steps=200",
+    "trainer.num_evals=2",
+    "search.confirm_seeds=2",
+    "device.num_threads=1",
+)
+
+
+@pytest.mark.slow
+def test_a_search_side_by_side(tmp_path: Path) -> None:
+    """The same answer with the same numbers, whether one trial runs at a time or two."""
+    answers = []
+    for workers in (1, 2):
+        sweep_dir = tmp_path / str(workers)
+        words = [*SMALL_SEARCH, f"sweep.workers={workers}", f"hydra.sweep.dir={sweep_dir}"]
+        command = [sys.executable, "-m", "marble_sweep", "--multirun", *words]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert ("2 trials at a time, 1 CPU thread each\n" in result.stderr) == (workers == 2)
+        found = summary(sweep_dir)["answer"]
+        answers.append({key: found[key] for key in ("size", "params", "val_loss", "margin", "step", "confirmed")})
+    assert answers[0] == answers[1]
