@@ -1,6 +1,7 @@
 """The compiled pass between a head's products, and the heads made of it, against float64."""
 
 import math
+import threading
 from concurrent.futures import Future
 
 import pytest
@@ -214,11 +215,15 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype, num_rows: int,
 
 
 def test_what_a_thread_raises_is_raised_by_the_call() -> None:
-    def fail(number: int) -> None:
-        raise ArithmeticError(str(number))
+    both = threading.Barrier(2, timeout=60)
 
-    with threads(3), sharing_threads() as share, pytest.raises(ArithmeticError):
-        share(range(9), fail)
+    def work(number: int) -> None:
+        both.wait()
+        if threading.current_thread() is not threading.main_thread():
+            raise ArithmeticError(str(number))
+
+    with threads(2), sharing_threads() as share, pytest.raises(ArithmeticError):
+        share(range(2), work)
 
 
 def test_a_thread_that_has_not_begun_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
