@@ -51,6 +51,7 @@ EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
 SPACINGS = ("linear", "geometric")
+EVAL_PARTS = ("all", "search", "confirm")
 AUTO_WORKERS = "auto"
 
 # Bounds that no run comes near, as in groups.py.
@@ -78,13 +79,17 @@ class TrainerConfig(Checked):
     # held-out evaluations of a run, the last after its last step; never more than it has steps
     num_evals: int = bounded(20, Interval(1, MAX_EVALS))
     eval_spacing: str = "linear"  # linear: equally far apart; geometric: at steps √2 times the one before
-    eval_windows: int = bounded(1_024, COUNT)  # at most this many held-out windows, evenly spaced over the split
+    eval_windows: int = bounded(1_024, COUNT)  # at most this many held-out windows
     state_interval: float = bounded(60.0, POSITIVE)  # seconds between saves of the state that `resume` needs
+    # held-out windows: all, or the part that a search looks at, or the part that only its confirmations see
+    eval_part: str = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"one of {', '.join(SPACINGS)}"
         require(self.eval_spacing in SPACINGS, "trainer.eval_spacing", self.eval_spacing, allowed)
+        allowed = f"one of {', '.join(EVAL_PARTS)}"
+        require(self.eval_part in EVAL_PARTS, "trainer.eval_part", self.eval_part, allowed)
 
 
 @dataclass

@@ -5,7 +5,8 @@ after the contexts x[:, :-1], as one mean per window, so that differences can be
 Smoothing is interpolated absolute discounting (Ney, Essen and Kneser 1994).
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields
 
 import torch
 from safetensors.torch import load, save
@@ -33,11 +34,13 @@ class Baselines:
 def cached_baselines(corpus_sha256: str, train_tokens: Tensor, eval_windows: Tensor, vocab_size: int) -> Baselines:
     """What measure_baselines gives; measured once per machine, for the trials of a search share a corpus.
 
-    `corpus_sha256` is the hash of the corpus from which all other arguments follow, given the windows' shape.
+    `corpus_sha256` is the hash of the corpus that train_tokens are of.
     """
     # Sums in float64 depend on the instructions that torch uses in their last bits.
     arithmetic = torch.__version__, torch.backends.cpu.get_cpu_capability()
-    key = content_key("baselines", corpus_sha256, list(eval_windows.shape), vocab_size, *arithmetic)
+    scored = hashlib.sha256(eval_windows.numpy().tobytes()).hexdigest(), list(eval_windows.shape)
+    kept = [field.name for field in fields(Baselines)]
+    key = content_key("baselines", kept, corpus_sha256, *scored, vocab_size, *arithmetic)
 
     def build() -> dict[str, bytes]:
         return {FILE: save(vars(measure_baselines(train_tokens, eval_windows, vocab_size)))}

@@ -85,6 +85,8 @@ class Search:
         self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
         self.base = resolve(first | dict(self.space.sizes[0].params))
         require(self.base.certify.stop, "certify.stop", False, "true in a search")
+        part = self.base.trainer.eval_part
+        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
         require(self.base.objective is None, "objective", self.base.objective, "null in a search")
         self.first_trial = 0  # of this start; known once there is a study
         self.error: str | None = None  # that every trial would meet
@@ -221,9 +223,11 @@ class Search:
         """Train one trial by its plan, and record its end in the study."""
         params = self.space.params(plan.size, plan.recipe)
         params = params | {"seed": self.base.seed + plan.seed}
-        config = self.resolve(params)
         size = self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
+        if plan.seed and self.base.trainer.eval_part == "search":
+            params["trainer.eval_part"] = "confirm"
+        config = self.resolve(params)
         self.view.begin(description, self.result().bracket())
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
