@@ -192,10 +192,9 @@ def time_candidates(names: Sequence[str], trial: Trial) -> dict[str, list[float]
         hopeful = [name for name in names if probes[name] <= HOPELESS * min(probes.values())]
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for repeat in range(MAX_REPEATS):
-            if repeat >= REPEATS and all(is_confirmed(seconds[name]) for name in hopeful):
-                break
             for name in hopeful:
-                seconds[name].append(timed(trial, name, 1))
+                if repeat < REPEATS or not is_confirmed(seconds[name]):
+                    seconds[name].append(timed(trial, name, 1))
     finally:
         torch.set_num_threads(num_threads)
     return seconds
