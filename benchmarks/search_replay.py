@@ -316,7 +316,9 @@ The space: `model.num_layers=range(0,5)`, `model.hidden_dim=range(2,65)`,
 `optimizer.lr=tag(log,interval(1e-3,1))`. A full run is 400 steps of 16 x 128 tokens with 9 looks. Not every setting is
 recorded, so a trial plays the nearest recorded width (log scale), the nearest number of layers recorded for it, and the
 nearest lr recorded for that size (log scale); its size stays the one that was drawn. A trial costs its steps x 16 x 128
-tokens; one that diverges is taken to end at its next look.
+tokens; one that diverges is taken to end at its next look. The recorded standard errors take held-out windows for
+independent, so the replays certify by the rules of that time, and more easily than a search does now
+([truth.md](truth.md)).
 
 ## The right answer
 

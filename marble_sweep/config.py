@@ -51,6 +51,7 @@ EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
 SPACINGS = ("linear", "geometric")
+EVAL_PARTS = ("all", "search", "confirm")
 AUTO_WORKERS = "auto"
 
 # Bounds that no run comes near, as in groups.py.
@@ -78,13 +79,17 @@ class TrainerConfig(Checked):
     # held-out evaluations of a run, the last after its last step; never more than it has steps
     num_evals: int = bounded(20, Interval(1, MAX_EVALS))
     eval_spacing: str = "linear"  # linear: equally far apart; geometric: at steps √2 times the one before
-    eval_windows: int = bounded(1_024, COUNT)  # at most this many held-out windows, evenly spaced over the split
+    eval_windows: int = bounded(1_024, COUNT)  # at most this many held-out windows
     state_interval: float = bounded(60.0, POSITIVE)  # seconds between saves of the state that `resume` needs
+    # held-out windows: all, or the part that a search looks at, or the part that only its confirmations see
+    eval_part: str = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"one of {', '.join(SPACINGS)}"
         require(self.eval_spacing in SPACINGS, "trainer.eval_spacing", self.eval_spacing, allowed)
+        allowed = f"one of {', '.join(EVAL_PARTS)}"
+        require(self.eval_part in EVAL_PARTS, "trainer.eval_part", self.eval_part, allowed)
 
 
 @dataclass
@@ -143,7 +148,11 @@ class SearchConfig(Checked):
     max_tokens: int | None = bounded(None, Interval(1, MAX_TOKENS))  # to train on, over all trials; null: no limit
     # of training and waiting, over every resumption; null: no limit
     max_minutes: float | None = bounded(None, POSITIVE)
-    confirm_seeds: int = bounded(3, Interval(0, MAX_SEEDS))  # fresh seeds on which the answer must certify again
+    # The answer must certify on more than this share of fresh seeds, and no smaller size may.
+    pass_rate: float = bounded(0.8, Interval(0.1, 0.95))
+    confidence: float = bounded(0.95, Interval(0.5, 0.999))  # of all that a search says of pass rates
+    # the quick form: so many fresh seeds on which the answer must certify again; null: by pass_rate
+    confirm_seeds: int | None = bounded(None, Interval(0, MAX_SEEDS))
     storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
     # seconds to wait for a storage that does not answer, before the search ends
     storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))

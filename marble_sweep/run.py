@@ -18,9 +18,9 @@ from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import resume_command
 from marble_sweep.config import Config, VerdictConfig, dump
 from marble_sweep.data.baselines import Baselines, cached_baselines
-from marble_sweep.data.batches import Batches, eval_window_numbers, eval_windows, windows
+from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
-from marble_sweep.data.documents import documents_of_windows
+from marble_sweep.data.held_out import choose_windows
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, summarize
 from marble_sweep.model.products import Products, using
@@ -245,19 +245,25 @@ def products_for(
 def build_evaluator(config: Config, corpus: Corpus, held_out: torch.Tensor, baselines: Baselines) -> Evaluator:
     """The evaluator on `held_out`, windows on the run's device."""
     trainer = config.trainer
-    target_bytes = eval_windows(corpus.val_bytes, trainer.seq_len, trainer.eval_windows)[:, 1:].sum()
-    policy, documents = POLICIES[config.precision.name], None
-    if corpus.val_documents is not None:
-        numbers = eval_window_numbers(len(corpus.val_tokens), trainer.seq_len, trainer.eval_windows)
-        documents = documents_of_windows(corpus.val_documents, numbers, trainer.seq_len).numpy()
-    return Evaluator(held_out, baselines, int(target_bytes), policy, trainer.batch_size, documents)
+    numbers, documents = held_out_windows(config, corpus)
+    target_bytes = windows(corpus.val_bytes, trainer.seq_len)[numbers][:, 1:].sum()
+    policy, of_documents = POLICIES[config.precision.name], None if documents is None else documents.numpy()
+    return Evaluator(held_out, baselines, int(target_bytes), policy, trainer.batch_size, of_documents)
+
+
+def held_out_windows(config: Config, corpus: Corpus) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The numbers of the held-out windows that the run is evaluated on, and their documents, if known."""
+    trainer, num_tokens = config.trainer, len(corpus.val_tokens)
+    return choose_windows(trainer.eval_part, num_tokens, corpus.val_documents, trainer.seq_len, trainer.eval_windows)
 
 
 def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | None, Baselines]:
     """The held-out windows and the baselines on them; where nothing is held out, those on training windows."""
     held_out = len(corpus.val_tokens) > 0
-    tokens = corpus.val_tokens if held_out else corpus.train_tokens
-    scored = eval_windows(tokens, config.trainer.seq_len, config.trainer.eval_windows)
+    if held_out:
+        scored = windows(corpus.val_tokens, config.trainer.seq_len)[held_out_windows(config, corpus)[0]]
+    else:
+        scored = eval_windows(corpus.train_tokens, config.trainer.seq_len, config.trainer.eval_windows)
     allowed = "such that two windows or more are held out with certify.stop=true"
     require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
     baselines = cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))

@@ -6,6 +6,7 @@ Unigram and bigram are smoothed by interpolated absolute discounting (Ney, Essen
 ngrams.py says.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -64,11 +65,12 @@ class Baselines:
 def cached_baselines(corpus_sha256: str, train_tokens: Tensor, eval_windows: Tensor, vocab_size: int) -> Baselines:
     """What measure_baselines gives; measured once per machine, for the trials of a search share a corpus.
 
-    `corpus_sha256` is the hash of the corpus from which all other arguments follow, given the windows' shape.
+    `corpus_sha256` is the hash of the corpus that train_tokens are of.
     """
     # Sums in float64 depend on the instructions that torch uses in their last bits.
     arithmetic = torch.__version__, torch.backends.cpu.get_cpu_capability()
-    key = content_key("baselines", VERSION, corpus_sha256, list(eval_windows.shape), vocab_size, *arithmetic)
+    scored = hashlib.sha256(eval_windows.numpy().tobytes()).hexdigest(), list(eval_windows.shape)
+    key = content_key("baselines", VERSION, corpus_sha256, *scored, vocab_size, *arithmetic)
 
     def build() -> dict[str, bytes]:
         baselines = measure_baselines(train_tokens, eval_windows, vocab_size)

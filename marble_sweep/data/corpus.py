@@ -58,14 +58,15 @@ def load_corpus(config: DataConfig) -> Corpus:
         case TokensConfig():
             return _load_tokens(config)
         case PydocsConfig():
-            documents, description = read_pydocs(config.packages)
+            documents, description, digest = read_pydocs(config.packages)
             origin = f"data.packages = {list(config.packages)}"
-            return _load_tokenized(config, config.dead_fraction, documents, f"pydocs: {description}", origin)
+            return _load_tokenized(config, config.dead_fraction, documents, digest, f"pydocs: {description}", origin)
         case TextConfig():
             documents = read_documents(config.path)
             description = f"text: {printable(config.path)}; {len(documents):,} file{'s' * (len(documents) > 1)}"
             origin = f"data.path = {config.path!r} ({_size(*documents.values())})"
-            return _load_tokenized(config, config.dead_fraction, documents, description, origin)
+            digest = _digest(json.dumps(documents))
+            return _load_tokenized(config, config.dead_fraction, documents, digest, description, origin)
     raise wrong_value("data.name", config.name, "one of pydocs, text, notebook, tokens, markov, iid")
 
 
@@ -143,8 +144,10 @@ def _load_tokens(config: TokensConfig) -> Corpus:
 
 
 def _load_tokenized(
-    config: DataConfig, dead_fraction: float, documents: dict[str, str], description: str, origin: str
+    config: DataConfig, dead_fraction: float, documents: dict[str, str], digest: str, description: str, origin: str
 ) -> Corpus:
+    """`digest` is the SHA-256 of the documents as JSON."""
+
     @functools.cache
     def split() -> Split:
         return split_documents(documents, config.val_fraction, origin)
@@ -159,7 +162,6 @@ def _load_tokenized(
             "split.json": json.dumps({"num_duplicates_dropped": text.num_duplicates_dropped}).encode(),
         }
 
-    digest = _digest(json.dumps(documents))
     settings = [config.vocab_size, config.val_fraction, dead_fraction]
     key = content_key("tokenized", digest, settings, tokenizers.__version__)
     files = cached("tokenized", key, build)

@@ -4,6 +4,7 @@ Docstrings are read from source files with `ast`; no package is imported.
 """
 
 import ast
+import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -33,34 +34,36 @@ NAMES_OF_DOCS = re.compile(r"doc", re.IGNORECASE)  # `__doc__ = …`, pandas' `_
 logger = logging.getLogger(__name__)
 
 
-def read_pydocs(packages: list[str]) -> tuple[dict[str, str], str]:
-    """Documents by module name, sorted, and a one-line description.
+def read_pydocs(packages: list[str]) -> tuple[dict[str, str], str, str]:
+    """Documents by module name, sorted, a one-line description, and the SHA-256 of the documents as JSON.
 
     A document is a module's docstrings, in the order of the source, or one of pydoc's help topics.
     Raises ValueError for a package that is not installed or has no docstrings.
     """
     versions = {"Python": platform.python_version()}
-    sources = _source_files("", Path(sysconfig.get_path("stdlib")))
+    sources = _source_files("", sysconfig.get_path("stdlib"))
     for package in packages:
         files = _package_files(package)
         require(bool(files), "data.packages", repr(package), "an installed package with Python sources")
         sources |= files
         versions[package] = _version(package)
 
-    stats = {name: path.stat() for name, path in sources.items()}
+    stats = {name: os.stat(path) for name, path in sources.items()}
     fingerprint = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(stats.items())]
     key = content_key("pydocs", versions, fingerprint)
     entry = cached("pydocs", key, lambda: {"documents.json": json.dumps(_extract(sources)).encode()})
-    documents: dict[str, str] = json.loads(entry["documents.json"])
+    text = entry["documents.json"]
+    documents: dict[str, str] = json.loads(text)
     for package in packages:
         documented = any(name == package or name.startswith(f"{package}.") for name in documents)
         require(documented, "data.packages", repr(package), "a package with docstrings")
 
     others = "".join(f", {package} {versions[package]}" for package in packages)
-    return documents, f"standard library of Python {versions['Python']}{others}; {len(documents):,} documents"
+    description = f"standard library of Python {versions['Python']}{others}; {len(documents):,} documents"
+    return documents, description, hashlib.sha256(text).hexdigest()
 
 
-def _package_files(package: str) -> dict[str, Path]:
+def _package_files(package: str) -> dict[str, str]:
     """Source files by module name; empty where the package is not installed or has only compiled code."""
     if not package.isidentifier():  # finding a dotted name would import its parent
         return {}
@@ -71,23 +74,25 @@ def _package_files(package: str) -> dict[str, Path]:
     if spec is None:
         return {}
     if spec.submodule_search_locations is None:
-        path = Path(spec.origin or "")
-        return {package: path} if path.suffix == ".py" and path.is_file() else {}
-    files: dict[str, Path] = {}
+        path = spec.origin or ""
+        return {package: path} if path.endswith(".py") and os.path.isfile(path) else {}
+    files: dict[str, str] = {}
     for folder in spec.submodule_search_locations:
-        files |= _source_files(package, Path(folder))
+        files |= _source_files(package, folder)
     return files
 
 
-def _source_files(package: str, folder: Path) -> dict[str, Path]:
+def _source_files(package: str, folder: str) -> dict[str, str]:
+    """Paths, as text: to make a Path of each of a thousand files would take as long as to find them."""
     files = {}
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        below = parent.removeprefix(folder).strip(os.sep).split(os.sep)
         for name in names:
             if name.endswith(".py"):
-                parts = [package, *Path(parent).relative_to(folder).parts, name.removesuffix(".py")]
+                parts = [package, *below, name.removesuffix(".py")]
                 module = ".".join(part for part in parts if part and part != "__init__")
-                files[module] = Path(parent, name)
+                files[module] = os.path.join(parent, name)
     return files
 
 
@@ -98,13 +103,13 @@ def _version(package: str) -> str:
         return "of unknown version"
 
 
-def _extract(sources: dict[str, Path]) -> dict[str, str]:
+def _extract(sources: dict[str, str]) -> dict[str, str]:
     documents: dict[str, str] = {}
     logger.info("reading the docstrings of %d source files", len(sources))
     for name, path in tqdm(sorted(sources.items()), desc="docstrings", unit="file", disable=None, leave=False):
         try:
             with warnings.catch_warnings(action="ignore"):  # invalid escapes in their sources
-                tree = ast.parse(path.read_bytes())
+                tree = ast.parse(Path(path).read_bytes())
         except (SyntaxError, ValueError):
             continue  # a template, or a source for another Python
         if name == TOPICS:

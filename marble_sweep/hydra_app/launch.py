@@ -12,7 +12,9 @@ from marble_sweep import config as schema
 from marble_sweep.hydra_app import private
 from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.searches.space import Value
+from marble_sweep.searches.worker import Train
 from marble_sweep.sweeps.jobs import train_job
+from marble_sweep.training.signals import stop_requests
 
 NO_FURTHER_JOB = "no further job is started (sweep.max_failures)"
 
@@ -82,3 +84,13 @@ class LocalRunner:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return NO_FURTHER_JOB if directory is None else directory
+
+
+def lone_train(composer: TrialComposer, sweep_dir: Path) -> Train:
+    """What trains one trial after the other on this machine, without Hydra: it copies a config many times over."""
+
+    def train(number: int, params: Mapping[str, Value]) -> Path | str:
+        with stop_requests() as should_stop:
+            return LocalRunner(composer, sweep_dir, None, should_stop).run(number, params)
+
+    return train

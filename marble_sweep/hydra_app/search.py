@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 
 from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
-from marble_sweep.hydra_app.launch import LocalRunner, Runner, TrialComposer
+from marble_sweep.hydra_app.launch import LocalRunner, Runner, TrialComposer, lone_train
 from marble_sweep.hydra_app.rerun import config_arguments, rerun_command
-from marble_sweep.hydra_app.side_by_side import job_environment, plan
+from marble_sweep.hydra_app.side_by_side import is_own_launcher, job_environment, other_callbacks, plan
 from marble_sweep.hydra_app.sweep_syntax import parse
-from marble_sweep.searches.worker import Ending, Search
+from marble_sweep.searches.worker import Ending, Search, Train
 
 # More trials at once, of which most turn out not to have been needed, hardly end a search sooner (docs/search.md).
 MAX_AT_ONCE = 4
@@ -40,8 +40,11 @@ def search(
         # Whoever shares a study may have started several processes on this machine already.
         useful = MAX_AT_ONCE if settings.storage is None else 1
         workers = plan(config, whole.largest(), "trial", settings.n_trials, useful)
+        train: Train
         if workers.number > 1:
             train = LocalRunner(composer, directory, workers.threads, whole.should_stop).run
+        elif is_own_launcher(config) and not other_callbacks(config):
+            train = lone_train(composer, directory)
         else:
             train = Runner(composer, launcher, context, task).run
         return conclude(whole.run(train, workers.number), rerun)

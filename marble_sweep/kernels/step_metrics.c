@@ -1,7 +1,7 @@
 /* What a step's metrics need of weights and hidden states, each in one pass (marble_sweep/metrics/step.py).
 
    The numbers are the same on every CPU. Sums are double, in LANES partial sums whatever vectors the CPU has, which are
-   added up in their order. A term is a float32 number or the product of two, and double holds both exactly: so it
+   added up in a fixed order. A term is a float32 number or the product of two, and double holds both exactly: so it
    makes no difference whether the compiler fuses a product with the addition. Values are float32 or bfloat16. */
 
 #include <math.h>
@@ -29,9 +29,7 @@ INLINE bits larger(bits one, bits other) { return choose(one > other, one, other
 static inline long rows_of_block(long width) { return width < BLOCK ? BLOCK / width : 1; }
 
 INLINE double total(wide values) {
-    double sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += values[lane];
-    return sum;
+    return ((values[0] + values[1]) + (values[2] + values[3])) + ((values[4] + values[5]) + (values[6] + values[7]));
 }
 
 /* LANES values from values[at] on, in float32. Of fewer than LANES only `count` are there; the rest are zero. */
@@ -99,7 +97,8 @@ INLINE float largest_of(const float *values, long width) {
     float value;
     long d = 0;
     for (; d + LANES <= width; d += LANES) most = larger((bits)load(values + d), most);
-    for (int lane = 0; lane < LANES && width >= LANES; lane++) largest = most[lane] > largest ? most[lane] : largest;
+    if (width >= LANES)
+        UNROLL for (int lane = 0; lane < LANES; lane++) largest = most[lane] > largest ? most[lane] : largest;
     UNROLL for (; d < width; d++) {
         memcpy(&bit, values + d, sizeof bit);
         largest = bit > largest ? bit : largest;

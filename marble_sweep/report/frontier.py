@@ -30,6 +30,8 @@ class Style(NamedTuple):
 
 STYLES = {
     "certified": Style("certified", "#117733", "o"),
+    "ruled_out": Style("ruled out", "#cc3311", "X"),
+    "undecided": Style("undecided", "#ddaa33", "s"),
     "refuted": Style("refuted", "#cc3311", "X"),
     "too_slow": Style("too slow", "#aa4499", "v"),
     "open": Style("tried, not refuted", "#999933", "D"),

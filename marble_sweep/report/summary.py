@@ -35,6 +35,7 @@ STOPPING_NOTE = (
     "Runs that certify.stop may end early are shown at their own last evaluation, whose step is in the table: "
     "their losses at different steps do not rank them."
 )
+PARTS_NOTE = "Runs of different trainer.eval_part are evaluated on different held-out windows: do not rank them."
 EARLIER_NOTE = (
     "Runs of an earlier version did not measure the tempered unigram: their val_margin is to the fitted one, and "
     "whether they beat unigram is not known."
@@ -131,15 +132,22 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     if len(others) < len(runs):
         notes.insert(0, STOPPING_NOTE)
         step = None
+    if len({eval_part(run) for run in runs}) > 1:
+        notes.append(PARTS_NOTE)
     if any(_lacks_tempered(run.evals[-1]) for run in runs if run.evals):
         notes.append(EARLIER_NOTE)
-    corpus_notes = _corpus_notes(rows)
+    corpus_notes = _corpus_notes(runs, rows)
     return Comparison(list(runs), rows, varied, step, notes + corpus_notes, not corpus_notes)
 
 
 def may_stop(run: Run) -> bool:
     """Whether the run may end at any of its evaluations."""
     return run.config.get("certify.stop") is True
+
+
+def eval_part(run: Run) -> str:
+    """Which part of the held-out windows the run was evaluated on."""
+    return str(run.config.get("trainer.eval_part", "all"))
 
 
 def common_step(runs: Sequence[Run]) -> int | None:
@@ -270,17 +278,21 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> l
     return notes
 
 
-def _corpus_notes(rows: Sequence[Row]) -> list[str]:
+def _corpus_notes(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     """Why losses in nats per token must not be ranked, where they must not."""
     corpora = {row["corpus_sha256"] for row in rows} - {None}
     vocabularies = {row["vocab_size"] for row in rows} - {None}
-    unigram_losses = {round(row["unigram_loss"], 6) for row in rows if row["unigram_loss"] is not None}
+    unigram_losses: dict[str, set[float]] = {}
+    for run, row in zip(runs, rows, strict=True):
+        if row["unigram_loss"] is not None:
+            unigram_losses.setdefault(eval_part(run), set()).add(round(row["unigram_loss"], 6))
+    most = max(map(len, unigram_losses.values()), default=0)
     instead = "losses in nats per token do not rank them; compare bits_per_byte, or each margin to its own unigram."
     if len(vocabularies) > 1 or len(corpora) > 1:
         what = f"{len(corpora)} corpora" if len(corpora) > 1 else f"{len(vocabularies)} vocabularies"
         return [f"Warning: runs on {what}: {instead}"]
-    if len(unigram_losses) > 1:
-        return [f"Warning: runs were evaluated on {len(unigram_losses)} different sets of windows: {instead}"]
+    if most > 1:
+        return [f"Warning: runs were evaluated on {most} different sets of windows: {instead}"]
     return []
 
 

@@ -27,6 +27,8 @@ from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, run_directories
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.pass_rate import standard_of
+from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value, build
 from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide, forget_crashes
@@ -52,6 +54,11 @@ class Ending:
     crashes: list[dict[str, Any]]  # that keep the answer from being proved
 
 
+def held_out_part(base: schema.Config, plan: Proposal) -> dict[str, Value]:
+    """The settings by which a confirmation is evaluated on text that the search never looks at."""
+    return {"trainer.eval_part": "confirm"} if plan.seed and base.trainer.eval_part == "search" else {}
+
+
 class Search:
     """One process's part in a search."""
 
@@ -72,7 +79,7 @@ class Search:
         """
         searched = {dimension.key for dimension in dimensions}
         for key in ("seed", "objective", "resume"):
-            require(key not in searched, key, "a sweep", "one value; a search repeats by search.confirm_seeds")
+            require(key not in searched, key, "a sweep", "one value; a search takes fresh seeds by itself")
         self.resolve = resolve
         self.directory = directory
         self.overrides = list(overrides)
@@ -85,6 +92,8 @@ class Search:
         self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
         self.base = resolve(first | dict(self.space.sizes[0].params))
         require(self.base.certify.stop, "certify.stop", False, "true in a search")
+        part = self.base.trainer.eval_part
+        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
         require(self.base.objective is None, "objective", self.base.objective, "null in a search")
         self.first_trial = 0  # of this start; known once there is a study
         self.error: str | None = None  # that every trial would meet
@@ -176,7 +185,9 @@ class Search:
         searched = [dimension.key for dimension in self.space.dimensions]
         ignored = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
         kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
-        return kept | {"search.confirm_seeds": self.base.search.confirm_seeds}
+        search = self.base.search
+        standard = ("confirm_seeds", "pass_rate", "confidence")
+        return kept | {f"search.{name}": getattr(search, name) for name in standard}
 
     def result(self) -> SearchResult:
         """The result of the trials so far."""
@@ -188,7 +199,7 @@ class Search:
     def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
         tried = forget_crashes(records, self.first_trial)
-        decision = decide(self.space, tried, self.base.search.confirm_seeds)
+        decision = decide(self.space, tried, standard_of(self.base.search))
         return Settled() if isinstance(decision, Proposal) and self._ended_by(self.result(), decision) else decision
 
     @staticmethod
@@ -205,7 +216,7 @@ class Search:
                 raise KeyboardInterrupt
             shared.fail_stale_trials()
             result = self.result()
-            decision = decide(self.space, result.records, self.base.search.confirm_seeds)
+            decision = decide(self.space, result.records, standard_of(self.base.search))
             reason = self._ended_by(result, decision)
             others = any(record.outcome == RunStatus.RUNNING for record in result.records)
             if reason is not None and not others:
@@ -220,10 +231,11 @@ class Search:
     def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> None:
         """Train one trial by its plan, and record its end in the study."""
         params = self.space.params(plan.size, plan.recipe)
-        params = params | {"seed": self.base.seed + plan.seed}
-        config = self.resolve(params)
+        params = params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
         size = self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
+        params |= held_out_part(self.base, plan)
+        config = self.resolve(params)
         self.view.begin(description, self.result().bracket())
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":

@@ -29,21 +29,25 @@ MEMORY_SETTINGS = ("model.num_layers", "model.hidden_dim", "data.vocab_size", "t
 
 
 def training_bytes(config: Config, device: torch.device) -> dict[str, int]:
-    """The bytes of each part of what training holds at the end of a backward pass, on its device."""
+    """The bytes of each part of what training holds when a backward pass begins, on its device."""
     policy, model, trainer = POLICIES[config.precision.name], config.model, config.trainer
     param_bytes, state_bytes = policy.param_dtype.itemsize, policy.optimizer_dtype.itemsize
-    # The weights, the ones before the step, and backward's gradients; the gradients as the optimizer sees them.
-    per_weight = 3 * param_bytes + state_bytes + (state_bytes if policy.rounds else 0)
+    # The weights, and the ones before the step; the gradients as the optimizer sees them. Those that backward leaves
+    # are let go before the next activations are made.
+    per_weight = 2 * param_bytes + state_bytes + (state_bytes if policy.rounds else 0)
     per_weight += num_moments(config.optimizer) * state_bytes
     tokens, width = trainer.batch_size * trainer.seq_len, model.hidden_dim
     # Backward needs the operands of each layer's products: four of the width, and the MLP's before and after GELU,
     # unless it works those out again.
     is_recomputed = policy.compute_dtype == torch.float32
     kept = model.num_layers * (4 * width + (1 if is_recomputed else 2) * model.mlp_dim) + width
-    # The compiled head, where there is one, has a buffer of few rows.
-    is_narrow = device.type == "cpu" and width <= MAX_WIDTH
-    rows = min(trainer.batch_size * (trainer.seq_len - 1), GROUP if is_narrow else chunk_rows(device))
-    activations = (tokens * kept + rows * config.data.vocab_size) * policy.compute_dtype.itemsize
+    # The logits of some rows, in the operands' dtype; for narrow widths compiled code may hold fewer, in float32.
+    rows = trainer.batch_size * (trainer.seq_len - 1)
+    if device.type == "cpu" and width <= MAX_WIDTH:
+        logits = min(rows, GROUP) * config.data.vocab_size * 4
+    else:
+        logits = min(rows, chunk_rows(device)) * config.data.vocab_size * policy.compute_dtype.itemsize
+    activations = tokens * kept * policy.compute_dtype.itemsize + logits
     if device.type == "cpu" and policy.compute_dtype == torch.bfloat16 and config.device.matmul == "bfloat16":
         # Attention there writes its scores out. With `auto` it is not known yet whether it will.
         activations += model.num_layers * model.heads * tokens * trainer.seq_len * policy.compute_dtype.itemsize

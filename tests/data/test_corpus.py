@@ -109,7 +109,9 @@ def test_place_of_the_text_makes_no_difference(config: TextConfig, tmp_path: Pat
 
 def test_pydocs_are_a_corpus_too(monkeypatch: pytest.MonkeyPatch, prose: Prose) -> None:
     documents = {f"module{n}": prose(10, seed=n) for n in range(30)}
-    monkeypatch.setattr(corpus_module, "read_pydocs", lambda packages: (documents, f"stand-in for {packages}"))
+    monkeypatch.setattr(
+        corpus_module, "read_pydocs", lambda packages: (documents, f"stand-in for {packages}", "its hash")
+    )
     corpus = load_corpus(PydocsConfig(packages=["numpy"], vocab_size=600, dead_fraction=0.6))
     assert corpus.description == "pydocs: stand-in for ['numpy']"
     assert len(corpus.val_tokens) > 0

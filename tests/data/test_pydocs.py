@@ -1,3 +1,5 @@
+import hashlib
+import json
 import logging
 import os
 import sys
@@ -64,7 +66,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_a_docstring_and_what_is_not(library: Path) -> None:
-    documents, description = read_pydocs([])
+    documents, description, _ = read_pydocs([])
     assert documents["json"].split("\n\n") == [
         "Module   doc.",
         "Class\ndoc.",
@@ -88,11 +90,13 @@ def test_what_is_a_docstring_and_what_is_not(library: Path) -> None:
 
 
 def test_order_is_that_of_the_names(library: Path) -> None:
-    assert list(read_pydocs([])[0]) == sorted(read_pydocs([])[0])
+    documents, _, digest = read_pydocs([])
+    assert list(documents) == sorted(documents)
+    assert digest == hashlib.sha256(json.dumps(documents).encode()).hexdigest()
 
 
 def test_packages_are_read_and_never_imported(library: Path, package: Path) -> None:
-    documents, description = read_pydocs(["marble_sample"])
+    documents, description, _ = read_pydocs(["marble_sample"])
     assert documents["marble_sample"] == "Package doc."
     assert documents["marble_sample.inner.part"] == "Part doc."
     assert "marble_sample" not in sys.modules
@@ -119,7 +123,7 @@ def test_sources_are_parsed_once_until_they_change(library: Path) -> None:
     def read_again() -> tuple[dict[str, str], bool]:
         """The documents, and whether a source was read for them."""
         with opened_files() as paths:
-            documents, _ = read_pydocs([])
+            documents, *_ = read_pydocs([])
         return documents, str(changed) in paths
 
     first, parsed = read_again()

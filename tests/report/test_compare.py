@@ -364,3 +364,14 @@ def bytes_read() -> int:
     """By this process so far; 0 where the system does not count."""
     counts = Path("/proc/self/io")
     return int(counts.read_text().split()[1]) if counts.exists() else 0
+
+
+def test_parts_of_the_held_out_text_are_not_ranked_against_each_other(make_run: MakeRun, tmp_path: Path) -> None:
+    for part, unigram in (("search", 6.5), ("confirm", 6.7)):
+        folder = make_run(tmp_path / part, f"trainer.eval_part={part}", steps=40)
+        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata["baselines"]["unigram_fitted"] = unigram
+        (folder / "metadata.json").write_text(json.dumps(metadata))
+    compared = compare_runs([Run.read(path) for path in sorted(tmp_path.iterdir())])
+    assert compared.comparable
+    assert [note for note in compared.notes if "trainer.eval_part" in note]

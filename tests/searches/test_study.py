@@ -29,6 +29,7 @@ from marble_sweep.searches.study import (
     open_study,
     records,
 )
+from marble_sweep.searches.worker import held_out_part
 
 SIZES = {"certified": 4, "refuted": 0, "pruned": 1, "diverged": 2, "too_slow": 3, "failed": 5}
 LACKING = {"certified": -0.2, "refuted": 0.3, "pruned": 0.9, "diverged": 0.5, "too_slow": -0.1, "failed": 0.4}
@@ -182,14 +183,23 @@ def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, li
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("rules", [None, 1, 2, 4])
-def test_a_study_of_other_rules_may_not_be_joined(rules: int | None) -> None:
-    storage = InMemoryStorage()
+@pytest.mark.parametrize(
+    ("part", "seed", "expected"),
+    [("search", 0, {}), ("search", 1, {"trainer.eval_part": "confirm"}), ("all", 0, {}), ("all", 1, {})],
+)
+def test_fresh_seeds_are_evaluated_on_fresh_windows(part: str, seed: int, expected: dict[str, str]) -> None:
+    base = tiny_config(f"trainer.eval_part={part}")
+    assert held_out_part(base, Proposal(0, (0.0,), seed, "confirm" if seed else "probe")) == expected
+
+
+@pytest.mark.parametrize("began", [None, 1, RULES - 1])
+def test_a_study_that_began_under_other_rules_is_refused(began: int | None, tmp_path: Path) -> None:
+    """Version 0.1.0 recorded no rules."""
+    storage = open_storage(str(tmp_path / "study.log"))
     study = join(storage).study
-    settings = dict(study.user_attrs["config"])
-    assert settings.pop("rules") == RULES
-    study.set_user_attr("config", settings if rules is None else settings | {"rules": rules})
-    with pytest.raises(
-        ValueError, match=rf"search.study = study: must have .* began under other ones \({rules or 1}\)"
-    ):
+    settings = {key: value for key, value in study.user_attrs["config"].items() if key != "rules"}
+    study.set_user_attr("config", settings if began is None else settings | {"rules": began})
+    with pytest.raises(ValueError, match=r"search\.study = study: must have begun under the rules of ") as raised:
         join(storage)
+    assert f"began under other ones ({began or 1}); take another hydra.sweep.dir" in str(raised.value)
+    assert "\n" not in str(raised.value)

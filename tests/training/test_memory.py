@@ -61,7 +61,7 @@ def test_a_narrow_models_logits_count_as_the_compiled_head_holds_them() -> None:
         training_bytes(tiny_config("data.vocab_size=60000", "model.num_layers=0", f"model.hidden_dim={width}"), CPU)
         for width in (MAX_WIDTH + 1, MAX_WIDTH)
     )
-    assert wide["activations"] > 100 * 60_000 * 4
+    assert wide["activations"] > 100 * 60_000 * 2
     assert 8 * 60_000 * 4 <= narrow["activations"] < 9 * 60_000 * 4
 
 

@@ -1,0 +1,59 @@
+"""The held-out windows are divided once, by whole documents or blocks, and a long document does not decide a mean."""
+
+import pytest
+import torch
+
+from marble_sweep.data.batches import eval_window_numbers
+from marble_sweep.data.held_out import choose_windows, in_search, spread_over
+
+SEQ_LEN = 4
+LENGTHS = [40, 7, 200, 9, 13] * 8  # of documents, in tokens
+FIRSTS = torch.tensor([sum(LENGTHS[:number]) for number in range(len(LENGTHS))])
+NUM_TOKENS = sum(LENGTHS)
+
+
+def test_all_windows_are_those_of_ever() -> None:
+    numbers, documents = choose_windows("all", NUM_TOKENS, FIRSTS, SEQ_LEN, 50)
+    assert torch.equal(numbers, eval_window_numbers(NUM_TOKENS, SEQ_LEN, 50))
+    assert documents is not None
+    assert len(documents) == 50
+
+
+@pytest.mark.parametrize("firsts", [FIRSTS, FIRSTS[:3], None])
+def test_no_window_is_in_both_parts_and_none_is_lost(firsts: torch.Tensor | None) -> None:
+    (searched, _), (confirmed, _) = (
+        choose_windows(part, NUM_TOKENS, firsts, SEQ_LEN, 10**6) for part in ("search", "confirm")
+    )
+    assert sorted([*searched.tolist(), *confirmed.tolist()]) == list(range(NUM_TOKENS // SEQ_LEN))
+    assert abs(len(searched) - len(confirmed)) <= max(LENGTHS) // SEQ_LEN
+    assert searched.tolist() == sorted(searched.tolist())
+
+
+def test_documents_stay_whole_and_give_about_as_many_windows() -> None:
+    (searched, first), (_, second) = (
+        choose_windows(part, NUM_TOKENS, FIRSTS, SEQ_LEN, 60) for part in ("search", "confirm")
+    )
+    assert first is not None
+    assert second is not None
+    assert not {*first.tolist()} & {*second.tolist()}
+    assert 50 <= len(searched) <= 60
+    assert first.unique(return_counts=True)[1].max() <= 5
+
+
+def test_blocks_are_divided_where_documents_are_few() -> None:
+    in_blocks = choose_windows("search", 3200, None, 1, 10**6)[0]
+    borders = (in_blocks.diff() > 1).sum() + 1
+    assert (len(in_blocks), int(borders)) == (1600, 16)
+
+
+def test_windows_are_spread_evenly() -> None:
+    units = torch.tensor([0] * 10 + [1] + [2] * 4)
+    assert spread_over(units, 7).tolist() == [0, 3, 6, 10, 11, 12, 13]
+    assert spread_over(units, 100).tolist() == list(range(15))
+    assert spread_over(units, 2).tolist() == [0, 7]
+    assert in_search(units).tolist() == [True] * 10 + [False] * 5
+
+
+def test_too_few_windows_to_divide() -> None:
+    with pytest.raises(ValueError, match=r"^trainer.eval_part = confirm: must be all: 5 held-out tokens are too few"):
+        choose_windows("confirm", 5, None, 4, 10)
