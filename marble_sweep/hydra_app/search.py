@@ -18,8 +18,8 @@ from marble_sweep.hydra_app.side_by_side import job_environment, other_callbacks
 from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.searches.worker import Ending, Search, Train
 
-# More trials at once, of which most turn out not to have been needed, hardly end a search sooner (docs/search.md).
-MAX_AT_ONCE = 4
+# Trials at once that end a search sooner (docs/search.md); of more, most would turn out not to have been needed.
+MAX_AT_ONCE = 8
 
 
 def search(
