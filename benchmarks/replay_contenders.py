@@ -30,17 +30,24 @@ from replay_recording import (
 )
 
 from marble_sweep.searches import space as spaces
+from marble_sweep.searches.pass_rate import SeedResult, Standard
 from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
 
 # ------------------------------------------------------------------------------------------- this project's search
 
-Decide = Callable[[spaces.Space, Sequence[TrialRecord], int], Proposal | Wait | Settled]
+Decide = Callable[[spaces.Space, Sequence[TrialRecord], Standard], Proposal | Wait | Settled]
 
 
-def ours(replay: Replay, next_trial: Decide = decide, rule: Rule = current_rule) -> None:
-    """marble_sweep.searches.strategy with one worker: early stops, and CONFIRM_SEEDS fresh seeds."""
+def ours(
+    replay: Replay, next_trial: Decide = decide, rule: Rule = current_rule, standard: Standard = CONFIRM_SEEDS
+) -> None:
+    """marble_sweep.searches.strategy with one worker and early stops; in its quick form, or by a pass rate.
+
+    The recording has at most four seeds of a recipe: for a pass rate they play the fresh seeds again and again, which
+    shows what the standard costs but not whether the answer is right.
+    """
     records: list[TrialRecord] = []
-    while isinstance(proposal := next_trial(replay.space, records, CONFIRM_SEEDS), Proposal):
+    while isinstance(proposal := next_trial(replay.space, records, standard), Proposal):
         params = replay.space.params(proposal.size, proposal.recipe)
         curve = replay.curve(int(params[LAYERS]), int(params[WIDTH]), float(params[RATE]), proposal.seed)
         failed = [each.raw for each in records if isinstance(each, Trial) and each.failed_at(proposal.size)]
@@ -49,8 +56,10 @@ def ours(replay: Replay, next_trial: Decide = decide, rule: Rule = current_rule)
         replay.num_trials += 1
         above = dict(zip(curve.steps[:looks], curve.above, strict=False))
         raw = dict(zip(curve.steps[:looks], curve.margins, strict=False))
-        records.append(Trial(len(records), proposal.size, proposal.recipe, proposal.seed, outcome, above, raw=raw))
-        state = SearchState(replay.space, records, CONFIRM_SEEDS)
+        undecided = outcome == "refuted" and 2 * curve.margins[-1] > curve.above[-1]  # margin + its errors are above 0
+        made = (len(records), proposal.size, proposal.recipe, proposal.seed, outcome, above, undecided)
+        records.append(Trial(*made, raw=raw))
+        state = SearchState(replay.space, records, standard)
         answer = state.smallest()
         sizes = [size for size in state.by_size if state.confirmed(size)]
         for trace, size in ((replay.answers, answer), (replay.confirmed, min(sizes, default=None))):
@@ -69,15 +78,15 @@ class Trial(TrialRecord):
         return self.size == size and self.seed == 0 and self.outcome != "certified"
 
 
-def climb_up(space: spaces.Space, records: Sequence[TrialRecord], confirm_seeds: int) -> Proposal | Wait | Settled:
+def climb_up(space: spaces.Space, records: Sequence[TrialRecord], standard: Standard) -> Proposal | Wait | Settled:
     """A variant without probes: climb over the recipes of each size in turn, smallest first, until one is confirmed."""
-    state = SearchState(space, records, confirm_seeds)
+    state = SearchState(space, records, standard)
     for size in range(len(space.sizes)):
         if size in state.refuted:
             continue
         if (record := state.certified(size)) is not None:
-            missing = state.missing_seeds(record, running=False)
-            return Proposal(size, record.recipe, missing[0], "confirm") if missing else Settled()
+            seed = state.fresh.next_seed((size, record.recipe), SeedResult.PASSED)
+            return Settled() if seed is None else Proposal(size, record.recipe, seed, "confirm")
         for recipe in state.next_recipes(size):
             return Proposal(size, recipe, 0, "refute")
     return Settled()

@@ -20,8 +20,9 @@ from replay_recording import CONFIRM_SEEDS, HARDER, LAYERS, RATE, WIDTH, Curve, 
 from search_replay import make_space, markdown, right_size
 
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.searches.fresh_seeds import Recipe
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.strategy import Proposal, Recipe, SearchState, Settled, TrialRecord, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, decide
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,11 @@ class SearchConfig(Checked):
     max_tokens: int | None = bounded(None, Interval(1, MAX_TOKENS))  # to train on, over all trials; null: no limit
     # of training and waiting, over every resumption; null: no limit
     max_minutes: float | None = bounded(None, POSITIVE)
-    confirm_seeds: int = bounded(3, Interval(0, MAX_SEEDS))  # fresh seeds on which the answer must certify again
+    # The answer must certify on more than this share of fresh seeds, and no smaller size may.
+    pass_rate: float = bounded(0.8, Interval(0.1, 0.95))
+    confidence: float = bounded(0.95, Interval(0.5, 0.999))  # of all that a search says of pass rates
+    # the quick form: so many fresh seeds on which the answer must certify again; null: by pass_rate
+    confirm_seeds: int | None = bounded(None, Interval(0, MAX_SEEDS))
     storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
     # seconds to wait for a storage that does not answer, before the search ends
     storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))

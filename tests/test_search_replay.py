@@ -16,6 +16,7 @@ from helpers import compose_config
 from optuna.distributions import IntDistribution
 
 from marble_sweep.searches import space as spaces
+from marble_sweep.searches.pass_rate import PassRate, Standard
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord
 
 STEP = recorded.TOKENS_PER_STEP
@@ -226,11 +227,27 @@ def test_ours_finds_and_confirms_the_answer(recording: recorded.Recording, space
             assert (size(0, 2) in [answer for _, answer in replay.answers]) == (first == 1)
 
 
+def test_a_pass_rate_costs_more_and_leaves_a_lucky_size_undecided_or_ruled_out(
+    recording: recorded.Recording, space: spaces.Space
+) -> None:
+    for first in SEEDS:
+        seed = seeds_by_first(recording, space, first)[0]
+        quick, by_rate = (
+            recorded.play(lambda each: contenders.ours(each, standard=standard), recording, space, seed, 1e9)  # noqa: B023
+            for standard in (recorded.CONFIRM_SEEDS, PassRate(0.8, 0.95))
+        )
+        assert by_rate.ended
+        assert by_rate.confirmed[-1][1] == size(0, 3)
+        assert by_rate.tokens > 2 * quick.tokens
+        assert by_rate.by_reason["confirm"] >= 21 * recorded.STEPS[5] * STEP
+        assert by_rate.by_reason["exclude"] > 0
+
+
 def test_ours_plays_what_a_strategy_proposes(recording: recorded.Recording, space: spaces.Space) -> None:
     asked = [(1, (3.0,), 0), (0, (3.0,), 0), (1, (3.0,), 1)]  # sizes 1L2D, 0L2D, then a fresh seed of the first
     seen: list[TrialRecord] = []
 
-    def propose(_space: spaces.Space, records: Sequence[TrialRecord], _confirm_seeds: int) -> Proposal | Settled:
+    def propose(_space: spaces.Space, records: Sequence[TrialRecord], _standard: Standard) -> Proposal | Settled:
         seen[:] = records
         return Proposal(*asked[len(records)], "probe") if len(records) < len(asked) else Settled()
 

@@ -30,6 +30,8 @@ class Style(NamedTuple):
 
 STYLES = {
     "certified": Style("certified", "#117733", "o"),
+    "ruled_out": Style("ruled out", "#cc3311", "X"),
+    "undecided": Style("undecided", "#ddaa33", "s"),
     "refuted": Style("refuted", "#cc3311", "X"),
     "too_slow": Style("too slow", "#aa4499", "v"),
     "open": Style("tried, not refuted", "#999933", "D"),
@@ -37,7 +39,7 @@ STYLES = {
     "implied": Style("implied by a wider one", "#bbbbbb", "|"),
     "untried": Style("not tried", "#6699cc", "|"),
 }
-THRESHOLDS = {"unigram": "fitted unigram", "oracle": "oracle unigram", "bigram": "bigram"}
+THRESHOLDS = {"unigram": "best unigram", "oracle": "oracle unigram", "bigram": "bigram"}
 
 
 def frontier_image(summary: dict[str, Any]) -> str:

@@ -11,19 +11,33 @@ from optuna.trial import FrozenTrial
 from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.humanize import counted, duration
+from marble_sweep.humanize import counted, duration, perplexity
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.searches.pass_rate import PassRate, Standard, standard_of
+from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Space
+from marble_sweep.searches.standing import (
+    evidence,
+    ruled_out_status,
+    ruled_out_words,
+    standard_json,
+    standing,
+    status_of,
+    tested_recipe,
+    tested_recipes,
+    undecided_line,
+)
 from marble_sweep.searches.strategy import STALE, SearchState, TrialRecord, forget_crashes, next_probe
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
 
 THRESHOLDS = {
-    "unigram": "the fitted unigram loss",
+    "unigram": "the best unigram loss",
     "oracle": "the oracle unigram loss",
     "bigram": "the bigram loss",
 }
 ENDINGS = {
     "settled": "The question is settled",
+    "undecided": "Nothing is left to try",
     "n_trials": "search.n_trials is used up",
     "max_tokens": "search.max_tokens are used up",
     "max_minutes": "search.max_minutes are used up",
@@ -34,14 +48,18 @@ ENDINGS = {
     "running": "It is going on",
 }
 SIZES = {  # status of the sizes below the answer, in words
+    "ruled_out": "ruled out",
     "refuted": "refuted by training",
     "implied": "narrower than a refuted one and otherwise the same",
     "too_slow": "ruled out as too slow",
+    "undecided": "undecided",
     "crashed": "crashed",
     "open": "tried, with other recipes left",
     "untried": "not tried",
 }
-APART = {"too_slow": "too slow", "crashed": "crashed"}  # statuses that the bracket does not count as refuted
+# Statuses that the bracket does not count as ruled out.
+APART = {"undecided": "undecided", "too_slow": "too slow", "crashed": "crashed"}
+SEEDS_TO_EXCLUDE = 6  # that rule out a recipe which never certifies, as a rule
 RECIPES_TO_REFUTE = 3  # for a typical size: the best recipe and its two neighbours
 PRUNED = (RunStatus.PRUNED, RunStatus.DIVERGED, RunStatus.TOO_SLOW)
 MAX_CRASHED_SIZES = 2  # once so many crashed and nothing trained, the search ends
@@ -67,7 +85,15 @@ class SearchResult:
 
     @functools.cached_property
     def state(self) -> SearchState:
-        return SearchState(self.space, self.records, self.base.search.confirm_seeds)
+        return SearchState(self.space, self.records, self.standard)
+
+    @property
+    def standard(self) -> Standard:
+        return standard_of(self.base.search)
+
+    @property
+    def ruled_out(self) -> str:
+        return ruled_out_status(self.standard)
 
     @property
     def tokens_per_step(self) -> int:
@@ -109,7 +135,8 @@ class SearchResult:
         search, failures = self.base.search, self.base.sweep.max_failures
         crashed = sum(record.outcome == RunStatus.FAILED for record in self.records)
         if settled:
-            return "crashed" if self.crashes() else "settled"
+            undecided = self.state.undecided & self._below(self.state)
+            return "crashed" if self.crashes() else "undecided" if undecided else "settled"
         if self._everything_crashes():
             return "crashed"
         if failures is not None and crashed >= failures:
@@ -147,36 +174,53 @@ class SearchResult:
     # ------------------------------------------------------------------ the answer
 
     def answer(self) -> dict[str, Any] | None:
-        """The smallest certified size: its parameters, loss, margin and confirmations; None where there is none."""
+        """The smallest confirmed size, else the smallest certified one: its parameters, loss, margin and fresh seeds.
+
+        None where there is none.
+        """
+        size = self.state.answer()
+        return None if size is None else self._certified(size)
+
+    def smaller_unconfirmed(self) -> dict[str, Any] | None:
+        """The smallest size that is certified but not confirmed, where the answer is a larger one."""
+        size = self.state.smallest()
+        return None if size is None or size == self.state.answer() else self._certified(size)
+
+    def _certified(self, size: int) -> dict[str, Any]:
+        """A certified size. Loss and margin are those of the first trial of its recipe that certified."""
         state = self.state
-        size = state.smallest()
-        record = None if size is None else state.certified(size)
-        if size is None or record is None:
-            return None
-        trial = self._trial(record.number)
-        params = self.space.params(size, record.recipe)
-        confirmations = state.confirmations.get((size, record.recipe), {})
+        record = state.certified(size)
+        assert record is not None
+        recipe = record.recipe
+        params = self.space.params(size, recipe)
+        confirmations = state.confirmations.get((size, recipe), {})
         certified = sorted(seed for seed, trial in confirmations.items() if trial.outcome == RunStatus.CERTIFIED)
+        if record.outcome != RunStatus.CERTIFIED:
+            record = confirmations[certified[0]]
+        trial, seed = self._trial(record.number), trial_seed(self.base.seed, params, record.seed)
         keys = ("val_loss", "margin", "margin_se", "margin_df", "step", "steps_per_minute", "directory")
         return {
             "size": str(self.space.sizes[size]),
             "params": params,
             "n_params": self.space.sizes[size].num_parameters,
-            "seed": self.base.seed,
+            "seed": seed,
             "trial": record.number,
             **{key: result_of(trial).get(key) for key in keys},
+            "perplexity": perplexity(result_of(trial)["val_loss"]),
             "confirmed": self._confirmed(size),
-            "confirming_seeds": [self.base.seed + seed for seed in certified],
-            "command": self.command(params, result_of(trial).get("products")),
+            "confirming_seeds": [trial_seed(self.base.seed, params, index) for index in certified],
+            "fresh_seeds": tested_recipe(state, self.base, size, recipe),
+            "evidence": evidence(self.standard, state.fresh.tally((size, recipe)), self.base.search.confidence),
+            "command": self.command(params | {"seed": seed}, result_of(trial).get("device")),
         }
 
     def _confirmed(self, size: int) -> bool:
-        """Whether it certified again on every fresh seed, and there is at least one."""
-        return self.base.search.confirm_seeds > 0 and self.state.confirmed(size)
+        """Whether fresh seeds accepted it, and there is at least one."""
+        return self.standard != 0 and self.state.confirmed(size)
 
-    def command(self, params: Mapping[str, Any], products: Mapping[str, str] | None) -> str:
-        """The command that trains such a model for the whole budget, with the products of the trial that certified."""
-        settings = {f"device.{name}": value for name, value in (products or {}).items()} | dict(params)
+    def command(self, params: Mapping[str, Any], device: Mapping[str, Any] | None) -> str:
+        """The command that trains such a model for the whole budget, with the numbers of the trial that certified."""
+        settings = {f"device.{name}": value for name, value in (device or {}).items()} | dict(params)
         left_out = ("certify.stop=", "search.", "sweep.", *(f"{key}=" for key in settings))
         kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
         return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in settings.items())])
@@ -186,30 +230,13 @@ class SearchResult:
 
     @functools.cached_property
     def statuses(self) -> dict[int, str]:
-        """By index of every size: certified, refuted, too_slow, implied, crashed, open or untried.
-
-        A size is too_slow where the speed of some recipe helped to rule it out, and open where it was tried and is
-        not ruled out.
-        """
-        state = self.state
-        statuses = {}
-        for size in range(len(self.space.sizes)):
-            if state.certified(size):
-                statuses[size] = "certified"
-            elif size in state.refuted:
-                statuses[size] = "refuted" if size in state.refuted_by_loss else "too_slow"
-            elif state.implied(size):
-                statuses[size] = "implied"
-            elif size in state.crashed:
-                statuses[size] = "crashed"
-            else:
-                statuses[size] = "open" if size in state.by_size else "untried"
-        return statuses
+        """The status of every size, by its index."""
+        return {size: status_of(self.state, size) for size in range(len(self.space.sizes))}
 
     def frontier(self) -> list[dict[str, Any]]:
         """Every size that was trained or is no larger than the answer, with its best margin."""
         statuses, state = self.statuses, self.state
-        top = state.smallest()
+        top = state.answer()
         rows = []
         for index, size in enumerate(self.space.sizes):
             tried = state.by_size.get(index, {})
@@ -251,7 +278,7 @@ class SearchResult:
         config, answer = self.base, self.answer()
         statuses, state = self.statuses, self.state
         below = {size: status for size, status in statuses.items() if size in self._below(state)}
-        refuted = [size for size, status in below.items() if status == "refuted"]
+        refuted = [size for size, status in below.items() if status == self.ruled_out]
         counts = Counter(record.outcome for trial in self.trials if (record := as_record(trial)) is not None)
         early_stopping = EarlyStopping(config)
         summary = {
@@ -265,7 +292,12 @@ class SearchResult:
                 "seq_len": config.trainer.seq_len,
             },
             "ended": ended,
+            "standard": standard_json(self.standard, config),
             "answer": answer,
+            "smaller_unconfirmed": self.smaller_unconfirmed(),
+            "tested_recipes": tested_recipes(state, config),
+            "undecided_below": [str(self.space.sizes[size]) for size in sorted(below) if below[size] == "undecided"],
+            "ruled_out_below": [str(self.space.sizes[size]) for size in refuted],
             "largest_refuted_below": str(self.space.sizes[max(refuted)]) if refuted else None,
             "sizes_below": dict(Counter(below.values())),
             "crashes": self.crashes(),
@@ -282,7 +314,7 @@ class SearchResult:
 
     def _below(self, state: SearchState) -> set[int]:
         """The indices of the sizes smaller than the answer; all where there is none."""
-        top, sizes = state.smallest(), self.space.sizes
+        top, sizes = state.answer(), self.space.sizes
         if top is None:
             return set(range(len(sizes)))
         return {index for index, size in enumerate(sizes) if size.num_parameters < sizes[top].num_parameters}
@@ -304,19 +336,16 @@ class SearchResult:
     def bracket(self) -> str:
         """The smallest certified size, what is refuted below it, and an estimate of the time left."""
         state, statuses, sizes = self.state, self.statuses, self.space.sizes
-        top = state.smallest()
+        top = state.answer()
         below = self._below(state)
-        refuted = [size for size in below if statuses[size] == "refuted"]
+        refuted = [size for size in below if statuses[size] == self.ruled_out]
         counts = Counter(statuses[size] for size in below)
         apart = [f", {counts[status]} {name}" for status, name in APART.items() if counts[status]]
-        if top is None:
-            parts = ["none certified"]
-        else:
-            parts = [f"{sizes[top]} {'confirmed' if self._confirmed(top) else 'certified'}"]
+        parts = ["none certified" if top is None else f"{sizes[top]} {standing(state, top)}"]
         smaller = "smaller " if top is not None else ""
         largest = f", largest {sizes[max(refuted)]}" if refuted else ""
-        closed = counts["refuted"] + counts["implied"]
-        parts.append(f"{closed} of {len(below)} {smaller}refuted{largest}{''.join(apart)}")
+        closed, ruled_out = counts[self.ruled_out] + counts["implied"], self.ruled_out.replace("_", " ")
+        parts.append(f"{closed} of {len(below)} {smaller}{ruled_out}{largest}{''.join(apart)}")
         if (left := self.seconds_left(state, top)) is not None:
             parts.append(f"about {duration(left)} left")
         return " | ".join(parts)
@@ -333,10 +362,11 @@ class SearchResult:
         step_seconds = sum(training) / sum(result["step"] for result in ended)
         other_seconds = sum(result["seconds"] for result in ended) - sum(training)
         still_open = [size for size in state.widest_below(top) if size not in state.crashed]
-        recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) for size in still_open)
+        to_exclude = SEEDS_TO_EXCLUDE if isinstance(self.standard, PassRate) else 0
+        recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) + to_exclude for size in still_open)
         steps = recipes * self.base.trainer.total_steps
         record = state.certified(top)
-        seeds = len(state.missing_seeds(record, running=False)) if record is not None else 0
+        seeds = state.fresh.seeds_to_accept((top, record.recipe)) if record is not None else 0
         steps += seeds * record.last_step if record is not None else 0
         return (steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)) / self.workers
 
@@ -345,9 +375,12 @@ class SearchResult:
         answer = summary["answer"]
         lines = self._answer_lines(summary)
         below = summary["sizes_below"]
-        counts = ", ".join(f"{below[status]} {name}" for status, name in SIZES.items() if below.get(status))
+        words = SIZES | {"ruled_out": ruled_out_words(summary["tested_recipes"], summary["ruled_out_below"])}
+        counts = ", ".join(f"{below[status]} {name}" for status, name in words.items() if below.get(status))
         which = "all sizes in the space" if answer is None else "all smaller sizes in the space"
         lines.append(f"Of {which}: {counts}." if counts else "There is no smaller size in the space.")
+        if (undecided := undecided_line(summary["tested_recipes"], summary["undecided_below"])) is not None:
+            lines.append(undecided)
         if summary["crashes"]:
             lines.append(f"The question is not settled: {_crashes(summary['crashes'])}.")
         if self.space.impossible:
@@ -376,18 +409,17 @@ class SearchResult:
             if summary["outcomes"].keys() - {RunStatus.RUNNING, STALE, RunStatus.FAILED}:
                 return [f"Nothing is certified: no size tried beats {threshold} {within}."]
             return [f"Nothing is certified: every trial {'crashed' if summary['crashes'] else 'was cut short'}."]
-        which = "model" if summary["ended"] == "settled" else "model found"  # a smaller one may be left
-        seeds = config.search.confirm_seeds
-        confirmed = f"confirmed on {counted(len(answer['confirming_seeds']), 'fresh seed')} of {seeds}"
-        if not answer["confirmed"]:
-            confirmed = f"not confirmed: {confirmed if seeds else 'search.confirm_seeds = 0'}"
-        return [
-            f"The smallest {which} that beats {threshold} {within}: {answer['size']}, "
-            f"{answer['n_params']:,} parameters.",
+        so_far = "" if summary["ended"] in ("settled", "undecided") else " so far"  # a smaller one may be left
+        lines = [
+            f"The smallest certified size{so_far}: {answer['size']}, {answer['n_params']:,} parameters, beats "
+            f"{threshold} {within}.",
             f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
-            f"{answer['val_loss']:.4f}, {answer['margin']:.4f} ± {answer['margin_se']:.4f} nats below, at step "
-            f"{answer['step']:,}; {confirmed}.",
+            f"{answer['val_loss']:.4f} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} ± "
+            f"{answer['margin_se']:.4f} nats below, at step {answer['step']:,}; {answer['evidence']}.",
         ]
+        if (smaller := summary["smaller_unconfirmed"]) is not None:
+            lines.append(f"A smaller size is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")
+        return lines
 
 
 def _crashes(crashes: Sequence[Mapping[str, Any]]) -> str:

@@ -5,14 +5,17 @@ depends on the recipe, above all on the learning rate. So:
 
 1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that worked last.
    Once one certifies, no size with as many parameters or more is trained.
-2. *Confirm.* The smallest certified size trains again on fresh seeds. A recipe that fails one is rejected.
+2. *Confirm.* The smallest certified size trains again on fresh seeds, until its recipe is accepted, or rejected: ruled
+   out or undecided (pass_rate.py). In the quick form a few seeds must all certify.
 3. *Refute.* Every smaller size climbs: from the best known recipe it moves to the better neighbour until the best
-   one has only worse neighbours, so much worse that not even a parabola through them reaches the threshold. The size
-   is then *refuted*. A size that is narrower than a refuted one of the same depth is *implied*: it counts as refuted
-   too. If a size certifies instead, the search is back at step 2 with a smaller answer.
+   one has only worse neighbours, so much worse that not even a parabola through them reaches the threshold. If a size
+   certifies instead, the search is back at step 2 with a smaller answer.
+4. *Exclude.* The best recipes of a size that has climbed are trained on fresh seeds too, until they are ruled out. The
+   size is then *refuted*; if one of them stays undecided, so does the size. In the quick form the climb alone refutes.
+   A size that is narrower than a refuted one of the same depth is *implied*: it counts as refuted too.
 
-The search is settled when the answer is confirmed and every smaller size is refuted or implied. Every decision follows
-from the records alone, so any number of workers can decide, and an interrupted search can go on.
+The search is settled when the answer is confirmed and every smaller size is refuted, implied or undecided. Every
+decision follows from the records alone, so any number of workers can decide, and an interrupted search can go on.
 
 A crash says nothing about a size or a recipe. A trial that crashed is repeated once. If it crashes again its size is
 *crashed*: it can still certify with another recipe, and a wider size can imply it, but it is not refuted.
@@ -23,6 +26,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.searches.fresh_seeds import Candidate, FreshSeeds, Recipe
+from marble_sweep.searches.pass_rate import PassRate, SeedResult, Standard, Verdict
 from marble_sweep.searches.space import Space
 
 WHOLE = 1.0  # between neighbouring recipes
@@ -31,7 +36,6 @@ STALE = "stale"  # the outcome of a trial whose worker died or was interrupted
 FAILURES_BEFORE_LARGEST = 2
 # Outcomes whose last evaluation does not show where training would have led.
 NO_MARGIN = (RunStatus.DIVERGED, RunStatus.FAILED)
-Recipe = tuple[float, ...]  # a position in each recipe dimension's values
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,18 @@ class TrialRecord:
     seed: int  # 0: of the search; 1, 2, …: the fresh ones of a confirmation
     outcome: str  # running, certified, refuted, pruned, diverged, too_slow, failed, stale
     margins: dict[int, float] = field(default_factory=dict)  # by step: nats per token above what certifies
+    undecided: bool = False  # refuted is only: not certified
+
+    @property
+    def seed_result(self) -> SeedResult:
+        """What it shows as a run on a fresh seed."""
+        if self.outcome == RunStatus.CERTIFIED:
+            return SeedResult.PASSED
+        if self.outcome == RunStatus.RUNNING:
+            return SeedResult.RUNNING
+        if self.outcome == RunStatus.FAILED:
+            return SeedResult.CRASHED
+        return SeedResult.UNDECIDED if self.undecided else SeedResult.FAILED
 
     @property
     def last_step(self) -> int:
@@ -60,7 +76,7 @@ class Proposal:
     size: int
     recipe: Recipe
     seed: int
-    reason: str  # probe, confirm, refute, retry
+    reason: str  # probe, confirm, refute, exclude, retry
 
 
 @dataclass(frozen=True)
@@ -76,9 +92,9 @@ class Settled:
 class SearchState:
     """What the records say about every size."""
 
-    def __init__(self, space: Space, records: Sequence[TrialRecord], confirm_seeds: int) -> None:
+    def __init__(self, space: Space, records: Sequence[TrialRecord], standard: Standard) -> None:
         self.space = space
-        self.confirm_seeds = confirm_seeds
+        self.standard = standard
         self.records: list[TrialRecord] = []
         self.to_retry: list[TrialRecord] = []  # stale trials, and the first crash of every configuration
         latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
@@ -100,56 +116,107 @@ class SearchState:
                 self.by_size.setdefault(record.size, {})[record.recipe] = record
             else:
                 self.confirmations.setdefault((record.size, record.recipe), {})[record.seed] = record
-        self.refuted = {size for size in self.by_size if self._is_refuted(size)}
-        self.refuted_by_loss = {
-            size
-            for size in self.refuted
-            if all(record.outcome != RunStatus.TOO_SLOW for record in self.by_size[size].values())
+        tested: dict[Candidate, dict[int, SeedResult]] = {
+            (record.size, record.recipe): {} for record in records if record.seed != 0
         }
+        for candidate, trained in self.confirmations.items():
+            tested[candidate] = {seed: record.seed_result for seed, record in trained.items()}
+        self.fresh = FreshSeeds(standard, tested)
+        climbed = {size for size in self.by_size if self._has_climbed(size)}
+        verdicts = {size: self._excluded(size) for size in climbed}
+        self.refuted = {size for size, verdict in verdicts.items() if verdict == Verdict.RULED_OUT}
+        self.undecided = {size for size, verdict in verdicts.items() if verdict == Verdict.UNDECIDED}
+        self.refuted_by_loss = {
+            size for size in self.refuted if all(record.outcome != RunStatus.TOO_SLOW for record in self._of(size))
+        }
+
+    def _of(self, size: int) -> list[TrialRecord]:
+        """All records of a size."""
+        return [record for record in self.records if record.size == size]
+
+    # ------------------------------------------------------------------ what is known about a recipe
+
+    def _rejected(self, size: int, recipe: Recipe) -> bool:
+        return self.fresh.verdict((size, recipe)) not in (Verdict.OPEN, Verdict.ACCEPTED)
+
+    def margin(self, size: int, recipe: Recipe) -> float:
+        """The margin that a recipe reaches on the asked share of its seeds; in the quick form its worst one.
+
+        Of few seeds that is the worst one as well.
+        """
+        trained = [self.by_size[size][recipe], *self.confirmations.get((size, recipe), {}).values()]
+        ended = [record for record in trained if record.outcome not in (RunStatus.RUNNING, RunStatus.FAILED)]
+        margins = sorted(record.margin for record in ended or trained[:1])
+        may_fail = 1 - self.standard.rate if isinstance(self.standard, PassRate) else 0.0
+        return margins[int(may_fail * len(margins))]
 
     # ------------------------------------------------------------------ what is known about a size
 
     def certified(self, size: int, *, running: bool = False) -> TrialRecord | None:
-        """The record by which a size is certified: the quickest whose recipe has failed no confirmation.
+        """The record by which a size is certified: of an accepted recipe, else the quickest that is not rejected.
 
         With `running`, a running trial counts as well. A recipe whose confirmation crashes twice does not count:
-        another recipe may work.
+        another recipe may work. An accepted recipe counts even if it failed on the search's own seed.
         """
         good = (RunStatus.CERTIFIED, RunStatus.RUNNING) if running else (RunStatus.CERTIFIED,)
+
+        def rank(record: TrialRecord) -> tuple[bool, bool, int]:
+            return self._is_accepted(record), record.outcome == RunStatus.CERTIFIED, -record.last_step
+
         candidates = [
             record
             for record in self.by_size.get(size, {}).values()
-            if record.outcome in good and not self._rejected(size, record.recipe)
+            if (record.outcome in good and not self._rejected(size, record.recipe)) or self._is_accepted(record)
         ]
-        return max(
-            candidates, key=lambda record: (record.outcome == RunStatus.CERTIFIED, -record.last_step), default=None
-        )
+        return max(candidates, key=rank, default=None)
 
-    def _rejected(self, size: int, recipe: Recipe) -> bool:
-        confirmations = self.confirmations.get((size, recipe), {}).values()
-        return any(record.outcome not in (RunStatus.CERTIFIED, RunStatus.RUNNING) for record in confirmations)
+    def _is_accepted(self, record: TrialRecord) -> bool:
+        tally = self.fresh.tally((record.size, record.recipe))
+        without_seeds = tally.seeds == 0 and record.outcome != RunStatus.CERTIFIED  # none are asked for
+        return tally.verdict == Verdict.ACCEPTED and not without_seeds
 
     def confirmed(self, size: int) -> bool:
-        """Whether a certified size has certified again on every fresh seed."""
+        """Whether a certified size is accepted on fresh seeds; in the quick form, on every one."""
         record = self.certified(size)
-        return record is not None and not self.missing_seeds(record, running=False)
+        return record is not None and self._is_accepted(record)
 
-    def missing_seeds(self, record: TrialRecord, *, running: bool) -> list[int]:
-        done = self.confirmations.get((record.size, record.recipe), {})
-        good = (RunStatus.CERTIFIED, RunStatus.RUNNING) if running else (RunStatus.CERTIFIED,)
-        wanted = range(1, self.confirm_seeds + 1)
-        return [seed for seed in wanted if seed not in done or done[seed].outcome not in good]
+    def answer(self) -> int | None:
+        """The smallest confirmed size, else the smallest certified one."""
+        return min((size for size in self.by_size if self.confirmed(size)), default=self.smallest())
 
-    def margin(self, size: int, recipe: Recipe) -> float:
-        """The worst margin of a recipe over the search's seed and the fresh ones on which it failed."""
-        record = self.by_size[size][recipe]
-        others = self.confirmations.get((size, recipe), {}).values()
-        failed = [
-            other.margin
-            for other in others
-            if other.outcome not in (RunStatus.CERTIFIED, RunStatus.RUNNING, RunStatus.FAILED)
-        ]
-        return min([record.margin, *failed])
+    def contenders(self, size: int) -> list[Recipe]:
+        """The recipes on which it depends whether a size that has climbed is ruled out.
+
+        The best one, every other one that was tested, and once these are ruled out, near ties: recipes that did better
+        on the search's seed than the best one did on half of its fresh seeds. Then it was best by a lucky seed.
+        """
+        best = self.best(size)
+        assert best is not None
+        tested = [recipe for recipe in self.by_size[size] if (size, recipe) in self.fresh.tallies]
+        named = list(dict.fromkeys([best, *tested]))
+        if any(self.fresh.verdict((size, recipe)) != Verdict.RULED_OUT for recipe in named):
+            return named
+        trained = self.confirmations[size, best]
+        counted = [trained[seed] for seed in range(1, self.fresh.tally((size, best)).seeds + 1)]
+        measured = [record for record in counted if record.outcome not in NO_MARGIN]
+        others = [record for recipe, record in self.by_size[size].items() if recipe not in named]
+        better = {record.recipe: sum(self._beats(record, other) for other in measured) for record in others}
+        return [*named, *(recipe for recipe, count in better.items() if 2 * count >= len(measured) > 0)]
+
+    def recipes_to_exclude(self, size: int) -> list[Recipe]:
+        """The recipes of an open size that are to be trained on fresh seeds until they are ruled out."""
+        if not isinstance(self.standard, PassRate) or not self.by_size.get(size) or not self._has_climbed(size):
+            return []
+        return [recipe for recipe in self.contenders(size) if self.fresh.verdict((size, recipe)) == Verdict.OPEN]
+
+    def _excluded(self, size: int) -> Verdict:
+        """Whether a size that has climbed is ruled out, undecided or still open."""
+        if not isinstance(self.standard, PassRate):
+            return Verdict.RULED_OUT
+        verdicts = {self.fresh.verdict((size, recipe)) for recipe in self.contenders(size)}
+        if Verdict.OPEN in verdicts:
+            return Verdict.OPEN
+        return Verdict.RULED_OUT if verdicts == {Verdict.RULED_OUT} else Verdict.UNDECIDED
 
     def implied(self, size: int) -> bool:
         """Whether a wider size of the same depth is refuted by its losses; slowness implies nothing."""
@@ -160,12 +227,13 @@ class SearchState:
         return min((size for size in self.by_size if self.certified(size, running=running)), default=None)
 
     def open_below(self, top: int | None) -> list[int]:
-        """The sizes that have fewer parameters than `top` (all where None) and are neither refuted nor implied."""
+        """The sizes with fewer parameters than `top` (all where None) that are not refuted, implied or undecided."""
         sizes = self.space.sizes
         smaller = [
             index for index, size in enumerate(sizes) if top is None or size.num_parameters < sizes[top].num_parameters
         ]
-        return [index for index in smaller if index not in self.refuted and not self.implied(index)]
+        closed = self.refuted | self.undecided
+        return [index for index in smaller if index not in closed and not self.implied(index)]
 
     def widest_below(self, top: int | None) -> list[int]:
         """The open sizes below `top`, without those that a wider open size would imply once it is refuted.
@@ -241,7 +309,8 @@ class SearchState:
                 drops.append(top.margins[step] - neighbour.margins[step])
         return margin < 0 and margin + max(drops) / 8 >= 0
 
-    def _is_refuted(self, size: int) -> bool:
+    def _has_climbed(self, size: int) -> bool:
+        """Whether the size has failed with every recipe that was worth a trial."""
         running = any(record.outcome == RunStatus.RUNNING for record in self.by_size[size].values())
         if running or size in self.crashed or self.certified(size):
             return False
@@ -272,12 +341,12 @@ def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialReco
     ]
 
 
-def decide(space: Space, records: Sequence[TrialRecord], confirm_seeds: int) -> Proposal | Wait | Settled:
+def decide(space: Space, records: Sequence[TrialRecord], standard: Standard) -> Proposal | Wait | Settled:
     """The next trial; Wait where none can start now; Settled where none is left.
 
     None is left where every question has its answer, or where only crashed sizes stand in the way.
     """
-    state = SearchState(space, records, confirm_seeds)
+    state = SearchState(space, records, standard)
     answer = state.smallest()
     for record in state.to_retry:
         if proposal := _retry(state, record, answer):
@@ -288,7 +357,8 @@ def decide(space: Space, records: Sequence[TrialRecord], confirm_seeds: int) -> 
     if answer is not None:
         certified = state.certified(answer)
         assert certified is not None
-        for seed in state.missing_seeds(certified, running=True):
+        seed = state.fresh.next_seed((answer, certified.recipe), SeedResult.PASSED)
+        if seed is not None:
             return Proposal(answer, certified.recipe, seed, "confirm")
     if (proposal := _refute(state, answer)) is not None:
         return proposal
@@ -300,7 +370,9 @@ def _retry(state: SearchState, record: TrialRecord, answer: int | None) -> Propo
     size, recipe, seed = record.size, record.recipe, record.seed
     trials = state.by_size.get(size, {}) if seed == 0 else {}
     repeated = recipe in trials or seed in state.confirmations.get((size, recipe), {})
-    matters = size in state.open_below(answer) if seed == 0 else size == answer
+    is_open = size in state.open_below(answer)
+    is_tested = state.fresh.verdict((size, recipe)) == Verdict.OPEN
+    matters = is_open if seed == 0 else is_tested and (is_open or size == answer)
     return Proposal(size, recipe, seed, "retry") if matters and not repeated else None
 
 
@@ -342,4 +414,8 @@ def _refute(state: SearchState, answer: int | None) -> Proposal | None:
     for size in sorted(promise, key=lambda index: -promise[index]):
         for recipe in state.next_recipes(size):
             return Proposal(size, recipe, 0, "refute")
+        for recipe in state.recipes_to_exclude(size):
+            seed = state.fresh.next_seed((size, recipe), SeedResult.FAILED)
+            if seed is not None:
+                return Proposal(size, recipe, seed, "exclude")
     return None

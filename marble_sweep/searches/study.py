@@ -43,7 +43,9 @@ OUTCOME = "outcome"
 RESULT = "result"  # how the trial's run ended, in one attribute: a journal waits for the disk at every write
 WITHDRAWN = "withdrawn"  # the outcome of a trial that was created when nothing was left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
-RULES = 2  # by which trials are judged: 1 took windows for independent. A study keeps those that it began with
+# By which trials are judged; a study keeps those that it began with. 1 took windows for independent; 2 took the fitted
+# unigram for the best one, and asked for no use of the context; 3 confirmed on a few seeds.
+RULES = 4
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
 STATES = {RunStatus.CERTIFIED: TrialState.COMPLETE, "refuted": TrialState.COMPLETE, RunStatus.FAILED: TrialState.FAIL}
 TICKET_SECONDS = 0.02  # between two checks of the trials with lower numbers
@@ -150,6 +152,7 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         seed=plan["seed"],
         outcome=outcome,
         margins={step: -shortfall for step, shortfall in trial.intermediate_values.items()},
+        undecided=bool(result_of(trial).get("undecided")),
     )
 
 
@@ -168,9 +171,12 @@ class Result:
     margin_se: float | None
     reason: str | None  # of a crash
     field: str | None = None  # the setting that one of our own checks complained of
+    undecided: bool | None = None  # true where it is not certified, and a margin above 0 is not excluded either
     margin_df: float | None = None  # degrees of freedom of margin_se; None for infinitely many
+    lacks_context: bool = False  # its margin would certify it, but no use of the context is shown
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
-    products: dict[str, str] | None = None  # how its layers and head multiplied; None where a GPU did
+    # The settings below `device` that its numbers depend on to the last bit; None where a GPU multiplied.
+    device: dict[str, str | int] | None = None
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -244,7 +250,8 @@ def open_study(
 ) -> SharedStudy:
     """Create the study, or join it.
 
-    Raises ValueError where a study of that name has another space or other `settings` (JSON-able).
+    Raises ValueError where a study of that name began under other rules, or has another space or other `settings`
+    (JSON-able).
     """
     sampler = Sampler(space, decide, HeartbeatMonitor(timeout, storage))
     with _quiet():
@@ -257,7 +264,7 @@ def open_study(
     }
     if "config" in study.user_attrs and (began := study.user_attrs["config"].get("rules", 1)) != RULES:
         raise CheckError(
-            f"search.study = {name}: must have begun under the rules of this version ({RULES}), by which margins are "
+            f"search.study = {name}: must have begun under the rules of this version ({RULES}), by which trials are "
             f"judged, and began under other ones ({began}); take another hydra.sweep.dir or search.study"
         )
     for attribute, ours in expected.items():

@@ -4,23 +4,35 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import EarlyStopping, margin, margin_df, shortfall
+from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, margin_df, shortfall
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
 from marble_sweep.searches.study_products import StudyProducts
+from marble_sweep.uncertainty.student import student_errors
 
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 5.0  # to wait for the reporting thread, once the run has ended
 OUTCOMES = {RunStatus.FINISHED: "refuted"}  # a run's status to the trial's outcome, where the two differ
+
+
+def is_undecided(outcome: str, margin: float | None, margin_se: float | None, errors_needed: float) -> bool:
+    """Whether a trial that was refuted is only not certified: a margin above 0 is not excluded with the same care.
+
+    A run that was given up as hopeless, diverged or was too slow is not undecided.
+    """
+    if outcome != "refuted" or margin is None or margin_se is None:
+        return False
+    return not margin + errors_needed * margin_se <= 0  # NaN excludes nothing
 
 
 class TrialWatch:
@@ -97,9 +109,18 @@ class TrialWatch:
             val_loss=last[0]["val_loss"] if last else None,
             margin=value,
             margin_se=error,
+            undecided=is_undecided(OUTCOMES.get(status, status), value, error, student_errors(self.errors, df)) or None,
             margin_df=df if math.isfinite(df) else None,
+            lacks_context=bool(last) and lacks_context(self.config.certify, last[0], self.errors),
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
-            products=metadata.get("products"),
+            device=device_settings(metadata),
         )
+
+
+def device_settings(metadata: Mapping[str, Any]) -> dict[str, str | int] | None:
+    """`matmul`, `head` and `num_threads` of a run on a CPU: what fixes its numbers to the last bit."""
+    if not metadata.get("products"):
+        return None
+    return {**metadata["products"], "num_threads": metadata["machine"]["num_threads"]}

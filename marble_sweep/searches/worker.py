@@ -27,6 +27,8 @@ from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, run_directories
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.pass_rate import standard_of
+from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value, build
 from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide, forget_crashes
@@ -77,7 +79,7 @@ class Search:
         """
         searched = {dimension.key for dimension in dimensions}
         for key in ("seed", "objective", "resume"):
-            require(key not in searched, key, "a sweep", "one value; a search repeats by search.confirm_seeds")
+            require(key not in searched, key, "a sweep", "one value; a search takes fresh seeds by itself")
         self.resolve = resolve
         self.directory = directory
         self.overrides = list(overrides)
@@ -183,7 +185,9 @@ class Search:
         searched = [dimension.key for dimension in self.space.dimensions]
         ignored = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
         kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
-        return kept | {"search.confirm_seeds": self.base.search.confirm_seeds}
+        search = self.base.search
+        standard = ("confirm_seeds", "pass_rate", "confidence")
+        return kept | {f"search.{name}": getattr(search, name) for name in standard}
 
     def result(self) -> SearchResult:
         """The result of the trials so far."""
@@ -195,7 +199,7 @@ class Search:
     def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
         tried = forget_crashes(records, self.first_trial)
-        decision = decide(self.space, tried, self.base.search.confirm_seeds)
+        decision = decide(self.space, tried, standard_of(self.base.search))
         return Settled() if isinstance(decision, Proposal) and self._ended_by(self.result(), decision) else decision
 
     @staticmethod
@@ -212,7 +216,7 @@ class Search:
                 raise KeyboardInterrupt
             shared.fail_stale_trials()
             result = self.result()
-            decision = decide(self.space, result.records, self.base.search.confirm_seeds)
+            decision = decide(self.space, result.records, standard_of(self.base.search))
             reason = self._ended_by(result, decision)
             others = any(record.outcome == RunStatus.RUNNING for record in result.records)
             if reason is not None and not others:
@@ -227,7 +231,7 @@ class Search:
     def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> None:
         """Train one trial by its plan, and record its end in the study."""
         params = self.space.params(plan.size, plan.recipe)
-        params = params | {"seed": self.base.seed + plan.seed}
+        params = params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
         size = self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
         params |= held_out_part(self.base, plan)

@@ -207,7 +207,7 @@ def test_each_trial_of_a_search_is_shown_with_what_it_ended_with(
     }
     for name, row in by_name.items():
         last = Run.read(folder / name).evals[-1]
-        assert (row["val_loss"], row["val_margin"]) == (last["val_loss"], last["unigram_margin"])
+        assert (row["val_loss"], row["val_margin"]) == (last["val_loss"], last["tempered_margin"])
         assert row["n"] == 1  # a mean over steps would say nothing
     text = compare(folder)
     assert text.startswith("The smallest model that beats the fitted unigram loss: 4L128D.")
@@ -257,7 +257,7 @@ def test_a_group_beats_only_where_every_run_is_known_to(make_run: MakeRun, tmp_p
     make_run(tmp_path / "a", "seed=1", loss=5.0)
     make_run(tmp_path / "b", "seed=2", loss=5.0)
     evals = (tmp_path / "b" / "evals.csv").read_text().splitlines()
-    place = evals[0].split(",").index("unigram_margin_se")
+    place = evals[0].split(",").index("tempered_margin_se")
     blank = [",".join("" if at == place else value for at, value in enumerate(line.split(","))) for line in evals[1:]]
     (tmp_path / "b" / "evals.csv").write_text("\n".join([evals[0], *blank]) + "\n")
     (row,) = rows(tmp_path)

@@ -16,6 +16,8 @@ from marble_sweep.report.frontier import STYLES, draw_frontier, frontier_figure
 from marble_sweep.report.search import read_search
 from marble_sweep.runs.run import Run
 from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.pass_rate import standard_of
+from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
 from marble_sweep.searches.study import as_record, open_study
 
@@ -35,7 +37,7 @@ def searched(*overrides: str, smallest: int | None, max_trials: int = 1000) -> S
     base = tiny_config(*BUDGET, *overrides)
 
     def decide_next(records: list[TrialRecord]) -> Proposal | Wait | Settled:
-        return decide(SPACE, records, base.search.confirm_seeds)
+        return decide(SPACE, records, standard_of(base.search))
 
     shared = open_study(InMemoryStorage(), "test", SPACE, decide_next, {}, timeout=60.0)
     number = 0
@@ -92,7 +94,10 @@ def test_the_answer(result: SearchResult) -> None:
     assert answer["n_params"] == SPACE.sizes[2].num_parameters
     assert (answer["val_loss"], answer["margin"], answer["margin_se"], answer["step"]) == (2.86, 0.14, 0.01, 71)
     assert answer["confirmed"] is True
-    assert answer["confirming_seeds"] == [43, 44]
+    fresh = [trial_seed(42, answer["params"], index) for index in (1, 2)]
+    assert answer["seed"] == 42
+    assert answer["confirming_seeds"] == answer["fresh_seeds"]["seeds"] == fresh
+    assert (answer["fresh_seeds"]["passed"], answer["fresh_seeds"]["verdict"]) == (2, "accepted")
 
 
 def test_the_command_trains_the_winner_for_its_whole_budget(result: SearchResult) -> None:
@@ -105,8 +110,8 @@ def test_the_command_trains_the_winner_for_its_whole_budget(result: SearchResult
     assert not any(word.startswith(("certify.stop", "search.")) for word in words)
 
 
-def test_the_command_repeats_the_winners_products(result: SearchResult) -> None:
-    """With others its numbers would be others; what was fixed for all trials is not said twice."""
+def test_the_command_repeats_the_winners_device(result: SearchResult) -> None:
+    """With other products or threads its numbers would be others; what was fixed for all trials is not said twice."""
     fixed = dataclasses.replace(result, overrides=[*result.overrides, "device.matmul=float32", "device.type=cpu"])
     command = fixed.command({"optimizer.lr": 0.1}, {"matmul": "float32", "head": "fused"})
     assert command.split()[-4:] == ["device.type=cpu", "device.matmul=float32", "device.head=fused", "optimizer.lr=0.1"]
@@ -115,7 +120,7 @@ def test_the_command_repeats_the_winners_products(result: SearchResult) -> None:
     assert result.command({"device.head": "fused"}, {"matmul": "float32", "head": "fused"}).count("head") == 1
     answer = result.answer()
     assert answer is not None
-    assert "device.head=float32" in answer["command"].split()
+    assert {"device.head=float32", "device.num_threads=2"} <= {*answer["command"].split()}
 
 
 def test_json(result: SearchResult) -> None:
@@ -138,8 +143,10 @@ def test_json(result: SearchResult) -> None:
 def test_words(result: SearchResult) -> None:
     text = "\n".join(result.as_json("settled")["summary_lines"])
     size = SPACE.sizes[2]
-    assert f"beats the fitted unigram loss within 100 steps of 8 x 16 tokens: {size}, {size.num_parameters:,}" in text
-    assert "confirmed on 2 fresh seeds of 2" in text
+    assert f"The smallest certified size: {size}, {size.num_parameters:,} parameters, beats the best" in text
+    assert "unigram loss within 100 steps of 8 x 16 tokens." in text
+    shown = "a pass rate above 22.4 % at 95 % confidence"
+    assert f"; certified on 2 of 2 fresh seeds, the quick form: it shows {shown}." in text
     assert "Of all smaller sizes in the space: " in text
     assert "The question is settled after" in text
 
@@ -165,7 +172,7 @@ def test_words_where_nothing_certifies() -> None:
     result = searched(smallest=None)
     summary = result.as_json("settled")
     assert summary["answer"] is None
-    assert summary["summary_lines"][0].startswith("Nothing is certified: no size tried beats the fitted unigram loss")
+    assert summary["summary_lines"][0].startswith("Nothing is certified: no size tried beats the best unigram loss")
     assert not any("To train it" in line for line in summary["summary_lines"])
     assert result.bracket().startswith("none certified")
 
@@ -216,7 +223,7 @@ def test_a_crash_that_keeps_the_answer_from_being_proved_is_named() -> None:
     assert line.startswith(f"The question is not settled: 1 size crashed: {name} (trials {numbers[0]}, ")
     assert line.endswith(": boom).")
     text = "\n".join(summary["summary_lines"])
-    assert "The smallest model found that beats" in text
+    assert "The smallest certified size so far: " in text
     assert "The question is settled" not in text
     assert {row["size"]: row["status"] for row in summary["frontier"]}[name] == "crashed"
     assert ", 1 crashed" in result.bracket()
@@ -281,12 +288,13 @@ def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
     assert {row["status"] for row in summary["frontier"]} == {"certified", "too_slow"} <= set(STYLES)
     text = "\n".join(summary["summary_lines"])
     assert "Of all smaller sizes in the space: 2 ruled out as too slow." in text
-    assert "within 100 steps of 8 x 16 tokens at 1000 steps a minute or more: 0L4D" in text
+    assert "The smallest certified size: 0L4D" in text
+    assert "within 100 steps of 8 x 16 tokens at 1000 steps a minute or more." in text
 
 
 def test_an_answer_before_the_end_is_the_smallest_found() -> None:
     assert (
-        "The smallest model found that beats"
+        "The smallest certified size so far: "
         in searched(smallest=2, max_trials=3).as_json("n_trials")["summary_lines"][0]
     )
 
@@ -300,7 +308,94 @@ def test_an_answer_that_nothing_had_to_confirm_is_not_called_confirmed() -> None
 
 
 def test_the_bracket(result: SearchResult) -> None:
-    assert result.bracket().startswith(f"{SPACE.sizes[2]} confirmed | 2 of 2 smaller refuted, largest ")
+    assert result.bracket().startswith(f"{SPACE.sizes[2]} confirmed on 2 of 2 seeds | 2 of 2 smaller refuted, largest ")
+
+
+# ------------------------------------------------------------------------------------- by a pass rate
+
+
+@pytest.fixture(scope="module")
+def by_rate() -> SearchResult:
+    return searched("search.confirm_seeds=null", smallest=2)
+
+
+def test_an_answer_by_pass_rate(by_rate: SearchResult) -> None:
+    answer = by_rate.answer()
+    assert answer is not None
+    fresh = answer["fresh_seeds"]
+    seeds = [trial_seed(42, answer["params"], index) for index in range(1, 22)]
+    assert answer["confirmed"] is True
+    assert answer["confirming_seeds"] == fresh["seeds"] == seeds
+    assert (fresh["passed"], fresh["number"], fresh["level"], fresh["max_seeds"]) == (21, 1, pytest.approx(0.025), 46)
+    assert fresh["interval"] == pytest.approx([0.025 ** (1 / 21), 1.0])
+    assert "seed=42" in answer["command"].split()
+
+
+def test_words_of_a_pass_rate(by_rate: SearchResult) -> None:
+    summary = by_rate.as_json("settled")
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    lines = summary["summary_lines"]
+    assert lines[0].startswith(f"The smallest certified size: {SPACE.sizes[2]}, ")
+    assert lines[1].endswith("; certified on 21 of 21 fresh seeds: a pass rate above 80 % at 95 % confidence.")
+    ruled_out = [tested for tested in summary["tested_recipes"] if tested["verdict"] == "ruled_out"]
+    seeds = sum(len(tested["seeds"]) for tested in ruled_out)
+    assert {tested["size"] for tested in ruled_out} == set(summary["ruled_out_below"])
+    assert all("optimizer.lr" in tested["params"] for tested in ruled_out)
+    assert f"2 ruled out with {len(ruled_out)} recipes on {seeds} fresh seeds" in lines[2]
+    assert summary["standard"] == {"pass_rate": 0.8, "confidence": 0.95}
+    assert {row["status"] for row in summary["frontier"]} == {"certified", "ruled_out"} <= set(STYLES)
+    assert by_rate.bracket().startswith(f"{SPACE.sizes[2]} confirmed on 21 of 21 seeds | 2 of 2 smaller ruled out, ")
+
+
+def test_a_seed_that_is_only_not_certified_leaves_a_size_undecided() -> None:
+    base = tiny_config(*BUDGET, "search.confirm_seeds=null")
+    space = small_space("model.num_layers=0,1", "model.hidden_dim=2,4")
+    standard = standard_of(base.search)
+    shared = open_study(InMemoryStorage(), "test", space, lambda tried: decide(space, tried, standard), {}, 60.0)
+    while asked := shared.ask():
+        trial, plan = asked
+        trial.report(-0.1 if plan.size else 0.01, 71)
+        made = made_up("certified" if plan.size else "refuted", step=71, margin=0.14 if plan.size else 0.001)
+        made = dataclasses.replace(made, undecided=not plan.size or None)
+        shared.tell(trial, made, space.sizes[plan.size].num_parameters, None)
+    result = SearchResult(space, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
+    assert result.ended_by(settled=True) == "undecided"
+    summary = result.as_json("undecided")
+    assert summary["sizes_below"] == {"undecided": 1}
+    (size,) = summary["undecided_below"]
+    tested = next(tested for tested in summary["tested_recipes"] if tested["size"] == size)
+    assert (tested["passed"], tested["undecided"]) == (0, len(tested["seeds"]))
+    text = "\n".join(summary["summary_lines"])
+    seeds = f"certified on 0 of {len(tested['seeds'])} seeds: 0 % to 100 %"
+    assert f"Undecided, with the interval of its pass rate: {size} ({seeds})." in text
+    assert "Of all smaller sizes in the space: 1 undecided." in text
+    assert "Nothing is left to try after" in text
+    assert result.bracket().startswith(
+        f"{space.sizes[1]} confirmed on 21 of 21 seeds | 0 of 1 smaller ruled out, 1 und"
+    )
+
+
+def test_a_confirmed_answer_comes_before_a_smaller_one_that_is_not() -> None:
+    base = tiny_config(*BUDGET, "search.confirm_seeds=null")
+    standard = standard_of(base.search)
+    shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, standard), {}, 60.0)
+    confirmed = False
+    while True:
+        trial, plan = shared.ask() or pytest.fail("there is more to do")
+        good = plan.size >= 2 or confirmed
+        trial.report(-0.1 if good else 0.05, 71)
+        made = made_up("certified" if good else "refuted", step=71, margin=0.14 if good else -0.05)
+        shared.tell(trial, made, SPACE.sizes[plan.size].num_parameters, None)
+        result = SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
+        if confirmed:  # and this smaller size is lucky
+            break
+        confirmed = result.state.confirmed(2)
+    summary = result.as_json("max_minutes")
+    assert (summary["answer"]["size"], summary["answer"]["confirmed"]) == (str(SPACE.sizes[2]), True)
+    assert summary["smaller_unconfirmed"]["size"] == str(SPACE.sizes[plan.size])
+    assert summary["summary_lines"][0].startswith(f"The smallest certified size so far: {SPACE.sizes[2]}, ")
+    line = f"A smaller size is certified on the search's seed: {SPACE.sizes[plan.size]}; not confirmed: no fresh seed"
+    assert any(text.startswith(line) for text in summary["summary_lines"])
 
 
 @pytest.mark.parametrize(

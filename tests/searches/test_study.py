@@ -23,6 +23,7 @@ from marble_sweep.searches.study import (
     LOSS,
     OLD_HEARTBEAT,
     PLAN,
+    RULES,
     SPEED,
     SharedStudy,
     open_study,
@@ -182,15 +183,6 @@ def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, li
     assert "\n" not in str(raised.value)
 
 
-def test_a_study_of_earlier_rules_is_refused() -> None:
-    storage = InMemoryStorage()
-    study = join(storage).study
-    earlier = {key: value for key, value in study.user_attrs["config"].items() if key != "rules"}
-    study.set_user_attr("config", earlier)
-    with pytest.raises(ValueError, match=r"search.study = study: must have begun under the rules .* other ones \(1\)"):
-        join(storage)
-
-
 @pytest.mark.parametrize(
     ("part", "seed", "expected"),
     [("search", 0, {}), ("search", 1, {"trainer.eval_part": "confirm"}), ("all", 0, {}), ("all", 1, {})],
@@ -198,3 +190,16 @@ def test_a_study_of_earlier_rules_is_refused() -> None:
 def test_fresh_seeds_are_evaluated_on_fresh_windows(part: str, seed: int, expected: dict[str, str]) -> None:
     base = tiny_config(f"trainer.eval_part={part}")
     assert held_out_part(base, Proposal(0, (0.0,), seed, "confirm" if seed else "probe")) == expected
+
+
+@pytest.mark.parametrize("began", [None, 1, RULES - 1])
+def test_a_study_that_began_under_other_rules_is_refused(began: int | None, tmp_path: Path) -> None:
+    """Version 0.1.0 recorded no rules."""
+    storage = open_storage(str(tmp_path / "study.log"))
+    study = join(storage).study
+    settings = {key: value for key, value in study.user_attrs["config"].items() if key != "rules"}
+    study.set_user_attr("config", settings if began is None else settings | {"rules": began})
+    with pytest.raises(ValueError, match=r"search\.study = study: must have begun under the rules of ") as raised:
+        join(storage)
+    assert f"began under other ones ({began or 1}); take another hydra.sweep.dir" in str(raised.value)
+    assert "\n" not in str(raised.value)

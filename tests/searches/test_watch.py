@@ -1,5 +1,6 @@
 """A TrialWatch reports to the study whatever happens to the storage and the run's files meanwhile."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from studies import Unreliable, join
 from marble_sweep.config import dump
 from marble_sweep.runs.files import write_json, write_text
 from marble_sweep.searches.storage import PatientStorage, StorageError
-from marble_sweep.searches.study import HEARTBEAT, SharedStudy
-from marble_sweep.searches.trial_watch import TrialWatch
+from marble_sweep.searches.study import HEARTBEAT, SharedStudy, records
+from marble_sweep.searches.trial_watch import TrialWatch, is_undecided
 
 AWAY = OSError(5, "Input/output error")
 TIMEOUT = 0.6  # seconds; six heartbeats in that time
@@ -128,3 +129,31 @@ def test_the_stage_of_a_crash(metadata: dict[str, object], stage: str, shared: S
     result = watching.result(tmp_path / "run")
     assert (result.outcome, result.reason, result.stage) == ("failed", "RuntimeError: boom", stage)
     assert watching.result("its process did not start").stage == "start"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "margin", "undecided"),
+    [
+        ("refuted", 0.001, True),
+        ("refuted", -0.029, True),  # within three standard errors of 0
+        ("refuted", -0.031, False),
+        ("refuted", math.nan, True),
+        ("refuted", None, False),
+        ("certified", 0.1, False),
+        ("pruned", -0.001, False),
+    ],
+)
+def test_a_refuted_trial_is_undecided_where_a_margin_above_0_is_not_excluded(
+    outcome: str, margin: float | None, undecided: bool
+) -> None:
+    assert is_undecided(outcome, margin, 0.01, 3.0) is undecided
+
+
+def test_a_trial_that_ends_near_the_threshold_is_recorded_as_undecided(shared: SharedStudy, tmp_path: Path) -> None:
+    for number, (row, undecided) in enumerate({"40,5.05,0.1": True, "40,6.5,0.1": None}.items()):
+        watching = watch(shared, tmp_path / str(number))
+        write_text(tmp_path / str(number) / "evals.csv", f"step,val_loss,val_loss_se\n{row}\n")
+        result = watching.result(tmp_path / str(number))
+        assert (result.outcome, result.undecided) == ("refuted", undecided)
+        shared.tell(watching.trial, result, 100, None)
+        assert records(shared.study)[number].undecided is bool(undecided)
