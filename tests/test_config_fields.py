@@ -127,6 +127,7 @@ WRONG = [
     (TrainerConfig, "seq_len", 1, "trainer.seq_len"),
     (TrainerConfig, "num_evals", 0, "trainer.num_evals"),
     (TrainerConfig, "eval_spacing", "cubic", "trainer.eval_spacing"),
+    (TrainerConfig, "eval_part", "some", "trainer.eval_part"),
     *[(TrainerConfig, "state_interval", value, "trainer.state_interval") for value in (0.0, -1.0, math.inf)],
     *[(VerdictConfig, "min_standard_errors", value, "verdict.min_standard_errors") for value in (0.0, math.nan)],
     (VerdictConfig, "target_loss", math.nan, "verdict.target_loss"),  # verdict.json could not be written

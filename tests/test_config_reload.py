@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marble_sweep.checks import Checked, is_plain_text
-from marble_sweep.config import BASELINES, NOT_OF_A_RUN, OBJECTIVES, SCHEMAS, SPACINGS, Config, dump, load
+from marble_sweep.config import BASELINES, EVAL_PARTS, NOT_OF_A_RUN, OBJECTIVES, SCHEMAS, SPACINGS, Config, dump, load
 from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS
 from marble_sweep.run import run
 
@@ -93,6 +93,7 @@ CHOICES = {
     "device.head": st.sampled_from(HEADS),
     "precision.name": st.sampled_from(PRECISIONS),
     "trainer.eval_spacing": st.sampled_from(SPACINGS),
+    "trainer.eval_part": st.sampled_from(EVAL_PARTS),
     "certify.threshold": st.sampled_from(BASELINES) | st.floats(1e-3, 1e3).map(str) | st.just("1e3"),
     "objective": st.none() | st.sampled_from(OBJECTIVES),
     "search.study": text.filter(bool),
