@@ -2,7 +2,7 @@
 
 A margin is threshold - loss, paired by window where the threshold is a baseline. It certifies once it beats the
 threshold (metrics/margin.py), by so many standard errors that all interim evaluations together err no more often than
-a single one.
+a single one. Where the threshold is a baseline, the gain from the context must be that many errors above 0 too.
 """
 
 import math
@@ -10,7 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from marble_sweep.config import CertifyConfig, Config
-from marble_sweep.metrics.margin import beats, degrees_of_freedom, errors_needed
+from marble_sweep.metrics.margin import (
+    DECIDING_MARGINS,
+    Measured,
+    beats_by,
+    beats_with_context,
+    errors_needed,
+    measured,
+)
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.training.schedule import evaluation_steps
 from marble_sweep.uncertainty.student import student_errors
@@ -48,26 +55,47 @@ class EarlyStopping:
 
 def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
     """The margin to the threshold in nats per token, and its standard error, of a row of evals.csv."""
-    if config.loss is not None:
-        return config.loss - row["val_loss"], row["val_loss_se"]
-    return row[f"{config.threshold}_margin"], row[f"{config.threshold}_margin_se"]
+    value, error, _ = _decisive(config, row)
+    return value, error
 
 
 def margin_df(config: CertifyConfig, row: dict[str, float]) -> float:
     """The degrees of freedom of the margin's standard error."""
-    return degrees_of_freedom(row, "val_loss" if config.loss is not None else f"{config.threshold}_margin")
+    return _decisive(config, row)[2]
+
+
+def _decisive(config: CertifyConfig, row: dict[str, float]) -> Measured:
+    if config.loss is not None:
+        value, error, df = measured(row, "val_loss")
+        return config.loss - value, error, df
+    return measured(row, f"{DECIDING_MARGINS[config.threshold]}_margin")
+
+
+def _context_gain(row: dict[str, float]) -> Measured:
+    """What the true context is worth."""
+    return measured(row, "context_gain")
 
 
 def is_certified(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
-    """Whether a row's margin is as certain as `errors` standard errors of a normal distribution."""
-    return beats(*margin(config, row), errors, margin_df(config, row)) is True
+    """Whether a row beats the threshold, as certainly as by `errors` standard errors of a normal distribution.
+
+    A baseline is beaten only with the help of the context.
+    """
+    if config.loss is not None:  # a number may lie above what token frequencies reach
+        return beats_by(_decisive(config, row), errors) is True
+    return beats_with_context(_decisive(config, row), _context_gain(row), errors) is True
+
+
+def lacks_context(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
+    """Whether a row's margin would certify it, if only the context were used."""
+    return beats_by(_decisive(config, row), errors) is True and not is_certified(config, row, errors)
 
 
 def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> float:
     """What a row lacks to be certified, in nats per token: 0 or less where it is, above 0 where it is not."""
-    value, error = margin(config, row)
-    lacking = student_errors(errors, margin_df(config, row)) * error - value
-    if not math.isfinite(lacking):
+    needed = [_decisive(config, row)] if config.loss is not None else [_decisive(config, row), _context_gain(row)]
+    lacking = max(student_errors(errors, df) * error - value for value, error, df in needed)
+    if not all(math.isfinite(value) and math.isfinite(error) for value, error, _ in needed):
         return math.inf
     # A margin of 0 without any error lacks nothing by this arithmetic, and yet beats nothing.
     return lacking if is_certified(config, row, errors) else max(lacking, sys.float_info.epsilon)
@@ -89,5 +117,7 @@ def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps:
     if len(evals) < 2:
         return False
     (prev_margin, _), (last_margin, _) = margin(config, evals[-2]), margin(config, last)
+    if math.isnan(prev_margin):  # an evaluation by an earlier version, which did not measure it
+        return False
     fastest = max(last_margin - prev_margin, FASTEST_FALL * last["val_loss"])
     return not last_margin + evals_left * fastest > 0

@@ -1,5 +1,8 @@
 """Numbers in words for people."""
 
+import math
+import sys
+
 
 def counted(number: int, what: str) -> str:
     """1 head, 2 heads."""
@@ -14,3 +17,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats per token: so many equally likely tokens would be as hard to choose from."""
+    return math.inf if loss >= math.log(sys.float_info.max) else math.exp(loss)
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for NaN and infinities, which JSON does not have."""
+    return value if math.isfinite(value) else None

@@ -14,11 +14,14 @@ from marble_sweep.data.baselines import Baselines
 from marble_sweep.data.batches import Batches
 from marble_sweep.data.corpus import Corpus
 from marble_sweep.groups import AdamWConfig
-from marble_sweep.humanize import counted, duration
+from marble_sweep.humanize import counted, duration, finite
 from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs.provenance import code_sha256
 from marble_sweep.training.trainer import Trainer
+
+MAX_DOMAIN_GAP = 0.5  # nats per token: within one kind of text the gap is 0 to 0.3, beyond it some nats (docs/data.md)
+MAX_SHARE_SEEN = 0.25  # 0.08 on the default corpus, 0.4 and more where one word in eight of a copy is another
 
 PACKAGES = ("marble_sweep", "torch", "numpy", "tokenizers", "safetensors", "hydra-core", "omegaconf", "pandas")
 
@@ -95,7 +98,38 @@ def describe_baselines(baselines: Baselines, *, held_out: bool) -> dict[str, Any
         "unigram_fitted": baselines.unigram_fitted.mean().item(),
         "unigram_oracle": baselines.unigram_oracle.mean().item(),
         "bigram": baselines.bigram.mean().item(),
+        "uniform": baselines.uniform,
+        "unigram_tempered": baselines.unigram_tempered.mean().item(),
+        "trigram": baselines.trigram.mean().item(),
+        "fourgram": baselines.fourgram.mean().item(),
+        "exponent": baselines.exponent,
+        "oracle_flattery": baselines.oracle_flattery,
+        "domain_gap": finite(baselines.domain_gap),
+        "run_length": int(baselines.run_length),
+        "share_seen": finite(baselines.share_seen),
     }
+
+
+def warnings(corpus: dict[str, Any], baselines: dict[str, Any]) -> list[str]:
+    """Why the held-out part is no fair test of what was learnt from the training part; empty where nothing is odd."""
+    if corpus["num_val_tokens"] == 0:
+        return []
+    phrases = []
+    fitted, uniform, gap = baselines["unigram_fitted"], baselines["uniform"], baselines["domain_gap"]
+    if fitted > uniform or (gap is not None and gap > MAX_DOMAIN_GAP):
+        above = f", above uniform ({uniform:.4f})" if fitted > uniform else ""
+        phrases.append(
+            f"the held-out part is of another kind than training: fitted unigram {fitted:.4f}{above}, "
+            f"{fitted - baselines['unigram_oracle']:.2f} nats above the oracle"
+        )
+    share = baselines["share_seen"]
+    # Sources of a known entropy rate repeat themselves by design.
+    if corpus["entropy_rate"] is None and share is not None and share > MAX_SHARE_SEEN:
+        phrases.append(
+            f"{share:.0%} of the held-out runs of {baselines['run_length']} tokens also occur in training: "
+            "memory of them counts as learning"
+        )
+    return phrases
 
 
 @functools.cache
@@ -145,8 +179,11 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
         f"{corpus['num_val_tokens']:,} held out",
         "vocabulary": f"{metadata['vocab_size']:,} tokens: {metadata['n_live_tokens']:,} live, "
         f"{metadata['n_dead_tokens']:,} dead",
-        "baselines": f"unigram {baselines['unigram_fitted']:.4f} (oracle {baselines['unigram_oracle']:.4f}), "
-        f"bigram {baselines['bigram']:.4f} nats per token, on {baselines['num_windows']:,} {baselines['measured_on']}",
+        "baselines": f"uniform {baselines['uniform']:.4f}, unigram {baselines['unigram_fitted']:.4f} "
+        f"(tempered {baselines['unigram_tempered']:.4f}, oracle {baselines['unigram_oracle']:.4f}, at least "
+        f"{baselines['oracle_flattery']:.2f} too low), "
+        f"bigram {baselines['bigram']:.4f}, trigram {baselines['trigram']:.4f}, 4-gram {baselines['fourgram']:.4f} "
+        f"nats per token, on {baselines['num_windows']:,} {baselines['measured_on']}",
         "device": f"{metadata['machine']['accelerator'] or metadata['device']}, "
         f"{counted(metadata['machine']['num_threads'], 'CPU thread')}, precision {metadata['precision']}",
     }
@@ -158,4 +195,5 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
         lines["time"] = f"about {estimate} for {steps_left:,} steps, evaluations not counted"
     if corpus["entropy_rate"] is not None:
         lines["baselines"] += f"; entropy rate of the source {corpus['entropy_rate']:.4f}"
-    return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
+    text = [f"{name:<11} {line}" for name, line in lines.items()]
+    return "\n".join([*text, *(f"{'Warning':<11} {phrase}" for phrase in warnings(corpus, baselines))])

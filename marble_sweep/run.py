@@ -301,7 +301,9 @@ def judged_by(config: Config) -> VerdictConfig:
 def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     """Write the verdict and draw the plots, from the files that the run has written."""
     files = Run.read(directory)
-    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), config.autocorrelation_lag)
+    held_out = config.data.val_fraction > 0
+    lag = config.autocorrelation_lag
+    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), lag, held_out=held_out)
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

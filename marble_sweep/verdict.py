@@ -1,18 +1,24 @@
 """The success criteria of a run. A criterion is a few checks: a value, a threshold, pass or fail, and a sentence."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from marble_sweep.config import VerdictConfig
-from marble_sweep.metrics.margin import beats, degrees_of_freedom
-from marble_sweep.runs.renamed import current_name
+from marble_sweep.humanize import finite, perplexity
+from marble_sweep.metrics.margin import DECIDING_MARGINS, beats_by, beats_with_context, measured
+from marble_sweep.runs.renamed import ADDED_COLUMNS, current_name
 from marble_sweep.uncertainty.student import student_errors
 
 MIN_LAG = 100  # steps: over fewer, h_mean looks frozen in every model
+MIN_STEPS = 4 * MIN_LAG  # of a run: below, the lag is shorter, and a tenth of the run is not 40 steps
+# Steps after which dead tokens that have not slowed down count as such. With experiment=quick the share that goes
+# farther than a cell, last tenth by first, is 0.25 after 300 steps, 0.81 after 600 and 0.05 after 800.
+MIN_STEPS_TO_FREEZE = 1000
+NOTHING_HELD_OUT = "nothing is held out (data.val_fraction = 0)"
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,10 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run's files say about it. `beats_unigram` is None where nothing was held out."""
+    """What a run's files say about it.
+
+    To beat a baseline is to have a lower loss *and* to use the context; None where it was not measured.
+    """
 
     criteria: list[Criterion]
     beats_unigram: bool | None
@@ -85,26 +94,38 @@ class Verdict:
         return "\n".join(lines)
 
 
-def judge(config: VerdictConfig, steps: pd.DataFrame, evals: pd.DataFrame, lag: int) -> Verdict:
+def judge(
+    config: VerdictConfig, steps: pd.DataFrame, evals: pd.DataFrame, lag: int, *, held_out: bool = True
+) -> Verdict:
     """Judge a run by its metrics.csv and evals.csv; `lag` is that of the h_autocorr_lag column, in steps.
 
-    Where the run diverged, what came before is judged.
+    Where the run diverged, what came before is judged. `held_out` says whether there is text to evaluate on.
     """
+    unmeasured = "the run ended before its first evaluation" if held_out else NOTHING_HELD_OUT
     # The step that diverged is left out, and steps whose weights are NaN.
     shares = ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]
     steps = steps[np.isfinite(steps["loss"]) & ~(steps[shares].sum(axis=1) == 0) | steps["dead_moving"].isna()]
     final = dict(zip(evals.columns, evals.iloc[-1], strict=True)) if len(evals) else None
-    margins = {name: _margin(config, final, name) for name in ("unigram", "oracle", "bigram")}
+    margins = [_margin(config, final, name, unmeasured) for name in _BASELINES]
+    gain, top1 = _context_checks(config, final, unmeasured)
+
+    def beaten(name: str) -> bool | None:
+        margin = measured(final or {}, f"{DECIDING_MARGINS[name]}_margin")
+        return beats_with_context(margin, measured(final or {}, "context_gain"), config.min_standard_errors)
+
     return Verdict(
         criteria=[
-            Criterion("The model beats unigram loss", [*_loss_checks(config, steps, margins)]),
-            Criterion("Predictions depend on context, usefully", _context_checks(config, final)),
+            Criterion(
+                "The model beats unigram loss",
+                [margins[0], _needs_context(gain), *margins[1:], _target_check(config, steps)],
+            ),
+            Criterion("Predictions depend on context, usefully", [gain, top1]),
             Criterion("The hidden state changes direction", [_direction_check(config, steps, lag)]),
             Criterion("Dead tokens move, then slow towards the freeze", _dead_checks(config, steps)),
         ],
-        beats_unigram=margins["unigram"].passed,
-        beats_oracle=margins["oracle"].passed,
-        beats_bigram=margins["bigram"].passed,
+        beats_unigram=beaten("unigram"),
+        beats_oracle=beaten("oracle"),
+        beats_bigram=beaten("bigram"),
     )
 
 
@@ -124,44 +145,48 @@ def in_standard_errors(value: float, error: float) -> float:
     return math.copysign(math.inf, value) if value else 0.0
 
 
-def finite(value: float) -> float | None:
-    """The value, or None for NaN and infinities, which JSON does not have."""
-    return value if math.isfinite(value) else None
-
-
-_BASELINES = {
-    "unigram": ("fitted unigram", "it learnt more than word frequencies", "no more than word frequencies is shown"),
-    "oracle": ("oracle unigram", "context is proven to be used", "use of context is not proven by loss alone"),
-    "bigram": ("bigram", "it uses more than one token of context", "use of more than one token is not shown"),
+_BASELINES = {  # by margin: what it is to, and what it says to be beaten and not to be
+    "tempered": (
+        "the best of uniform, fitted and tempered unigram",
+        "token frequencies explain less",
+        "no more than token frequencies is shown",
+    ),
+    "unigram": ("fitted unigram", "better than training's frequencies", "no better than training's frequencies"),
+    "oracle": (
+        "oracle unigram",
+        "no fixed distribution does so well: context or position is used",
+        "a fixed distribution might do as well",
+    ),
+    "bigram": ("bigram", "better than counts of pairs", "no better than counts of pairs"),
+    "trigram": ("trigram", "better than counts of threes", "no better than counts of threes"),
+    "fourgram": ("4-gram", "better than counts of fours", "no better than counts of fours"),
 }
+_DECIDES = "tempered"
 
 
-def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> Check:
+def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str, unmeasured: str) -> Check:
     label, won, lost = _BASELINES[name]
+    decides = name == _DECIDES
     passed, errors_needed = _beats(config, final, f"{name}_margin")
+    margin, error, _ = measured(final or {}, f"{name}_margin")
     if final is None or passed is None:
-        reading = f"held-out loss against {label}: {_not_measured(final)}"
-        return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides=name == "unigram")
-    margin, error = final[f"{name}_margin"], final[f"{name}_margin_se"]
+        reading = f"held-out loss against {label}: {_why_not(final, unmeasured, f'{name}_margin')}"
+        return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides)
     errors = in_standard_errors(margin, error)
     side = "below" if margin > 0 else "above"
+    shown = f"{final['val_loss']:.3f}" + (f" (perplexity {perplexity(final['val_loss']):,.1f})" if decides else "")
     reading = (
-        f"held-out loss {final['val_loss']:.3f} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
+        f"held-out loss {shown} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
         f"({errors:+.1f} standard errors, {errors_needed:.3g} needed{_what_error(final, f'{name}_margin')}): "
         f"{won if passed else lost}"
     )
-    return Check(
-        f"{name}_margin_in_se", finite(errors), finite(errors_needed), passed, reading, decides=name == "unigram"
-    )
+    return Check(f"{name}_margin_in_se", finite(errors), finite(errors_needed), passed, reading, decides)
 
 
 def _beats(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> tuple[bool | None, float]:
     """Whether a column of the last evaluation is above 0 for certain, and the standard errors needed for that."""
-    if final is None:
-        return None, config.min_standard_errors
-    df = degrees_of_freedom(final, name)
-    errors_needed = student_errors(config.min_standard_errors, df)
-    return beats(final[name], final[f"{name}_se"], config.min_standard_errors, df), errors_needed
+    number = measured(final or {}, name)
+    return beats_by(number, config.min_standard_errors), student_errors(config.min_standard_errors, number[2])
 
 
 def _what_error(final: dict[str, Any], name: str) -> str:
@@ -173,39 +198,52 @@ def _what_error(final: dict[str, Any], name: str) -> str:
     return f" with {clusters:.0f} {kind}; {factor:.1f} times the error of independent windows"
 
 
-def _not_measured(final: dict[str, Any] | None) -> str:
-    """Why the last evaluation, if there is one, cannot be judged."""
-    if final is not None and not math.isfinite(final["val_loss"]):
-        return f"not measured (the held-out loss is {final['val_loss']})"
-    if final is not None and final.get("unigram_margin_clusters", 0) > 1:
-        return "not measured (the held-out windows depend on each other over too many of them; hold out more text)"
-    return "not measured (no evaluation of two held-out windows or more)"
+def _why_not(final: dict[str, Any] | None, unmeasured: str, name: str) -> str:
+    """Why a number of the last evaluation cannot be judged; `unmeasured` says why there is no evaluation."""
+    if final is None:
+        return f"not measured: {unmeasured}"
+    if not math.isfinite(final["val_loss"]):
+        return f"not measured: the held-out loss is {final['val_loss']}"
+    if name in ADDED_COLUMNS and math.isnan(final.get(name, math.nan)):
+        return "not measured: the run was evaluated by an earlier version"
+    if final.get("unigram_margin_clusters", 0) > 1:
+        return "not measured: the held-out windows depend on each other over too many of them; hold out more text"
+    return "not measured: a single held-out window has no standard error"
 
 
-def _loss_checks(config: VerdictConfig, steps: pd.DataFrame, margins: dict[str, Check]) -> list[Check]:
+def _needs_context(gain: Check) -> Check:
+    """The first criterion's own check of the context: without it, a baseline of another domain is beaten by chance."""
+    readings = {
+        True: "the context helps (see 2)",
+        False: "no use of the context is shown (see 2): a fixed distribution, or the position, may explain the loss",
+        None: "whether the context helps is not known (see 2)",
+    }
+    return replace(gain, name="context_used", reading=readings[gain.passed])
+
+
+def _target_check(config: VerdictConfig, steps: pd.DataFrame) -> Check:
     losses = steps["loss"][np.isfinite(steps["loss"])]
     loss = last_tenth(losses) if len(losses) else None
     below = None if loss is None else loss < config.target_loss
     shown = "not measured" if loss is None else f"{loss:.3f} (last tenth of the run)"
     reading = f"training loss {shown}, target {config.target_loss:g}"
-    target = Check("training_loss", loss, config.target_loss, below, reading, decides=False)
-    return [margins["unigram"], margins["oracle"], margins["bigram"], target]
+    return Check("training_loss", loss, config.target_loss, below, reading, decides=False)
 
 
-def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list[Check]:
+def _context_checks(config: VerdictConfig, final: dict[str, Any] | None, unmeasured: str) -> tuple[Check, Check]:
+    """The gain from the context, which decides, and the share of predictions that the unigram would not make."""
+    least = config.min_non_unigram_top1
     passed, errors_needed = _beats(config, final, "context_gain")
+    gain, error, _ = measured(final or {}, "context_gain")
     if final is None or passed is None:
-        nothing = _not_measured(final)
-        return [
+        nothing = _why_not(final, unmeasured, "context_gain")
+        return (
             Check("context_gain_in_se", None, errors_needed, None, f"gain from the true context: {nothing}"),
-            Check(
-                "non_unigram_top1", None, config.min_non_unigram_top1, None, f"predictions off the unigram: {nothing}"
-            ),
-        ]
-    gain, error = final["context_gain"], final["context_gain_se"]
+            Check("non_unigram_top1", None, least, None, f"predictions off the unigram: {nothing}", decides=False),
+        )
     errors = in_standard_errors(gain, error)
     off = final["non_unigram_top1"]
-    return [
+    return (
         Check(
             "context_gain_in_se",
             finite(errors),
@@ -217,25 +255,32 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None) -> list
         Check(
             "non_unigram_top1",
             off,
-            config.min_non_unigram_top1,
-            off >= config.min_non_unigram_top1,
-            f"{off:.1%} of top predictions are none of the unigram's top three "
-            f"({config.min_non_unigram_top1:.0%} needed)",
+            least,
+            off >= least,
+            f"{off:.1%} of top predictions are none of the unigram's top three ({least:.0%} would be many)",
+            decides=False,
         ),
-    ]
+    )
 
 
 def _direction_check(config: VerdictConfig, steps: pd.DataFrame, lag: int) -> Check:
     threshold = config.min_direction_change
     # Batches alone turn h_mean a little from one step to the next; only what the lag adds is motion.
     change = last_tenth(steps["h_autocorr"]) - last_tenth(steps["h_autocorr_lag"])
-    if math.isnan(change) or lag < MIN_LAG:
-        short = f"; a run of {4 * MIN_LAG} steps is needed" if lag < MIN_LAG else ""
-        return Check("direction_change", None, threshold, None, f"h_mean over {lag} steps: not measured{short}")
+    if lag < MIN_LAG or len(steps) <= lag:
+        short = f"cannot tell: verdict.direction_lag too short ({MIN_LAG} steps needed)"
+        short = _too_short(steps) if len(steps) < MIN_STEPS else short
+        return Check("direction_change", None, threshold, None, f"h_mean over {lag} steps: {short}")
+    if math.isnan(change):
+        return Check("direction_change", None, threshold, None, f"h_mean over {lag} steps: not measured")
     passed = change >= threshold
     meaning = "it still changes direction" if passed else "it has converged to a point"
     reading = f"over {lag} steps h_mean turned by 1 - cos = {change:.4f} beyond batch noise ({threshold:g} needed)"
     return Check("direction_change", change, threshold, passed, f"{reading}: {meaning}")
+
+
+def _too_short(steps: pd.DataFrame) -> str:
+    return f"cannot tell: run too short ({len(steps):,} steps of {MIN_STEPS} needed)"
 
 
 def _dead_checks(config: VerdictConfig, steps: pd.DataFrame) -> list[Check]:
@@ -249,7 +294,15 @@ def _dead_checks(config: VerdictConfig, steps: pd.DataFrame) -> list[Check]:
             Check("dead_moving_early", None, config.min_dead_moving, None, nothing),
             Check("dead_slowdown", None, config.max_dead_slowdown, None, nothing),
         ]
+    if len(steps) < MIN_STEPS:
+        return [
+            Check("dead_moving_early", moving, config.min_dead_moving, None, f"dead tokens: {_too_short(steps)}"),
+            Check("dead_slowdown", None, config.max_dead_slowdown, None, f"their freeze: {_too_short(steps)}"),
+        ]
     slowdown = late / early if early > 0 else None
+    slowed = None if slowdown is None else slowdown <= config.max_dead_slowdown
+    too_early = slowed is False and len(steps) < MIN_STEPS_TO_FREEZE
+    short = f"; cannot tell: run too short for the freeze ({MIN_STEPS_TO_FREEZE:,} steps needed)" if too_early else ""
     return [
         Check(
             "dead_moving_early",
@@ -262,8 +315,8 @@ def _dead_checks(config: VerdictConfig, steps: pd.DataFrame) -> list[Check]:
             "dead_slowdown",
             slowdown,
             config.max_dead_slowdown,
-            None if slowdown is None else slowdown <= config.max_dead_slowdown,
+            None if too_early else slowed,
             f"farther than one cell a step went {early:.1%} of them in the first tenth, {late:.1%} in the last "
-            f"(at most {config.max_dead_slowdown:g} of it); {last_tenth(steps['dead_moving']):.1%} still move",
+            f"(at most {config.max_dead_slowdown:g} of it); {last_tenth(steps['dead_moving']):.1%} still move{short}",
         ),
     ]

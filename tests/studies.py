@@ -46,7 +46,7 @@ def made_up(outcome: str, *, step: int = 40, margin: float | None = 0.1, steps_p
         margin=margin,
         margin_se=None if margin is None else 0.01,
         reason="boom" if outcome == "failed" else None,
-        products={"matmul": "float32", "head": "float32"},
+        device={"matmul": "float32", "head": "float32", "num_threads": 2},
     )
 
 

@@ -1,4 +1,4 @@
-"""When a margin certifies, when a run may end, and how many standard errors that takes."""
+"""When a margin is_certified, when a run may end, and how many standard errors that takes."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from opened import interrupted_as_it_writes
 
 import marble_sweep
 from marble_sweep.config import NOT_OF_A_RUN, CertifyConfig, load
-from marble_sweep.early_stopping import EarlyStopping, is_hopeless, margin, shortfall
+from marble_sweep.early_stopping import EarlyStopping, is_certified, is_hopeless, lacks_context, margin, shortfall
 from marble_sweep.metrics.margin import errors_needed
 from marble_sweep.run import run
 from marble_sweep.runs.status import RunStatus, read_metadata
@@ -22,9 +22,10 @@ STOPPING = (*GEOMETRIC, "certify.stop=true")
 
 def row(step: int, margin: float, error: float = 0.01, *, gain: float = 0.1, loss: float = 6.6) -> dict[str, float]:
     """A row of evals.csv, as far as early stopping reads it."""
-    margins = {f"{name}_margin": margin - less for name, less in (("unigram", 0.0), ("oracle", 0.2), ("bigram", 1.0))}
-    errors = {f"{name}_margin_se": error for name in ("unigram", "oracle", "bigram")}
-    return {"step": step, "val_loss": loss, "val_loss_se": 0.03, "context_gain": gain, **margins, **errors}
+    below = {"unigram": -0.1, "tempered": 0.0, "oracle": 0.2, "bigram": 1.0}
+    margins = {f"{name}_margin": margin - less for name, less in below.items()}
+    errors = {f"{name}_margin_se": error for name in below} | {"val_loss_se": 0.03, "context_gain_se": 0.001}
+    return {"step": step, "val_loss": loss, "context_gain": gain, **margins, **errors}
 
 
 def test_errors_needed_share_the_error_rate_of_one_evaluation() -> None:
@@ -47,6 +48,30 @@ def test_shortfall_is_zero_where_a_row_just_certifies() -> None:
     assert shortfall(CertifyConfig(), row(10, 0.04, 0.01), errors=4.0) == pytest.approx(0.0)
     assert shortfall(CertifyConfig(), row(10, 0.05, 0.01), errors=4.0) < 0
     assert shortfall(CertifyConfig(), row(10, math.nan), errors=4.0) == math.inf
+    assert shortfall(CertifyConfig(), row(10, 9.0, gain=math.nan), errors=4.0) == math.inf
+
+
+@pytest.mark.parametrize("threshold", ["unigram", "oracle", "bigram"])
+def test_no_baseline_is_beaten_without_use_of_the_context(threshold: str) -> None:
+    config = CertifyConfig(threshold=threshold)
+    for gain, used in ((0.0041, True), (0.0039, False), (0.0, False), (-1.0, False), (math.nan, False)):
+        far_below = row(10, 9.0, gain=gain)
+        assert is_certified(config, far_below, errors=4.0) is used
+        assert (shortfall(config, far_below, errors=4.0) <= 0) is used
+        assert lacks_context(config, far_below, errors=4.0) is not used
+    assert shortfall(config, row(10, 9.0, gain=0.001), errors=4.0) == pytest.approx(0.003)
+    assert not lacks_context(config, row(10, -9.0, gain=0.0), errors=4.0), "its margin would not certify it either"
+    assert is_certified(CertifyConfig(threshold="7.0"), row(10, 9.0, gain=0.0), errors=4.0), "a number needs no context"
+
+
+def test_the_context_must_be_used_before_a_run_ends_as_certified() -> None:
+    assert stop_reasons(row(10, 0.5, gain=0.0), row(14, 0.5, gain=0.5)) == [None, "certified"]
+
+
+def test_an_evaluation_of_an_earlier_version_gives_up_no_run() -> None:
+    earlier = row(50, math.nan)
+    assert not is_hopeless(CertifyConfig(), [earlier, row(71, -9.0)], STEPS)
+    assert stop_reasons(earlier, row(14, 0.5)) == [None, "certified"]
 
 
 @pytest.mark.parametrize("threshold", ["unigrams", "-1", "0", "nan", ""])
@@ -83,7 +108,7 @@ def test_a_model_that_ignores_its_context_near_the_end_is_hopeless() -> None:
     assert is_hopeless(CertifyConfig(), flat, STEPS)
     assert not is_hopeless(CertifyConfig(), flat[:1], STEPS)  # four evaluations are left
     assert not is_hopeless(CertifyConfig(), [flat[0], row(141, -0.05, gain=1e-5)], STEPS)
-    # A number may lie above what word frequencies reach, so a context is not needed.
+    # A number may lie above what token frequencies reach, so a context is not needed.
     assert not is_hopeless(CertifyConfig(threshold="6.59"), flat, STEPS)
 
 

@@ -117,10 +117,10 @@ def test_openmps_own_variable_limits_threads(limit: str, threads: int, monkeypat
 
 
 def test_jobs_fit_by_memory_and_device() -> None:
-    # A process of 400 MiB and three times what training takes at least.
-    assert jobs_that_fit({"cpu"}, 208 * 2**20, 10 * GIB) == 10
-    assert jobs_that_fit({"cpu"}, 208 * 2**20, 10 * GIB - 1) == 9
-    assert jobs_that_fit({"cpu"}, 208 * 2**20, 0) == 1
+    # A process of 400 MiB and four times what training takes at least.
+    assert jobs_that_fit({"cpu"}, 156 * 2**20, 10 * GIB) == 10
+    assert jobs_that_fit({"cpu"}, 156 * 2**20, 10 * GIB - 1) == 9
+    assert jobs_that_fit({"cpu"}, 156 * 2**20, 0) == 1
     assert jobs_that_fit({"cpu"}, 1, None) == 1
     assert jobs_that_fit({"cuda"}, 1, 1000 * GIB) == 1
     assert jobs_that_fit({"cpu", "mps"}, 1, 1000 * GIB) == 1

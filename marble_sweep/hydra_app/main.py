@@ -130,7 +130,7 @@ def objective(name: str, directory: Path | None) -> float:
     values = {
         "n_params": metadata["n_params"],
         "val_loss": last.get("val_loss"),
-        "val_margin": last.get("unigram_margin"),
+        "val_margin": last.get("tempered_margin", last.get("unigram_margin")),
     }
     return math.nan if values[name] is None else float(values[name])
 

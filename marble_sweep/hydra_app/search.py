@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from marble_sweep.hydra_app.launch import LocalRunner, Runner, TrialComposer, lone_train
+from marble_sweep.hydra_app.private import launches_here
 from marble_sweep.hydra_app.rerun import config_arguments, rerun_command
-from marble_sweep.hydra_app.side_by_side import is_own_launcher, job_environment, other_callbacks, plan
+from marble_sweep.hydra_app.side_by_side import job_environment, other_callbacks, plan
 from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.searches.worker import Ending, Search, Train
 
@@ -43,7 +44,7 @@ def search(
         train: Train
         if workers.number > 1:
             train = LocalRunner(composer, directory, workers.threads, whole.should_stop).run
-        elif is_own_launcher(config) and not other_callbacks(config):
+        elif launches_here(config) and not other_callbacks(config):
             train = lone_train(composer, directory)
         else:
             train = Runner(composer, launcher, context, task).run

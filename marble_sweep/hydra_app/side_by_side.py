@@ -12,7 +12,7 @@ from tqdm import tqdm
 from marble_sweep.checks import require
 from marble_sweep.config import AUTO_WORKERS, Config
 from marble_sweep.humanize import counted
-from marble_sweep.hydra_app.private import BASIC_LAUNCHER
+from marble_sweep.hydra_app.private import launches_here
 from marble_sweep.process import shorten_openmp_spin
 from marble_sweep.sweeps.jobs import train_jobs
 from marble_sweep.sweeps.workers import ONE, Workers, plan_workers
@@ -28,15 +28,10 @@ def require_launchable(config: DictConfig) -> None:
         return
     allowed = f"{AUTO_WORKERS} or 1 with"
     at_once = "; joblib has hydra.launcher.n_jobs" if "joblib" in str(config.hydra.launcher._target_) else ""
-    require(is_own_launcher(config), "sweep.workers", asked, f"{allowed} another launcher than Hydra's own{at_once}")
+    require(launches_here(config), "sweep.workers", asked, f"{allowed} another launcher than Hydra's own{at_once}")
     require(is_own_sweeper(config), "sweep.workers", asked, f"{allowed} another sweeper than grid or smallest")
     none = not other_callbacks(config)
     require(none, "sweep.workers", asked, f"{allowed} hydra.callbacks, which are called for one job after the other")
-
-
-def is_own_launcher(config: DictConfig) -> bool:
-    """Whether the launcher is Hydra's own, which runs jobs here one after the other."""
-    return str(config.hydra.launcher._target_) == BASIC_LAUNCHER
 
 
 def is_own_sweeper(config: DictConfig) -> bool:
@@ -53,7 +48,7 @@ def plan(config: DictConfig, jobs: Sequence[Config], noun: str, num_jobs: int, u
 
     Says so where they are several.
     """
-    if not is_own_launcher(config) or other_callbacks(config):
+    if not launches_here(config) or other_callbacks(config):
         return ONE
     workers = plan_workers(jobs, num_jobs, useful)
     if workers.number > 1:

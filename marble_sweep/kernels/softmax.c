@@ -9,12 +9,12 @@
 #define LEAST -87.0f       /* e to it is still a normal number */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t shorts __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t uints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 INLINE vec read(const void *row, long v, const int is_bfloat16) {
     if (!is_bfloat16) return load((const float *)row + v);
-    return (vec)(__builtin_convertvector(*(const halves *)((const uint16_t *)row + v), words) << 16);
+    return (vec)(__builtin_convertvector(*(const shorts *)((const uint16_t *)row + v), uints) << 16);
 }
 
 /* bfloat16 to nearest, ties to even; NaN stays NaN, as its lower half is zero here. */
@@ -22,8 +22,8 @@ INLINE void write(void *row, long v, vec values, const int is_bfloat16) {
     if (!is_bfloat16) {
         store((float *)row + v, values);
     } else {
-        const words bits = (words)values;
-        *(halves *)((uint16_t *)row + v) = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, halves);
+        const uints bits = (uints)values;
+        *(shorts *)((uint16_t *)row + v) = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, shorts);
     }
 }
 

@@ -46,8 +46,8 @@ def recompute_operand(function: Callable[[Tensor], Tensor], inputs: Tensor) -> T
 
     Backward then does what is cheap once more, to the same bits, but not the product.
     """
-    is_float32 = inputs.dtype == torch.float32 and not torch.is_autocast_enabled(inputs.device.type)
-    if not is_float32 or inputs.numel() < LARGE or not torch.is_grad_enabled():
+    is_large = inputs.numel() >= LARGE and inputs.dtype == torch.float32 and torch.is_grad_enabled()
+    if not is_large or torch.is_autocast_enabled(inputs.device.type):
         return function(inputs)
     return cast("Tensor", checkpoint(function, inputs, use_reentrant=False, preserve_rng_state=False))
 

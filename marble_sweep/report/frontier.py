@@ -39,7 +39,7 @@ STYLES = {
     "implied": Style("implied by a wider one", "#bbbbbb", "|"),
     "untried": Style("not tried", "#6699cc", "|"),
 }
-THRESHOLDS = {"unigram": "fitted unigram", "oracle": "oracle unigram", "bigram": "bigram"}
+THRESHOLDS = {"unigram": "best unigram", "oracle": "oracle unigram", "bigram": "bigram"}
 
 
 def frontier_image(summary: dict[str, Any]) -> str:

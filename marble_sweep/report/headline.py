@@ -44,7 +44,8 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
         text = f"{'Best' if len(measured) > 1 else 'One configuration'}: {names[id(best)]}, "
         spread = best[f"{column}_sd"]
         text += f"{OBJECTIVES[column]} {best[column]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
-        sentences.append(f"{text} {UNITS[column]}.")
+        in_words = f" (perplexity {best['perplexity']:,.1f})" if column == "val_loss" else ""
+        sentences.append(f"{text} {UNITS[column]}{in_words}.")
     judged = [group for group in sound if group["beats_unigram"] is not None]
     winners = [group for group in judged if group["beats_unigram"]]
     if winners:

@@ -58,6 +58,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
     groups = with_short_paths(sort_rows(groups, comparison.objective))
     data = page_data(comparison, groups)
     columns = default_columns(comparison, groups)
+    columns.insert(columns.index("val_loss") + 1, "perplexity")
     environment = Environment(
         loader=PackageLoader("marble_sweep.report", "templates"),
         autoescape=True,

@@ -23,6 +23,7 @@ WITH_SPREAD = (
     "val_margin",
     "oracle_margin",
     "bigram_margin",
+    "perplexity",
     "bits_per_byte",
     "accuracy",
     "final_loss",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_sweep.metrics.margin import beats, degrees_of_freedom, errors_needed
+from marble_sweep.humanize import perplexity
+from marble_sweep.metrics.margin import DECIDING_MARGINS, beats_with_context, errors_needed, measured
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 from marble_sweep.training.schedule import evaluation_steps
@@ -35,10 +36,15 @@ STOPPING_NOTE = (
     "their losses at different steps do not rank them."
 )
 PARTS_NOTE = "Runs of different trainer.eval_part are evaluated on different held-out windows: do not rank them."
+EARLIER_NOTE = (
+    "Runs of an earlier version did not measure the tempered unigram: their val_margin is to the fitted one, and "
+    "whether they beat unigram is not known."
+)
 MEASURED = (
     "n_params",
     "val_loss",
     "val_loss_se",
+    "perplexity",
     "unigram_loss",
     "val_margin",
     "val_margin_se",
@@ -126,9 +132,11 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     if len(others) < len(runs):
         notes.insert(0, STOPPING_NOTE)
         step = None
-    corpus_notes = _corpus_notes(runs, rows)
     if len({eval_part(run) for run in runs}) > 1:
         notes.append(PARTS_NOTE)
+    if any(_lacks_tempered(run.evals[-1]) for run in runs if run.evals):
+        notes.append(EARLIER_NOTE)
+    corpus_notes = _corpus_notes(runs, rows)
     return Comparison(list(runs), rows, varied, step, notes + corpus_notes, not corpus_notes)
 
 
@@ -194,7 +202,7 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
     row |= parameters | dict.fromkeys(MEASURED)
     row |= {
         "n_params": metadata.get("n_params"),
-        "unigram_loss": baselines.get("unigram_fitted"),
+        "unigram_loss": baselines.get("unigram_tempered", baselines.get("unigram_fitted")),
         "oracle_loss": baselines.get("unigram_oracle"),
         "bigram_loss": baselines.get("bigram"),
         "final_loss": trained.get("loss"),
@@ -208,15 +216,23 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
         errors = _errors_needed(run)
         for column in ("val_loss", "val_loss_se", "bits_per_byte", "accuracy"):
             row[column] = held_out.get(column)
+        row["perplexity"] = perplexity(held_out.get("val_loss", math.nan))
         for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
-            margin, error = held_out.get(f"{name}_margin", math.nan), held_out.get(f"{name}_margin_se", math.nan)
-            row[f"{column}_margin"], row[f"{column}_margin_se"] = margin, error
-            df = degrees_of_freedom(held_out, f"{name}_margin")
+            of_earlier_version = name == "unigram" and _lacks_tempered(held_out)
+            source = f"{name if of_earlier_version else DECIDING_MARGINS[name]}_margin"
+            margin = measured(held_out, source)
+            beaten = beats_with_context(margin, measured(held_out, "context_gain"), errors)
+            row[f"{column}_margin"], row[f"{column}_margin_se"], df = margin
             row[f"{column}_margin_df"] = df if math.isfinite(df) else None
-            row[f"{column}_margin_se_factor"] = held_out.get(f"{name}_margin_se_factor")
-            row[f"beats_{name}"] = beats(margin, error, errors, df)
+            row[f"{column}_margin_se_factor"] = held_out.get(f"{source}_se_factor")
+            row[f"beats_{name}"] = None if of_earlier_version and beaten else beaten
     row["damage"] = "; ".join(f"{damage.file}: {damage.reason}" for damage in run.damages) or None
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
+
+
+def _lacks_tempered(held_out: dict[str, float]) -> bool:
+    """Whether a row of evals.csv, of an earlier version, knows of the fitted unigram alone."""
+    return math.isnan(held_out.get("tempered_margin", math.nan)) and "unigram_margin" in held_out
 
 
 def _errors_needed(run: Run) -> float:

@@ -29,6 +29,7 @@ DECIMALS = {  # formats of nats, shares and errors; anything else has six signif
     "oracle_loss": ".4f",
     "bigram_loss": ".4f",
     "final_loss": ".4f",
+    "perplexity": ",.1f",
     "bits_per_byte": ".4f",
     "dead_moving": ".1%",
     "accuracy": ".1%",
@@ -82,7 +83,7 @@ def legend(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
         notes.append("Some group holds a seed more than once; such runs are copies of each other, not repeats.")
     if "val_margin" in columns:
         notes.append(
-            "val_margin is unigram loss − held-out loss, ± its standard error over documents or blocks of text."
+            "val_margin is the best unigram loss − held-out loss, ± its standard error over documents or blocks."
         )
     return notes
 

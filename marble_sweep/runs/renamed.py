@@ -1,4 +1,4 @@
-"""Columns under the names that earlier versions wrote, and what they are called now."""
+"""Columns under the names that earlier versions wrote, what they are called now, and those that are new."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -11,6 +11,12 @@ RENAMED = {
     "looks": "evaluation_steps",
     "standard_errors_each_look": "standard_errors_each_evaluation",
 }
+# Columns of evals.csv that files of earlier versions lack. They are the last ones.
+ADDED_COLUMNS = tuple(
+    f"{name}_margin{part}"
+    for name in ("tempered", "trigram", "fourgram")
+    for part in ("", "_se", "_df", "_se_factor", "_clusters", "_by_document")
+)
 
 
 def current_name(name: str) -> str:
@@ -21,3 +27,8 @@ def current_name(name: str) -> str:
 def with_current_names(values: Mapping[str, Value]) -> dict[str, Value]:
     """The values of a row under the current names of their columns."""
     return {current_name(name): value for name, value in values.items()}
+
+
+def with_added_columns(row: Mapping[str, Value], missing: Value) -> dict[str, Value]:
+    """A row of evals.csv under current names, with `missing` in the columns that an earlier version did not measure."""
+    return with_current_names(row) | {column: row.get(column, missing) for column in ADDED_COLUMNS}

@@ -20,7 +20,7 @@ from marble_sweep.runs.damage import (
     read_json,
     read_yaml,
 )
-from marble_sweep.runs.renamed import with_current_names
+from marble_sweep.runs.renamed import with_added_columns
 from marble_sweep.runs.status import DONE, RunStatus
 from marble_sweep.runs.steps import StepFile, read_evals
 from marble_sweep.terminal import printable
@@ -64,6 +64,8 @@ METADATA_KINDS: Kinds = {
         "val_loss": NUMBER + OR_NULL,
         "unigram_margin": NUMBER + OR_NULL,
         "unigram_margin_se": NUMBER + OR_NULL,
+        "tempered_margin": NUMBER + OR_NULL,
+        "tempered_margin_se": NUMBER + OR_NULL,
     },
 }
 Content = TypeVar("Content")
@@ -185,7 +187,7 @@ def _read_metadata(path: Path, damages: list[Damage]) -> dict[str, Any]:
         reasons.append("must have a status")
     damages += [Damage(layout.METADATA, reason) for reason in reasons]
     if metadata.get("last_evaluation"):
-        metadata["last_evaluation"] = with_current_names(metadata["last_evaluation"])
+        metadata["last_evaluation"] = with_added_columns(metadata["last_evaluation"], None)
     return metadata
 
 

@@ -17,7 +17,7 @@ from marble_sweep.checks import CheckError
 from marble_sweep.config import Config, dump
 from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs import layout
-from marble_sweep.runs.renamed import with_current_names
+from marble_sweep.runs.renamed import with_added_columns
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.safe_yaml import parse_yaml
@@ -121,7 +121,7 @@ def read_info(path: Path, config: Config) -> dict[str, Any]:
         if not is_fit:
             value = json.dumps(info.get(name))[:100]
             raise CheckError(f"{path}: must be the state of this run: its {name} = {value} must be {allowed}")
-    return info | {"evals": [with_current_names(row) for row in info["evals"]]}
+    return info | {"evals": [with_added_columns(row, math.nan) for row in info["evals"]]}
 
 
 def _is_whole(value: object) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marble_sweep.runs.damage import DamageError, open_file, read_bytes
-from marble_sweep.runs.renamed import current_name
+from marble_sweep.runs.renamed import current_name, with_added_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -322,5 +322,5 @@ def read_evals(path: Path) -> list[dict[str, float]]:
         step = row["step"]
         if not (step.is_integer() and 0 <= step < 10**MAX_DIGITS and (not rows or step > rows[-1]["step"])):
             raise DamageError(f"line {number}: must be of a later step than the line before; its step is {step:g}")
-        rows.append(row)
+        rows.append(with_added_columns(row, math.nan))
     return rows

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.humanize import counted, duration
+from marble_sweep.humanize import counted, duration, perplexity
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.pass_rate import PassRate, Standard, standard_of
 from marble_sweep.searches.seeds import trial_seed
@@ -31,7 +31,7 @@ from marble_sweep.searches.strategy import STALE, SearchState, TrialRecord, forg
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
 
 THRESHOLDS = {
-    "unigram": "the fitted unigram loss",
+    "unigram": "the best unigram loss",
     "oracle": "the oracle unigram loss",
     "bigram": "the bigram loss",
 }
@@ -206,20 +206,21 @@ class SearchResult:
             "seed": seed,
             "trial": record.number,
             **{key: result_of(trial).get(key) for key in keys},
+            "perplexity": perplexity(result_of(trial)["val_loss"]),
             "confirmed": self._confirmed(size),
             "confirming_seeds": [trial_seed(self.base.seed, params, index) for index in certified],
             "fresh_seeds": tested_recipe(state, self.base, size, recipe),
             "evidence": evidence(self.standard, state.fresh.tally((size, recipe)), self.base.search.confidence),
-            "command": self.command(params | {"seed": seed}, result_of(trial).get("products")),
+            "command": self.command(params | {"seed": seed}, result_of(trial).get("device")),
         }
 
     def _confirmed(self, size: int) -> bool:
         """Whether fresh seeds accepted it, and there is at least one."""
         return self.standard != 0 and self.state.confirmed(size)
 
-    def command(self, params: Mapping[str, Any], products: Mapping[str, str] | None) -> str:
-        """The command that trains such a model for the whole budget, with the products of the trial that certified."""
-        settings = {f"device.{name}": value for name, value in (products or {}).items()} | dict(params)
+    def command(self, params: Mapping[str, Any], device: Mapping[str, Any] | None) -> str:
+        """The command that trains such a model for the whole budget, with the numbers of the trial that certified."""
+        settings = {f"device.{name}": value for name, value in (device or {}).items()} | dict(params)
         left_out = ("certify.stop=", "search.", "sweep.", *(f"{key}=" for key in settings))
         kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
         return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in settings.items())])
@@ -413,8 +414,8 @@ class SearchResult:
             f"The smallest certified size{so_far}: {answer['size']}, {answer['n_params']:,} parameters, beats "
             f"{threshold} {within}.",
             f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
-            f"{answer['val_loss']:.4f}, {answer['margin']:.4f} ± {answer['margin_se']:.4f} nats below, at step "
-            f"{answer['step']:,}; {answer['evidence']}.",
+            f"{answer['val_loss']:.4f} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} ± "
+            f"{answer['margin_se']:.4f} nats below, at step {answer['step']:,}; {answer['evidence']}.",
         ]
         if (smaller := summary["smaller_unconfirmed"]) is not None:
             lines.append(f"A smaller size is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")

@@ -43,9 +43,9 @@ OUTCOME = "outcome"
 RESULT = "result"  # how the trial's run ended, in one attribute: a journal waits for the disk at every write
 WITHDRAWN = "withdrawn"  # the outcome of a trial that was created when nothing was left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
-# By which trials are judged: 1 took windows for independent, 2 confirmed on a few seeds. A study keeps those that it
-# began with.
-RULES = 3
+# By which trials are judged; a study keeps those that it began with. 1 took windows for independent; 2 took the fitted
+# unigram for the best one, and asked for no use of the context; 3 confirmed on a few seeds.
+RULES = 4
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
 STATES = {RunStatus.CERTIFIED: TrialState.COMPLETE, "refuted": TrialState.COMPLETE, RunStatus.FAILED: TrialState.FAIL}
 TICKET_SECONDS = 0.02  # between two checks of the trials with lower numbers
@@ -173,8 +173,10 @@ class Result:
     field: str | None = None  # the setting that one of our own checks complained of
     undecided: bool | None = None  # true where it is not certified, and a margin above 0 is not excluded either
     margin_df: float | None = None  # degrees of freedom of margin_se; None for infinitely many
+    lacks_context: bool = False  # its margin would certify it, but no use of the context is shown
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
-    products: dict[str, str] | None = None  # how its layers and head multiplied; None where a GPU did
+    # The settings below `device` that its numbers depend on to the last bit; None where a GPU multiplied.
+    device: dict[str, str | int] | None = None
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:

@@ -4,14 +4,15 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from marble_sweep.config import Config
-from marble_sweep.early_stopping import EarlyStopping, margin, margin_df, shortfall
+from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, margin_df, shortfall
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
@@ -110,8 +111,16 @@ class TrialWatch:
             margin_se=error,
             undecided=is_undecided(OUTCOMES.get(status, status), value, error, student_errors(self.errors, df)) or None,
             margin_df=df if math.isfinite(df) else None,
+            lacks_context=bool(last) and lacks_context(self.config.certify, last[0], self.errors),
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
-            products=metadata.get("products"),
+            device=device_settings(metadata),
         )
+
+
+def device_settings(metadata: Mapping[str, Any]) -> dict[str, str | int] | None:
+    """`matmul`, `head` and `num_threads` of a run on a CPU: what fixes its numbers to the last bit."""
+    if not metadata.get("products"):
+        return None
+    return {**metadata["products"], "num_threads": metadata["machine"]["num_threads"]}

@@ -54,6 +54,11 @@ class Ending:
     crashes: list[dict[str, Any]]  # that keep the answer from being proved
 
 
+def held_out_part(base: schema.Config, plan: Proposal) -> dict[str, Value]:
+    """The settings by which a confirmation is evaluated on text that the search never looks at."""
+    return {"trainer.eval_part": "confirm"} if plan.seed and base.trainer.eval_part == "search" else {}
+
+
 class Search:
     """One process's part in a search."""
 
@@ -229,8 +234,7 @@ class Search:
         params = params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
         size = self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
-        if plan.seed and self.base.trainer.eval_part == "search":
-            params["trainer.eval_part"] = "confirm"
+        params |= held_out_part(self.base, plan)
         config = self.resolve(params)
         self.view.begin(description, self.result().bracket())
         directory = self.directory / str(trial.number)

@@ -26,7 +26,7 @@ EXIT_SIGNALS = {-number: number.name for number in signal.Signals}
 # What every job would import anew: torch's compiler, which the first optimizer asks for, takes a second, and the
 # command line, which a child of `python -m marble_sweep` imports as its main module, a tenth.
 PRELOADED = [child.__name__, "marble_sweep.sweeps.preload", "marble_sweep.run", "marble_sweep.hydra_app.main"]
-PRELOADED += ["torch._dynamo", "numpy.ctypeslib"]
+PRELOADED += ["torch._dynamo", "numpy.ctypeslib", "scipy.special"]
 POLL_SECONDS = 0.02
 # A fork of a server that has imported torch starts in milliseconds. Elsewhere forking such a process is unsafe.
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"

@@ -154,8 +154,9 @@ def ended_line(run: Run, row: dict[str, Any], varied: list[str]) -> str:
             parts.append(f"diverged at step {run.metadata.get('step')}")
         if (loss := last.get("val_loss")) is not None:
             parts.append(f"held-out loss {loss:.4f}")
-        if (margin := last.get("unigram_margin")) is not None:
-            error = last.get("unigram_margin_se")
+        name = "unigram" if last.get("tempered_margin") is None else "tempered"  # a run of an earlier version
+        if (margin := last.get(f"{name}_margin")) is not None:
+            error = last.get(f"{name}_margin_se")
             parts.append(f"margin {margin:+.4f}" + ("" if error is None else f" ± {error:.4f}"))
         if (seconds := run.metadata.get("seconds")) is not None:
             parts.append(f"{seconds / 60:.1f} min")

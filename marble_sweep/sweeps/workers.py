@@ -16,9 +16,9 @@ from marble_sweep.config import AUTO_WORKERS, Config
 from marble_sweep.sweeps.jobs import start
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-# What a job takes at its peak, from the least that it must take and from nothing: docs/performance.md has measured
-# peaks, in which the first is 2.2 to 2.9 and the second, the process of the smallest model, 400 MiB.
-PEAK_FACTOR = 3
+# What a job takes at its peak: so many times the least that it must take, and a process. In the peaks that
+# docs/performance.md has, the smallest model's is 400 MiB and the others take 2.5 to 3.7 times their least beyond it.
+PEAK_FACTOR = 4
 PROCESS_BYTES = 400 * 2**20
 
 

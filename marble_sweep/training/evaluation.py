@@ -11,6 +11,7 @@ from torch import Tensor
 from marble_sweep.data.baselines import Baselines
 from marble_sweep.model.loss import token_losses
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.runs.renamed import ADDED_COLUMNS
 from marble_sweep.training.precision import PrecisionPolicy
 from marble_sweep.uncertainty.clusters import clustered_mean
 
@@ -36,6 +37,7 @@ EVAL_COLUMNS = (
     "context_gain_se",
     "non_unigram_top1",
     *ERROR_COLUMNS,
+    *ADDED_COLUMNS,
 )
 UNIGRAM_TOP = 3  # predictions outside the unigram's three most frequent tokens count as non-unigram
 
@@ -96,11 +98,7 @@ class Evaluator:
         predicted = torch.cat(top)
         row: dict[str, float] = {"step": step}
         row |= mean_columns("val_loss", loss, self.documents)
-        for name, baseline in (
-            ("unigram", self.baselines.unigram_fitted),
-            ("oracle", self.baselines.unigram_oracle),
-            ("bigram", self.baselines.bigram),
-        ):
+        for name, baseline in self.baselines.per_window().items():
             row |= mean_columns(f"{name}_margin", baseline - loss, self.documents)
         row["accuracy"] = (predicted == targets[..., 0]).float().mean().item()
         nats = loss.sum().item() * targets.shape[1]

@@ -27,6 +27,7 @@ from marble_sweep.kernels.softmax import compiled_softmax
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.products import COMPILED_HEADS, DEFAULT, FLOAT32_HEADS, HEADS, MATMULS, Products, using
 from marble_sweep.model.transformer import Block
+from marble_sweep.runs.damage import DamageError, read_json
 from marble_sweep.runs.files import write_exclusive
 from marble_sweep.training.precision import POLICIES, PrecisionPolicy
 
@@ -140,8 +141,8 @@ def shared_choice(path: Path | None, allowed: Sequence[str], choose: Callable[[]
         if not write_exclusive(path, json.dumps({"choice": choose()}) + "\n"):
             await_file(path)
     try:
-        choice = json.loads(path.read_text(encoding="utf-8"))["choice"]
-    except (ValueError, KeyError, TypeError):
+        choice = read_json(path).get("choice")
+    except DamageError:
         choice = None
     if choice not in allowed:
         raise CheckError(f"{path}: must hold the sweep's choice, one of {', '.join(allowed)}")
@@ -191,10 +192,9 @@ def time_candidates(names: Sequence[str], trial: Trial) -> dict[str, list[float]
         hopeful = [name for name in names if probes[name] <= HOPELESS * min(probes.values())]
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for repeat in range(MAX_REPEATS):
-            if repeat >= REPEATS and all(is_confirmed(seconds[name]) for name in hopeful):
-                break
             for name in hopeful:
-                seconds[name].append(timed(trial, name, 1))
+                if repeat < REPEATS or not is_confirmed(seconds[name]):
+                    seconds[name].append(timed(trial, name, 1))
     finally:
         torch.set_num_threads(num_threads)
     return seconds

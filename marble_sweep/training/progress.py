@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows step, loss, margin to unigram, dead_moving and speed."""
+    """Shows step, loss, margin to the best unigram, dead_moving and speed."""
 
     def __init__(self, total_steps: int, *, show: bool = True) -> None:
         self.total_steps = total_steps
@@ -51,7 +51,7 @@ class Progress:
 
     def evaluated(self, row: dict[str, float]) -> None:
         """Show the margin of a row of evals.csv from now on."""
-        self.margin = f"{row['unigram_margin']:+.3f}"
+        self.margin = f"{row['tempered_margin']:+.3f}"
 
     def close(self) -> None:
         self.bar.close()

@@ -9,6 +9,7 @@ from marble_sweep.metrics.step import MEASURED
 from marble_sweep.runs import layout
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
 from marble_sweep.runs.csv_log import CsvLog
+from marble_sweep.runs.renamed import ADDED_COLUMNS
 from marble_sweep.training.evaluation import ERROR_COLUMNS, EVAL_COLUMNS
 
 # The notebook's eight first, then what it could not see.
@@ -48,7 +49,7 @@ class RunWriter:
             step,
             steps=eval_steps,
             sha256=hashes.get(layout.EVALS),
-            later_columns=ERROR_COLUMNS,
+            later_columns=(*ERROR_COLUMNS, *ADDED_COLUMNS),
         )
 
     def sync(self) -> dict[str, str]:

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from marble_sweep.data import baselines
-from marble_sweep.data.baselines import bigram_log_probs, cached_baselines, measure_baselines, unigram_log_probs
+from marble_sweep.data.baselines import (
+    bigram_log_probs,
+    cached_baselines,
+    fit_exponent,
+    measure_baselines,
+    temper,
+    unigram_log_probs,
+)
 from marble_sweep.data.batches import eval_windows, windows
 from marble_sweep.data.corpus import load_corpus
 from marble_sweep.groups import IIDConfig, MarkovConfig
@@ -56,7 +63,7 @@ def test_against_a_plain_loop(num_train: int) -> None:
         assert baselines.unigram_oracle[row].item() == pytest.approx(oracle, abs=1e-12)
         assert baselines.bigram[row].item() == pytest.approx(bigram, abs=1e-12)
     assert all(losses.dtype == torch.float64 for losses in baselines.per_window().values())
-    assert list(baselines.per_window()) == ["unigram", "oracle", "bigram"]
+    assert list(baselines.per_window()) == ["unigram", "oracle", "bigram", "tempered", "trigram", "fourgram"]
 
 
 @pytest.mark.parametrize("num_train", [2, 3, 10, 500])
@@ -100,8 +107,61 @@ def test_bigram_is_no_better_than_unigram_on_iid_tokens() -> None:
     assert baselines.bigram.mean().item() >= baselines.unigram_fitted.mean().item()
 
 
+@pytest.mark.parametrize("power", [0.0, 0.3, 0.7, 1.0, 1.9])
+def test_the_exponent_is_the_best_of_a_fine_grid(power: float) -> None:
+    """Targets drawn from a power of the training frequencies; the loss by a plain sum in float64."""
+    fitted = unigram_log_probs(tokens(500), V)
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.multinomial((power * fitted).exp(), 3000, replacement=True, generator=generator)
+    values, counts = fitted.tolist(), Counter(targets.tolist())
+
+    def plain_loss(exponent: float) -> float:
+        log_total = math.log(sum(math.exp(exponent * value) for value in values))
+        return sum(count * (log_total - exponent * values[token]) for token, count in counts.items()) / 3000
+
+    exponent = fit_exponent(fitted, targets)
+    best = min((number / 100 for number in range(301)), key=plain_loss)
+    assert exponent == pytest.approx(best, abs=0.01)
+    assert exponent == pytest.approx(power, abs=0.15)
+    assert plain_loss(exponent) <= min(plain_loss(best), plain_loss(0.0), plain_loss(1.0)) + 1e-12
+    assert -temper(fitted, exponent)[targets].mean().item() == pytest.approx(plain_loss(exponent), abs=1e-12)
+    assert temper(fitted, exponent).exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_no_power_helps_where_the_rarest_are_the_most_frequent() -> None:
+    """The best exponent would be negative: it is 0, the uniform distribution."""
+    fitted = unigram_log_probs(tokens(500), V)
+    targets = torch.full((50,), int(fitted.argmin()))
+    assert fit_exponent(fitted, targets) == 0
+    assert -temper(fitted, 0.0)[targets].mean().item() == pytest.approx(math.log(V), abs=1e-12)
+
+
+def test_a_single_target_ends_the_search_for_an_exponent() -> None:
+    fitted = unigram_log_probs(tokens(500), V)
+    targets = torch.full((50,), int(fitted.argmax()))
+    assert 0 <= -temper(fitted, fit_exponent(fitted, targets))[targets].mean().item() < 1e-9
+
+
+def test_the_tempered_unigram_is_the_best_of_three_and_never_below_the_oracle() -> None:
+    scored = windows(tokens(400, seed=1, vocab_size=V), 8)
+    for seed in range(30):
+        baselines = measure_baselines(tokens(30 + 10 * seed, seed=seed), scored, V)
+        best = min(baselines.unigram_fitted.mean().item(), baselines.uniform)
+        assert baselines.unigram_oracle.mean().item() <= baselines.unigram_tempered.mean().item() <= best + 1e-12
+
+
+def test_the_gap_between_domains() -> None:
+    """It is that of the samples' noise within one, and the divergence of the two distributions between two."""
+    train, same, other = tokens(20_000), tokens(8_000, seed=1), 5 - tokens(8_000, seed=2)
+    assert measure_baselines(train, windows(same, 8), V).domain_gap == pytest.approx(0, abs=0.01)
+    probabilities = unigram_log_probs(train, V)[:6].exp()
+    divergence = (probabilities * (probabilities / probabilities.flip(0)).log()).sum().item()
+    assert measure_baselines(train, windows(other, 8), V).domain_gap == pytest.approx(divergence, abs=0.1)
+    assert math.isnan(measure_baselines(train[:7], windows(same, 8), V).domain_gap)
+
+
 def test_baselines_are_measured_once_for_a_corpus_and_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    train, held_out = tokens(500), eval_windows(tokens(200, seed=1), 10, 7)
+    train, held_out = tokens(500), eval_windows(tokens(2000, seed=1), 60, 7)
     measured = measure_baselines(train, held_out, V)
     calls = []
 
@@ -113,8 +173,7 @@ def test_baselines_are_measured_once_for_a_corpus_and_its_windows(monkeypatch: p
     for _ in range(2):
         kept = cached_baselines("the corpus", train, held_out, V)
         for name, values in vars(measured).items():
-            assert torch.equal(getattr(kept, name), values)
-            assert getattr(kept, name).dtype == torch.float64
+            assert torch.equal(torch.as_tensor(getattr(kept, name)).double(), torch.as_tensor(values).double())
     assert len(calls) == 1
     cached_baselines("another", train, held_out, V)
     cached_baselines("the corpus", train, held_out[:-1], V)

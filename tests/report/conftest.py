@@ -74,6 +74,7 @@ def make_run(
             "measured_on": "held-out windows",
             "num_windows": 100,
             "unigram_fitted": UNIGRAM,
+            "unigram_tempered": UNIGRAM,
             "unigram_oracle": ORACLE,
             "bigram": BIGRAM,
         },
@@ -128,7 +129,8 @@ def made_up_columns(
 def made_up_eval(step: int, loss: float, rng: np.random.Generator) -> dict[str, float]:
     """One row of evals.csv."""
     row = dict.fromkeys(EVAL_COLUMNS, 0.1) | MANY_CLUSTERS | {"step": step, "val_loss": loss, "val_loss_se": 0.02}
-    for name, baseline in (("unigram", UNIGRAM), ("oracle", ORACLE), ("bigram", BIGRAM)):
+    row |= {"context_gain": 0.3, "context_gain_se": 0.01}
+    for name, baseline in (("unigram", UNIGRAM), ("tempered", UNIGRAM), ("oracle", ORACLE), ("bigram", BIGRAM)):
         row |= {f"{name}_margin": baseline - loss, f"{name}_margin_se": 0.015}
     return row | {"bits_per_byte": loss / math.log(2) / 3.5}
 

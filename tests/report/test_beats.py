@@ -44,7 +44,7 @@ CASES = [  # margin, its error, whether it beats at 3 standard errors
 def row(margin: float, error: float) -> dict[str, float]:
     """A row of evals.csv with this margin to each baseline, and this gain from the context."""
     margins = dict.fromkeys(EVAL_COLUMNS, 0.5) | {"step": 40, "context_gain": margin, "context_gain_se": error}
-    for name in ("unigram", "oracle", "bigram"):
+    for name in ("unigram", "tempered", "oracle", "bigram"):
         margins |= {f"{name}_margin": margin, f"{name}_margin_se": error}
     return margins | MANY_CLUSTERS
 
@@ -124,4 +124,4 @@ def test_a_run_that_must_certify_holds_out_two_windows_or_more(tmp_path: Path) -
 def test_a_verdict_says_that_a_loss_ran_to_infinity() -> None:
     steps = pd.DataFrame([dict.fromkeys(["loss", "h_autocorr", "h_autocorr_lag", *MEASURED], 0.5)])
     verdict = judge(VerdictConfig(), steps, pd.DataFrame([row(-INF, NAN) | {"val_loss": INF}]), lag=100)
-    assert "held-out loss against fitted unigram: not measured (the held-out loss is inf)" in verdict.as_text()
+    assert "held-out loss against fitted unigram: not measured: the held-out loss is inf" in verdict.as_text()

@@ -207,7 +207,7 @@ def test_each_trial_of_a_search_is_shown_with_what_it_ended_with(
     }
     for name, row in by_name.items():
         last = Run.read(folder / name).evals[-1]
-        assert (row["val_loss"], row["val_margin"]) == (last["val_loss"], last["unigram_margin"])
+        assert (row["val_loss"], row["val_margin"]) == (last["val_loss"], last["tempered_margin"])
         assert row["n"] == 1  # a mean over steps would say nothing
     text = compare(folder)
     assert text.startswith("The smallest model that beats the fitted unigram loss: 4L128D.")
@@ -257,7 +257,7 @@ def test_a_group_beats_only_where_every_run_is_known_to(make_run: MakeRun, tmp_p
     make_run(tmp_path / "a", "seed=1", loss=5.0)
     make_run(tmp_path / "b", "seed=2", loss=5.0)
     evals = (tmp_path / "b" / "evals.csv").read_text().splitlines()
-    place = evals[0].split(",").index("unigram_margin_se")
+    place = evals[0].split(",").index("tempered_margin_se")
     blank = [",".join("" if at == place else value for at, value in enumerate(line.split(","))) for line in evals[1:]]
     (tmp_path / "b" / "evals.csv").write_text("\n".join([evals[0], *blank]) + "\n")
     (row,) = rows(tmp_path)
@@ -364,3 +364,14 @@ def bytes_read() -> int:
     """By this process so far; 0 where the system does not count."""
     counts = Path("/proc/self/io")
     return int(counts.read_text().split()[1]) if counts.exists() else 0
+
+
+def test_parts_of_the_held_out_text_are_not_ranked_against_each_other(make_run: MakeRun, tmp_path: Path) -> None:
+    for part, unigram in (("search", 6.5), ("confirm", 6.7)):
+        folder = make_run(tmp_path / part, f"trainer.eval_part={part}", steps=40)
+        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata["baselines"]["unigram_fitted"] = unigram
+        (folder / "metadata.json").write_text(json.dumps(metadata))
+    compared = compare_runs([Run.read(path) for path in sorted(tmp_path.iterdir())])
+    assert compared.comparable
+    assert [note for note in compared.notes if "trainer.eval_part" in note]

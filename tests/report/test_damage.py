@@ -16,6 +16,7 @@ from marble_sweep.report.page import write_page
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.steps import PART_BYTES, StepFile
+from marble_sweep.training.evaluation import EVAL_COLUMNS
 
 MakeRun = Callable[..., Path]
 Change = Callable[[Path], Any]  # of a file
@@ -89,14 +90,14 @@ DAMAGES: list[tuple[str, Change, str]] = [  # file, what is done to it, what is 
         write(b"step,loss\n10,2\n"),
         "line 1: must be the names of the columns, step first and val_loss among",
     ),
-    ("evals.csv", line(2, b"10,one" + b",1" * 12), "line 2: must be numbers; it holds b'o'"),
-    ("evals.csv", line(3, b"10" + b",1" * 13), "line 3: must be of a later step"),
+    ("evals.csv", line(2, b"10,one" + b",1" * (len(EVAL_COLUMNS) - 2)), "line 2: must be numbers; it holds b'o'"),
+    ("evals.csv", line(3, b"10" + b",1" * (len(EVAL_COLUMNS) - 1)), "line 3: must be of a later step"),
     (
         "evals.csv",
-        line(3, b"10.5" + b",1" * 13),
+        line(3, b"10.5" + b",1" * (len(EVAL_COLUMNS) - 1)),
         "line 3: must be of a later step than the line before; its step is 10.5",
     ),
-    ("evals.csv", line(3, b"20,1.2.3" + b",1" * 12), "line 3: must be numbers"),
+    ("evals.csv", line(3, b"20,1.2.3" + b",1" * (len(EVAL_COLUMNS) - 2)), "line 3: must be numbers"),
     ("evals.csv", write(b"\xff\xfe\0"), "line 1: must be the names of the columns"),
     ("evals.csv", edit(lambda text: text[: text.index(b"\n40,") + 1]), "the run was evaluated at step 40"),
     ("evals.csv", in_place_of(Path.mkdir), "must be a file"),

@@ -52,7 +52,7 @@ def test_the_headline_names_the_best_and_the_smallest(make_run: MakeRun, tmp_pat
     small = make_run(tmp_path / "small", "model.num_layers=1", loss=5.0)
     lost = make_run(tmp_path / "stale", "model.num_layers=0", loss=6.5, status="diverged")
     best, smallest, what = sentences(compared(*big, small, lost))
-    assert re.fullmatch(r"Best: 4L128D, held-out loss 4\.0\d\d ± 0\.00\d nats per token\.", best)
+    assert re.fullmatch(r"Best: 4L128D, held-out loss 4\.0\d\d ± 0\.00\d nats per token \(perplexity 5\d\.\d\)\.", best)
     assert smallest.startswith("Smallest that beats unigram (2 of 3 do): 1L128D, 1,492,992 parameters, by 1.1")
     assert what == "4 runs of 3 configurations, repeated over seeds, at step 200; 1 diverged."
 

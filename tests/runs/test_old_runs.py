@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 import marble_sweep as ms
 from marble_sweep.compare import main as compare
+from marble_sweep.report.summary import EARLIER_NOTE, compare_runs
 from marble_sweep.run import run
 from marble_sweep.runs.renamed import RENAMED
 from marble_sweep.runs.run import Run
@@ -54,6 +55,16 @@ def test_old_runs_are_compared_without_damage(tmp_path: Path, capsys: pytest.Cap
     assert {row["status"] for row in rows} == {"finished", "interrupted"}
     assert [row["damage"] for row in rows] == [None, None, None]
     assert page.is_file()
+
+
+def test_whether_an_old_run_beats_unigram_is_not_known() -> None:
+    """It was measured against the fitted unigram alone."""
+    old = Run.read(OLD_RUNS / "finished")
+    comparison = compare_runs([old])
+    (row,) = comparison.rows
+    assert row["val_margin"] == old.evals[-1]["unigram_margin"]
+    assert row["beats_unigram"] is not True
+    assert EARLIER_NOTE in comparison.notes
 
 
 def test_an_old_run_is_continued_under_its_own_header(interrupted: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from helpers import TINY, tiny_config
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from studies import made_up
 from worlds import FEW_SIZES, SEEDS, World, answer, hill
 from worlds import search as search_alone
 from worlds import train as train_record
@@ -27,6 +29,7 @@ from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.runs.files import write_json, write_text
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, decide
+from marble_sweep.searches.view import View
 from marble_sweep.searches.worker import Params, Search
 
 BASE = tiny_config("certify.stop=true", "certify.threshold=5.0", "trainer.num_evals=2", "search.confirm_seeds=2")
@@ -193,6 +196,28 @@ def test_the_largest_runs_tell_what_fits(tmp_path: Path) -> None:
     largest = Pretender(tmp_path, 1).search.largest()
     assert {config.model.hidden_dim for config in largest} == {8}
     assert [config.optimizer.lr for config in largest] == [0.01, 0.1]
+
+
+def test_the_bar_has_the_steps_of_all_running_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, terminal = (os.fdopen(end, mode) for end, mode in zip(os.openpty(), ("rb", "w"), strict=True))
+    with controller, terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)  # elsewhere there is no bar
+        view = View(400)
+        view.begin("  0  probe    0L4D", "none certified")
+        view.step("  0  probe    0L4D", 150)
+        assert (view.bar.n, view.bar.total) == (150, 400)
+        view.begin("  1  probe    0L2D", "none certified")
+        view.step("  1  probe    0L2D", 25)
+        assert (view.bar.n, view.bar.total, view.bar.desc) == (
+            175,
+            800,
+            "none certified | 0 probe 0L4D | 1 probe 0L2D",
+        )
+        view.end("  0  probe    0L4D", made_up("certified"), "0L4D certified")
+        view.step("  0  probe    0L4D", 150)  # its watch looks once more
+        view.step("  1  probe    0L2D", 50)
+        assert (view.bar.n, view.bar.total, view.bar.desc) == (50, 400, "0L4D certified | 1 probe 0L2D")
+        view.close()
 
 
 # ------------------------------------------------------------------------- whole processes

@@ -29,6 +29,7 @@ from marble_sweep.searches.study import (
     open_study,
     records,
 )
+from marble_sweep.searches.worker import held_out_part
 
 SIZES = {"certified": 4, "refuted": 0, "pruned": 1, "diverged": 2, "too_slow": 3, "failed": 5}
 LACKING = {"certified": -0.2, "refuted": 0.3, "pruned": 0.9, "diverged": 0.5, "too_slow": -0.1, "failed": 0.4}
@@ -180,6 +181,15 @@ def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, li
     with pytest.raises(ValueError, match=f"search.study = study: {line}") as raised:
         open_study(storage, "study", small_space(*sweeps), lambda tried: None, {"threshold": threshold}, 60)  # type: ignore[arg-type,return-value]
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "seed", "expected"),
+    [("search", 0, {}), ("search", 1, {"trainer.eval_part": "confirm"}), ("all", 0, {}), ("all", 1, {})],
+)
+def test_fresh_seeds_are_evaluated_on_fresh_windows(part: str, seed: int, expected: dict[str, str]) -> None:
+    base = tiny_config(f"trainer.eval_part={part}")
+    assert held_out_part(base, Proposal(0, (0.0,), seed, "confirm" if seed else "probe")) == expected
 
 
 @pytest.mark.parametrize("began", [None, 1, RULES - 1])

@@ -9,8 +9,10 @@ from helpers import tiny_config
 from optuna.storages import InMemoryStorage
 from optuna.study import Study
 
+from marble_sweep.run import run
+from marble_sweep.runs.status import read_metadata
 from marble_sweep.searches.study_products import CHOICES, StudyProducts
-from marble_sweep.searches.trial_watch import TrialWatch
+from marble_sweep.searches.trial_watch import TrialWatch, device_settings
 
 HEAD, MATMUL = "head-4x64-bf16.json", "matmul-4x1x16x8x16-bf16.json"
 
@@ -82,3 +84,15 @@ def test_a_watched_trial_takes_and_gives_where_the_study_is_shared(storage: str,
     is_shared = storage != "null"
     assert (tmp_path / "products" / HEAD).exists() == is_shared
     assert study.trials[1].user_attrs.get(CHOICES) == ({MATMUL: {"choice": "float32"}} if is_shared else None)
+
+
+def test_a_trials_result_has_what_its_numbers_depend_on(study: Study, tmp_path: Path) -> None:
+    directory, config = tmp_path / "0", tiny_config("certify.stop=true", "device.head=float32", "device.num_threads=3")
+    run(config, directory, show=False)
+    device = TrialWatch(study.ask(), config, directory, 60.0, lambda _: None).result(directory).device
+    assert device == {"matmul": read_metadata(directory)["products"]["matmul"], "head": "float32", "num_threads": 3}
+
+
+def test_a_gpus_numbers_depend_on_no_products() -> None:
+    assert device_settings({"products": None, "machine": {"num_threads": 3}}) is None
+    assert device_settings({}) is None, "it crashed before it trained"

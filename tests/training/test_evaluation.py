@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.training.evaluation import ERROR_COLUMNS, EVAL_COLUMNS, Evaluator, mean_columns
+from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator, mean_columns
 from marble_sweep.training.precision import POLICIES
 
 VOCAB, SEQ_LEN, NUM_WINDOWS = 20, 6, 7
@@ -67,6 +67,9 @@ def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
         ("unigram_margin", baselines.unigram_fitted),
         ("oracle_margin", baselines.unigram_oracle),
         ("bigram_margin", baselines.bigram),
+        ("tempered_margin", baselines.unigram_tempered),
+        ("trigram_margin", baselines.trigram),
+        ("fourgram_margin", baselines.fourgram),
     ):
         truth |= expected(name, [one - loss for one, loss in zip(baseline.tolist(), losses, strict=True)])
     truth |= expected("context_gain", [other - loss for other, loss in zip(swapped, losses, strict=True)])
@@ -123,7 +126,8 @@ def test_an_error_counts_documents_where_they_are_known() -> None:
         Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 8, numbers).evaluate(model, step=1)
         for numbers in (None, documents)
     )
-    names = [name for name in EVAL_COLUMNS if name not in ERROR_COLUMNS and not name.endswith("_se")]
+    of_errors = ("_se", "_df", "_se_factor", "_clusters", "_by_document")
+    names = [name for name in EVAL_COLUMNS if not name.endswith(of_errors)]
     assert [plain[name] for name in names] == [clustered[name] for name in names]
     assert plain["unigram_margin_by_document"] == 0
     assert clustered["unigram_margin_by_document"] == 1

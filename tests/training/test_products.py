@@ -315,6 +315,12 @@ def test_a_sweeps_choice_that_cannot_be_is_refused(content: str, tmp_path: Path)
     assert str(raised.value).startswith(str(path))
 
 
+def test_a_pipe_in_place_of_a_sweeps_choice_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "head-16x64-fp32.json")
+    with pytest.raises(ValueError, match="must hold the sweep's choice"):
+        choose_products(tiny_config("precision=fp32"), CPU, VOCAB_SIZE, tmp_path)
+
+
 # ------------------------------------------------------------------------- resuming
 
 

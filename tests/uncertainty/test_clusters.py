@@ -8,6 +8,7 @@ from error_sources import ar1, autoregressive
 from numpy.typing import NDArray
 
 from marble_sweep.uncertainty.clusters import Clusters, cluster_variance, clustered_mean
+from marble_sweep.uncertainty.dependence import dependence_length
 
 
 def dense(residuals: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, float]:
@@ -108,3 +109,23 @@ def test_equal_values_have_no_error() -> None:
     estimate = clustered_mean(np.full(64, 0.5))
     assert (estimate.mean, estimate.error) == (0.5, 0.0)
     assert math.isnan(estimate.factor)
+
+
+def test_what_blocks_lose_at_their_ends_is_put_back() -> None:
+    values = ar1(1024, 0.8)(np.random.default_rng(8))[0]
+    estimate = clustered_mean(values)
+    means = [
+        block.mean() for block in np.split(values, np.arange(1, estimate.num_clusters) * 1024 // estimate.num_clusters)
+    ]
+    of_blocks = np.std(means, ddof=1) / math.sqrt(len(means))
+    lost = dependence_length(values) * len(means) / 1024
+    assert lost > 0.03
+    assert estimate.error == pytest.approx(
+        of_blocks * math.sqrt(1 + lost), rel=0.02
+    )  # blocks differ by a value in size
+
+
+def test_documents_that_decide_everything_leave_no_error() -> None:
+    documents = np.repeat([0, 1, 2], [150, 80, 26])
+    values = np.random.default_rng(9).standard_normal(256) + np.array([1.0, -1.0, 3.0])[documents]
+    assert math.isnan(clustered_mean(values, documents).error)
