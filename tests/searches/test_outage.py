@@ -30,6 +30,7 @@ SEARCH = (
     "trainer.total_steps=1500",
     "certify.threshold=0.1",  # nothing reaches it: every size is trained to the end
     "trainer.num_evals=2",
+    "search.confirm_seeds=3",
     "search.study=outage",
     f"search.worker_timeout={TIMEOUT}",
 )

@@ -32,6 +32,7 @@ TWO_TRIALS = (
     "trainer.num_evals=2",
     "trainer.checkpoint_interval=10000",
     "search.n_trials=2",
+    "search.confirm_seeds=3",
     "sweep.workers=1",  # one trial after the other
 )
 LONG = (*TWO_TRIALS, f"trainer.total_steps={STEPS}", "trainer.state_interval=0.3")
