@@ -11,7 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marble_sweep.checks import Checked, is_plain_text
-from marble_sweep.config import BASELINES, EVAL_PARTS, NOT_OF_A_RUN, OBJECTIVES, SCHEMAS, SPACINGS, Config, dump, load
+from marble_sweep.config import (
+    AUTO_WORKERS,
+    BASELINES,
+    EVAL_PARTS,
+    MAX_WORKERS,
+    NOT_OF_A_RUN,
+    OBJECTIVES,
+    SCHEMAS,
+    SPACINGS,
+    Config,
+    dump,
+    load,
+)
 from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS
 from marble_sweep.run import run
 
@@ -97,6 +109,7 @@ CHOICES = {
     "certify.threshold": st.sampled_from(BASELINES) | st.floats(1e-3, 1e3).map(str) | st.just("1e3"),
     "objective": st.none() | st.sampled_from(OBJECTIVES),
     "search.study": text.filter(bool),
+    "sweep.workers": st.just(AUTO_WORKERS) | st.integers(1, MAX_WORKERS).map(str),
 }
 
 

@@ -73,7 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_jobs_share_what_the_first_one_chose(finished: Path) -> None:
-    chosen = {path.name: json.loads(path.read_text())["choice"] for path in (finished / "products").iterdir()}
+    chosen = {path.name: json.loads(path.read_text())["choice"] for path in (finished / "product_choices").iterdir()}
     assert chosen.keys() == {"matmul-16x1x64x8x16-bf16.json", "head-16x64-bf16.json"}
     for run_dir in run_directories(finished):
         assert read_metadata(run_dir)["products"] == {name.partition("-")[0]: chosen[name] for name in chosen}

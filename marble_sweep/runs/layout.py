@@ -25,7 +25,7 @@ LOCK, SOFT_LOCK = ".lock", ".lock.held"
 
 # A sweep's. A search has the last three as well.
 STARTED = ".started"  # empty: its time is that of the sweep's last start
-PRODUCTS = "products"  # a folder: how its jobs multiply, a file for each shape
+PRODUCTS = "product_choices"  # a folder: how its jobs multiply, a file for each shape
 SUMMARY = "summary.csv"
 PAGE = "compare.html"
 SEARCH = "search.json"

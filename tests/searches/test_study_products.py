@@ -10,6 +10,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import Study
 
 from marble_sweep.run import run
+from marble_sweep.runs import layout
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.searches.study_products import CHOICES, StudyProducts
 from marble_sweep.searches.trial_watch import TrialWatch, device_settings
@@ -23,12 +24,12 @@ def study() -> Study:
 
 
 def choose(sweep_dir: Path, name: str, choice: str) -> None:
-    (sweep_dir / "products").mkdir(parents=True, exist_ok=True)
-    (sweep_dir / "products" / name).write_text(json.dumps({"choice": choice}))
+    (sweep_dir / layout.PRODUCTS).mkdir(parents=True, exist_ok=True)
+    (sweep_dir / layout.PRODUCTS / name).write_text(json.dumps({"choice": choice}))
 
 
 def chosen(sweep_dir: Path) -> dict[str, str]:
-    return {path.name: json.loads(path.read_text())["choice"] for path in (sweep_dir / "products").iterdir()}
+    return {path.name: json.loads(path.read_text())["choice"] for path in (sweep_dir / layout.PRODUCTS).iterdir()}
 
 
 def test_a_worker_takes_what_another_ones_job_chose(study: Study, tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_watched_trial_takes_and_gives_where_the_study_is_shared(storage: str,
         choose(tmp_path, MATMUL, "float32")
         watch.report_evaluations(tmp_path / "1")
     is_shared = storage != "null"
-    assert (tmp_path / "products" / HEAD).exists() == is_shared
+    assert (tmp_path / layout.PRODUCTS / HEAD).exists() == is_shared
     assert study.trials[1].user_attrs.get(CHOICES) == ({MATMUL: {"choice": "float32"}} if is_shared else None)
 
 
