@@ -212,7 +212,7 @@ def test_a_sweep_and_a_search(tmp_path: Path) -> None:
     small = ["model.num_layers=0,1", "model.hidden_dim=2,8", "trainer.total_steps=100", "search.n_trials=4"]
     found = ms.search([*TINY, *small], tmp_path / "search")
     assert found.summary["trials"] == len(found.runs) == 4
-    assert str(found).startswith(("The smallest model", "Nothing is certified"))
+    assert str(found).startswith(("The smallest certified size", "Nothing is certified"))
 
 
 def replace_by_pipe(path: Path) -> None:

@@ -55,6 +55,7 @@ SEARCH = (
     "certify.threshold=0.1",
     "trainer.num_evals=2",
     "search.n_trials=2",
+    "search.confirm_seeds=0",
     "trainer.total_steps=800",
 )
 

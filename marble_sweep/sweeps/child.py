@@ -9,6 +9,8 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from tqdm import tqdm
+
 from marble_sweep.checks import CheckError
 from marble_sweep.config import Config, dump
 from marble_sweep.process import keep_freed_memory
@@ -26,6 +28,8 @@ def main(config: Config, sweep_dir: Path, number: int, threads: int | None, pare
     from marble_sweep.run import run
 
     keep_freed_memory()
+    # A bar's usual lock is a semaphore of the system, which a process that is stopped too early would leave behind.
+    tqdm.set_lock(threading.RLock())
     # Ctrl-C at a terminal reaches every process of the group: only the parent's word counts here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     console = logging.StreamHandler(sys.stderr)

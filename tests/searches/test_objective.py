@@ -42,7 +42,7 @@ def sweep(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> 
 
 @pytest.mark.slow
 def test_a_job_returns_its_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    returned = sweep(tmp_path / "sweep", monkeypatch, "objective=n_params", "model.num_layers=0,1")
+    returned = sweep(tmp_path / "sweep", monkeypatch, "objective=n_params", "model.num_layers=0,1", "sweep.workers=1")
     assert returned == [read_metadata(tmp_path / "sweep" / name)["n_params"] for name in "01"]
     assert returned[0] < returned[1]
     assert all(isinstance(value, float) for value in returned)

@@ -188,7 +188,7 @@ def answer(printed: str) -> str:
     """The lines with the answer, without its cost and directory."""
     lines = printed.splitlines()
     first = next(
-        place for place, line in enumerate(lines) if line.startswith(("The smallest model", "Nothing is cert"))
+        place for place, line in enumerate(lines) if line.startswith(("The smallest certified size", "Nothing is cert"))
     )
     return "\n".join(lines[first : first + 3])
 
