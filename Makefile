@@ -27,7 +27,7 @@ test: .venv/installed-dev
 	$(BIN)/python $(DEFAULT_SUITE)
 
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2
 
 # One line of result a setting, and the whole output in .test-matrix/. TESTS=tests/model runs a part of the tests.
 test-matrix: .venv/installed-dev

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from marble_sweep.runs.status import read_metadata
+from marble_sweep.searches.outcome import ENDINGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -232,7 +233,8 @@ def test_the_default_search_keeps_everything_in_one_directory(tmp_path: Path, sh
     (directory,) = map(Path, directories(tmp_path))
     assert f"Everything is in {directory.relative_to(tmp_path)}" in output or f"Everything is in {directory}" in output
     found = json.loads((directory / "search.json").read_text())
-    assert found["ended"] == "settled"
+    # Which one depends on the corpus, and so on what is installed.
+    assert found["ended"] in ("settled", "undecided")
     trials = [path.parent for path in tmp_path.glob("**/metrics.csv")]
     assert {path.parent for path in trials} == {directory}
     assert len(trials) == found["trials"]
@@ -242,5 +244,5 @@ def test_the_default_search_keeps_everything_in_one_directory(tmp_path: Path, sh
         assert (directory / name).stat().st_size > 0
     before = rows(tmp_path)
     rerun = f"{TO_THE_END[1]} hydra.sweep.dir={directory}"
-    assert "The question is settled" in run(rerun, tmp_path)
+    assert ENDINGS[found["ended"]] in run(rerun, tmp_path)
     assert rows(tmp_path) == before

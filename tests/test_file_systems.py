@@ -20,7 +20,7 @@ from helpers import TINY, tiny_config
 from poor_file_system import CALLS
 
 from marble_sweep.run import run
-from marble_sweep.runs import files
+from marble_sweep.runs import files, layout
 from marble_sweep.runs.files import atomic_write, lock_directory, write_exclusive, write_text
 from marble_sweep.runs.status import mark_start, read_metadata
 from marble_sweep.sweeps.jobs import train_job
@@ -126,7 +126,7 @@ def test_a_sweep_where_the_file_system_lacks_calls(launcher: str, tmp_path: Path
         assert result.returncode == 0, result.stderr
         assert "\n2 finished\n" in result.stderr
         assert "Traceback" not in result.stderr
-        assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {"0", "1"}
+        assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {"0", "1", layout.PRODUCTS}
     # What stands in for a hard link, and shows that there was none.
     assert (tmp_path / "sweep" / "0" / ".config.yaml.claimed").exists()
     again = subprocess.run(command(tmp_path / "sweep"), capture_output=True, text=True, cwd=tmp_path, check=False)
