@@ -12,8 +12,8 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from marble_sweep.checks import require
-from marble_sweep.config import Config
 from marble_sweep.hydra_app.composer import Composer
+from marble_sweep.hydra_app.private import launches_here
 from marble_sweep.hydra_app.side_by_side import job_environment, launch_side_by_side, plan
 
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]  # a batch, and the number of its first job
@@ -51,7 +51,7 @@ def launch_grid(sweeper: Sweeper, overrides: Sequence[str], max_batch_size: int 
         if OmegaConf.select(sweeper.config, "sweep.workers") is not None:  # else they are another program's jobs
             stack.enter_context(job_environment(sweeper.config))
             composer = Composer(sweeper.hydra_context.config_loader, sweeper.config)
-            launch = choose_launch(sweeper.config, [composer.resolve(overrides) for overrides in jobs]) or launch
+            launch = choose_launch(sweeper.config, jobs, composer) or launch
         returned = []
         for start in range(0, len(jobs), max_batch_size or len(jobs)):
             batch = jobs[start : start + (max_batch_size or len(jobs))]
@@ -63,8 +63,11 @@ def launch_grid(sweeper: Sweeper, overrides: Sequence[str], max_batch_size: int 
     return returned
 
 
-def choose_launch(config: DictConfig, jobs: Sequence[Config]) -> Launch | None:
+def choose_launch(config: DictConfig, overrides: Sequence[Sequence[str]], composer: Composer) -> Launch | None:
     """What launches several of these jobs at once; None where they are the launcher's, one by one or as it does it."""
+    if not launches_here(config):
+        return None
+    jobs = [composer.resolve(job) for job in overrides]
     workers = plan(config, jobs, "job", len(jobs), len(jobs))
     if workers.number == 1:
         return None
