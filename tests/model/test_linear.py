@@ -1,11 +1,12 @@
 """Linear layers and attention in bfloat16, by the CPU's own products and by float32 ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bounds import BFLOAT16, gamma
+from operators import Operators
 
 from marble_sweep.model import linear, products, transformer
 from marble_sweep.model.linear import Linear, _WideLinear
@@ -108,23 +109,15 @@ def test_without_units_no_product_of_a_model_is_in_bfloat16(has_units: None) -> 
     """Those are what such a CPU takes a hundred times as long for."""
     multiplied: list[tuple[str, torch.dtype]] = []
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(
-            self,
-            function: torch._ops.OpOverload,
-            types: Sequence[type],
-            args: tuple[object, ...] = (),
-            kwargs: dict[str, object] | None = None,
-        ) -> object:
-            name = function.name().split(".")[0]
-            if any(word in name for word in ("mm", "attention", "linear", "dot")):
-                multiplied.extend((name, each.dtype) for each in args if isinstance(each, torch.Tensor))
-            return function(*args, **(kwargs or {}))
+    def watch(operator: str, operands: list[torch.Tensor], _: object) -> None:
+        name = operator.split(".")[0]
+        if any(word in name for word in ("mm", "attention", "linear", "dot")):
+            multiplied.extend((name, operand.dtype) for operand in operands)
 
     tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(0))
     for weights, autocasts in ((torch.bfloat16, False), (torch.float32, True)):
         model = Transformer(50, 16, 2, 32, 2, 128, seed=0).to(weights)
-        with Watch(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocasts):
+        with Operators(watch), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocasts):
             hidden = model(tokens)
             hidden.sum().backward()
     names = {name for name, _ in multiplied}

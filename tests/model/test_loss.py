@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from bounds import FLOAT32, gamma
 from compilers import has_compiler, needs_compiler
+from operators import Operators
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from marble_sweep.kernels.head import MAX_LANES, MAX_PARTS
@@ -164,21 +165,13 @@ def test_a_head_is_what_multiplies(name: str) -> None:
     """The dtypes of the operands tell the ways of torch's apart; the fused one multiplies nothing in torch."""
     multiplied: set[torch.dtype] = set()
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(
-            self,
-            func: torch._ops.OpOverload,
-            types: Sequence[type],
-            args: tuple[object, ...] = (),
-            kwargs: dict[str, object] | None = None,
-        ) -> object:
-            if func.name().split(".")[0] in ("aten::mm", "aten::addmm_"):
-                multiplied.update(each.dtype for each in args if isinstance(each, torch.Tensor))
-            return func(*args, **(kwargs or {}))
+    def watch(operator: str, operands: list[torch.Tensor], _: object) -> None:
+        if operator.split(".")[0] in ("aten::mm", "aten::addmm_"):
+            multiplied.update(operand.dtype for operand in operands)
 
     if name in COMPILED_HEADS and not has_compiler():
         pytest.skip("no C compiler is here")
-    with products.using(Products(matmul="float32", head=name)), Watch():
+    with products.using(Products(matmul="float32", head=name)), Operators(watch):
         gradients(*example(CPU_CHUNK_ROWS + 5, torch.bfloat16))
     expected = {"fused": set(), "bfloat16": {torch.bfloat16}, "bfloat16_compiled": {torch.bfloat16}}
     assert multiplied == expected.get(name, {torch.float32})

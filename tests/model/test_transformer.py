@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from bounds import gamma, likely
 from notebook_loop import TinyLM
+from operators import Operators
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from marble_sweep.groups import AdamWConfig
 from marble_sweep.model import products, transformer
@@ -302,22 +302,10 @@ def test_20_steps_give_the_losses_of_the_notebooks_loop(size: Size) -> None:
 # ------------------------------------------------------------------- what backward works out again
 
 
-class Calls(TorchDispatchMode):
-    """Counts the calls of every operator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> object:
-        self.number[func.name().removeprefix("aten::")] += 1
-        return func(*args, **(kwargs or {}))
+def counting() -> tuple[Operators, Counter[str]]:
+    """A mode, and how often every operator was called in it."""
+    calls: Counter[str] = Counter()
+    return Operators(lambda name, *_: calls.update([name.removeprefix("aten::")])), calls
 
 
 def block_and_back(dtype: torch.dtype) -> tuple[list[torch.Tensor], Counter[str]]:
@@ -325,10 +313,11 @@ def block_and_back(dtype: torch.dtype) -> tuple[list[torch.Tensor], Counter[str]
     generator = torch.Generator().manual_seed(5)
     block = Block(8, 2, 32, generator).to(dtype)
     hidden = torch.randn(2, 6, 8, generator=generator).to(dtype).requires_grad_()
-    with Calls() as calls:
+    mode, calls = counting()
+    with mode:
         outputs = block(hidden)
         gradients = torch.autograd.grad(outputs.square().sum(), [hidden, *block.parameters()])
-    return [outputs.detach(), *gradients], calls.number
+    return [outputs.detach(), *gradients], calls
 
 
 def test_what_is_worked_out_again_changes_no_bit_and_repeats_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,11 +334,13 @@ def test_nothing_is_worked_out_again_in_bfloat16_or_without_gradients(monkeypatc
     """Half the memory, and not the bottleneck, is not worth the time."""
     monkeypatch.setattr(transformer, "LARGE", 0)
     assert block_and_back(torch.bfloat16)[1]["gelu"] == 1
-    with torch.no_grad(), Calls() as calls:
+    mode, calls = counting()
+    with torch.no_grad(), mode:
         Block(8, 2, 32, torch.Generator())(torch.ones(2, 6, 8))
-    assert calls.number["gelu"] == 1
-    with torch.autocast("cpu", torch.bfloat16), Calls() as calls:
+    assert calls["gelu"] == 1
+    mode, calls = counting()
+    with torch.autocast("cpu", torch.bfloat16), mode:
         outputs = Block(8, 2, 32, torch.Generator())(torch.ones(2, 6, 8))
-    with calls:
+    with mode:
         outputs.sum().backward()
-    assert calls.number["gelu"] == 1
+    assert calls["gelu"] == 1
