@@ -22,7 +22,7 @@ from marble_sweep.searches.study import result_of
 SMALL = (
     *("data=markov", "data.vocab_size=64", "data.num_tokens=20000", "model.num_layers=0,1"),
     *("model.hidden_dim=range(2,9)", "trainer.total_steps=40", "trainer.batch_size=8", "trainer.seq_len=16"),
-    "sweep.workers=1",  # several overlap
+    *("search.confirm_seeds=3", "sweep.workers=1"),  # the trials of several workers overlap
 )
 
 
