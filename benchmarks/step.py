@@ -34,6 +34,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from step_table import table
+
 if TYPE_CHECKING:
     import torch
 
@@ -372,45 +374,6 @@ def measure(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"rounds": rounds, "parts": parts}
 
 
-def table(setting: str, found: dict[str, Any]) -> str:
-    """The rounds of one setting in Markdown."""
-    shape, rounds = Setting.parse(setting), found["rounds"]
-    titles = ("contender", "steps/min", "times notebook", "tokens/s", "share of matmul peak", "peak memory, MiB")
-    lines = [
-        f"| {' | '.join((*titles, 'of notebook', 'first step, s', 'beyond importing torch'))} |",
-        f"|---{'|---:' * 8}|",
-    ]
-    notebook = rounds.get("notebook")
-    for name, each in rounds.items():
-
-        def median(key: str, rows: list[dict[str, Any]] = each) -> float:
-            return statistics.median(row[key] for row in rows)
-
-        seconds = median("seconds_per_step")
-        times = memory = "–"
-        if notebook:
-            pairs = list(zip(each, notebook, strict=True))
-            times = f"{statistics.median(its['seconds_per_step'] / row['seconds_per_step'] for row, its in pairs):.2f}"
-            memory = f"{statistics.median(row['memory'] / its['memory'] for row, its in pairs):.2f}"
-        beyond = statistics.median(row["first_step"] - row["import_torch"] for row in each)
-        cells = (
-            name,
-            f"{60 / seconds:,.1f}",
-            times,
-            f"{shape.batch_size * shape.seq_len / seconds:,.0f}",
-            f"{shape.flops() / seconds / median('peak'):.1%}",
-            f"{median('memory') / 2**20:,.0f}",
-            memory,
-            f"{median('first_step'):.1f}",
-            f"{beyond:.1f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    parts = dict(found["parts"])
-    whole = parts.pop("step")
-    shares = ", ".join(f"{name} {1000 * each:.2f} ms ({each / whole:.1%})" for name, each in parts.items())
-    return "\n".join([f"### {setting}", "", *lines, "", f"A bf16 step of {1000 * whole:.1f} ms: {shares}."])
-
-
 def machine(device: str) -> str:
     import torch
 
@@ -443,7 +406,9 @@ def main() -> None:
     print(f"{results['machine']}; {arguments.rounds} rounds\n")
     for setting in settings:
         measured[setting] = found = measure(setting, arguments)
-        print(f"{table(setting, found)}\n", flush=True)
+        shape = Setting.parse(setting)
+        tokens = shape.batch_size * shape.seq_len
+        print(f"{table(setting, found, tokens=tokens, flops=shape.flops())}\n", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1))
 

@@ -7,6 +7,7 @@ import step
 import torch
 from plain_gpt import PlainGPT
 from step import POLICIES, Clock, Setting
+from step_table import table
 
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs.csv_log import CsvLog
@@ -120,7 +121,9 @@ def test_ratios_are_medians_over_rounds() -> None:
         "notebook": [row(4.0, 900), row(8.0, 900), row(6.0, 900)],
         "bf16": [row(1.0, 300), row(1.0, 300), row(2.0, 300)],
     }
-    text = step.table("4L128D@128x128", {"rounds": rounds, "parts": {"head": 0.9, "the rest": 0.1, "step": 1.0}})
+    found = {"rounds": rounds, "parts": {"head": 0.9, "the rest": 0.1, "step": 1.0}}
+    shape = Setting.parse("4L128D@128x128")
+    text = table("4L128D@128x128", found, tokens=128 * 128, flops=shape.flops())
     (line,) = [line for line in text.splitlines() if line.startswith("| bf16 |")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["bf16", "60.0", "4.00", "16,384", "21.6%", "300", "0.33", "3.0", "2.0"]
