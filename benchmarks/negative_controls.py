@@ -46,7 +46,7 @@ def verdict_of(model: nn.Module, train_tokens: Tensor, windows: Tensor, vocab_si
     """What a run that ended with this model on these held-out windows (num_windows, T) would be told."""
     assert isinstance(model, Transformer)
     baselines = measure_baselines(train_tokens, windows, vocab_size)
-    row = Evaluator(windows, baselines, 0, POLICIES["fp32"], len(windows)).evaluate(model, step=1)
+    row, _ = Evaluator(windows, baselines, 0, POLICIES["fp32"], len(windows)).evaluate(model, step=1)
     steps = pd.DataFrame([dict.fromkeys(["loss", "h_autocorr", "h_autocorr_lag", *MEASURED], 0.5)])
     return judge(VerdictConfig(), steps, pd.DataFrame([row]), lag=1)
 

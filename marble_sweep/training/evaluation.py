@@ -76,8 +76,11 @@ class Evaluator:
         self.unigram_top = self.baselines.unigram_log_probs.topk(UNIGRAM_TOP).indices.to(targets.device)
 
     @torch.no_grad()
-    def evaluate(self, model: Transformer, step: int) -> dict[str, float]:
-        """One row of evals.csv, in nats per token. Margins are baseline - model, paired by window."""
+    def evaluate(self, model: Transformer, step: int) -> tuple[dict[str, float], Tensor]:
+        """One row of evals.csv, and the loss of each window (num_windows,) float64, in nats per token.
+
+        Margins are baseline - model, paired by window.
+        """
         inputs = self.windows
         # Row i: the targets of window i, then those of the window whose other context window i is.
         targets = torch.stack([inputs[:, 1:], inputs.roll(-self.shift, 0)[:, 1:]], dim=-1).long()
@@ -107,4 +110,4 @@ class Evaluator:
         gain = other_context_loss - loss if self.shift else torch.full_like(loss, math.nan)
         row |= mean_columns("context_gain", gain, self.documents)
         row["non_unigram_top1"] = (~torch.isin(predicted, self.unigram_top)).float().mean().item()
-        return {column: row[column] for column in EVAL_COLUMNS}
+        return {column: row[column] for column in EVAL_COLUMNS}, loss

@@ -1,0 +1,81 @@
+"""The losses of single held-out windows: windows.csv says which they are, window_losses.csv has a row an evaluation.
+
+Plain CSV, as evals.csv is: a row is appended, and a resumed run drops and checks rows by the same code.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marble_sweep.runs import layout
+from marble_sweep.runs.damage import DamageError, open_file, read_text
+from marble_sweep.runs.files import write_text
+
+MAX_DIGITS = 15  # of a document's number
+MAX_LINE = 1 << 24  # bytes; a million windows take ten times less
+HEADER = "window,document"
+
+
+class HeldOut(NamedTuple):
+    """The held-out windows that a run is evaluated on."""
+
+    numbers: Sequence[int]  # (num_windows,) of the windows in the held-out split, ascending
+    documents: Sequence[int] | None  # (num_windows,) the document of each; None: unknown
+
+
+class WindowLosses(NamedTuple):
+    """One evaluation, window by window."""
+
+    header: str  # the numbers of the windows, as the file has them
+    losses: NDArray[np.float64]  # (num_windows,) in nats per token
+
+
+def write_windows(path: Path, held_out: HeldOut) -> None:
+    """Write the number of each window, and its document if that is known."""
+    documents = [""] * len(held_out.numbers) if held_out.documents is None else map(str, held_out.documents)
+    rows = [f"{number},{document}" for number, document in zip(held_out.numbers, documents, strict=True)]
+    write_text(path, "\n".join([HEADER, *rows]) + "\n")
+
+
+def read_documents(directory: Path) -> NDArray[np.int64] | None:
+    """The document (num_windows,) of each window; None where they are unknown.
+
+    Raises FileNotFoundError, or DamageError for a file that is none.
+    """
+    header, *lines = read_text(directory / layout.WINDOWS).removesuffix("\n").split("\n")
+    documents = [line.partition(",")[2] for line in lines]
+    known = any(documents)
+    if header != HEADER or (known and not all(text.isdecimal() and len(text) <= MAX_DIGITS for text in documents)):
+        raise DamageError(f"must be the columns {HEADER}, whole numbers")
+    return np.array(documents, dtype=np.int64) if known else None
+
+
+def read_window_losses(directory: Path, step: int) -> WindowLosses | None:
+    """The evaluation at `step`; None where there is none. Half a last row does not count.
+
+    Raises FileNotFoundError, or DamageError where the header or the row is not what it should be.
+    """
+    with open_file(directory / layout.WINDOW_LOSSES) as file:
+        names = file.readline(MAX_LINE).decode("ascii", errors="replace")
+        first, _, numbers = names.removesuffix("\n").partition(",")
+        if first != "step" or not all(number.isdecimal() for number in numbers.split(",")):
+            raise DamageError("line 1: must be step, then the number of each window")
+        begin = f"{step},".encode()
+        while (line := file.readline(MAX_LINE)).endswith(b"\n"):
+            if line.startswith(begin):
+                return WindowLosses(numbers, _losses(line[len(begin) :], step, numbers.count(",") + 1))
+    return None
+
+
+def _losses(text: bytes, step: int, num_windows: int) -> NDArray[np.float64]:
+    try:
+        losses = np.array([float(field or math.nan) for field in text.split(b",")])
+    except ValueError:
+        raise DamageError(f"step {step}: must be numbers") from None
+    if len(losses) != num_windows or not np.isfinite(losses).all():
+        raise DamageError(f"step {step}: must be {num_windows} finite numbers")
+    return losses
