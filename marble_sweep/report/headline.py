@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from marble_sweep.humanize import plain
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.terminal import printable
@@ -24,10 +25,6 @@ def labels(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
         printable(name if counts[name] == 1 else f"{name} ({group['run']})")
         for name, group in zip(names, groups, strict=True)
     ]
-
-
-def plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
