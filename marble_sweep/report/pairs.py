@@ -142,17 +142,19 @@ def _read(runs: Sequence[Run], step: int) -> tuple[dict[str, NDArray[np.float64]
     for run in runs:
         path = str(run.path)
         try:
-            if run.status == RunStatus.DAMAGED:
-                raise DamageError("is damaged")
-            if (read := read_window_losses(run.path, step)) is None:
-                raise DamageError(f"has no losses by window at step {step:,}")
+            read = None if run.status == RunStatus.DAMAGED else read_window_losses(run.path, step)
         except FileNotFoundError:
-            left_out.setdefault(f"has no {layout.WINDOW_LOSSES}, which earlier versions did not write", []).append(path)
+            reason = f"has no {layout.WINDOW_LOSSES}, which earlier versions did not write"
         except DamageError as error:
-            left_out.setdefault(str(error), []).append(path)
+            reason = f"{layout.WINDOW_LOSSES}: {error}"
         else:
-            corpus, seq_len = run.corpus.get("sha256"), run.config.get("trainer.seq_len")
-            windows[path], losses[path] = Windows(corpus, seq_len, read.header, eval_part(run)), read.losses
+            if read is not None:
+                corpus, seq_len = run.corpus.get("sha256"), run.config.get("trainer.seq_len")
+                windows[path], losses[path] = Windows(corpus, seq_len, read.header, eval_part(run)), read.losses
+                continue
+            damaged = run.status == RunStatus.DAMAGED
+            reason = "is damaged" if damaged else f"has no losses by window at step {step:,}"
+        left_out.setdefault(reason, []).append(path)
     usual = Counter(windows.values()).most_common(1)[0][0] if windows else None
     for path, others in windows.items():
         if others != usual:

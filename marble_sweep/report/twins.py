@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from marble_sweep.humanize import plain, some_of
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import UNFINISHED
 
-# Columns of metrics.csv that are no outcome: the clock's, what the run was given, and the share of the changes that were
-# meant and lost, to which a decay that is lost adds.
+# Columns of metrics.csv that are no outcome: the clock's, what the run was given, and the share of the intended changes
+# that were lost, to which a decay that is lost adds.
 NO_OUTCOMES = ("tokens_per_second", "lr", "updates_lost")
 MIN_STEPS = 10  # a shorter agreement is that of the first steps, before a parameter can act
 MAX_NOTES = 5
@@ -88,14 +90,21 @@ def _notes(cluster: Sequence[Run], keys: Mapping[str, str]) -> list[str]:
 
 
 def _read(cluster: Sequence[Run], num_rows: int) -> list[Twin]:
-    first = cluster[0].steps.rows_without(NO_OUTCOMES)[:num_rows]
+    first = cluster[0].steps.text_without(NO_OUTCOMES, num_rows)
     twins = []
     for run in cluster:
-        rows = run.steps.rows_without(NO_OUTCOMES)[:num_rows]
-        digest = hashlib.sha256(b"\n".join(map(b",".join, rows))).digest()
-        differing = (index for index, (row, other) in enumerate(zip(rows, first, strict=True)) if row != other)
-        twins.append(Twin(run, digest, next(differing, num_rows)))
+        text = run.steps.text_without(NO_OUTCOMES, num_rows)
+        agreement = num_rows if text == first else _rows_before_difference(text, first)
+        twins.append(Twin(run, hashlib.sha256(text).digest(), agreement))
     return twins
+
+
+def _rows_before_difference(text: bytes, other: bytes) -> int:
+    """The number of whole rows, a newline before each, in which two different texts agree."""
+    length = min(len(text), len(other))
+    differs = np.frombuffer(text, np.uint8)[:length] != np.frombuffer(other, np.uint8)[:length]
+    end = int(differs.argmax()) if differs.any() else length
+    return max(0, text.count(b"\n", 0, end) - 1)
 
 
 def _differing(runs: Sequence[Run], keys: Mapping[str, str]) -> list[str]:

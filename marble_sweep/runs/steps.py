@@ -3,7 +3,6 @@
 import functools
 import io
 import math
-import operator
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -79,10 +78,6 @@ class StepFile:
         return self._survey.damage
 
     @property
-    def columns(self) -> list[str]:
-        return self._survey.columns
-
-    @property
     def num_rows(self) -> int:
         return self._survey.num_rows
 
@@ -117,12 +112,15 @@ class StepFile:
         header = ",".join(self._survey.columns).encode("ascii")
         return pd.read_csv(io.BytesIO(header + b"".join(parts)), usecols=known, dtype=np.float64)[known]
 
-    def rows_without(self, columns: Collection[str]) -> list[tuple[bytes, ...]]:
-        """The fields of all rows as they are written, without those of `columns`; quicker than `table`."""
-        kept = [position for position, column in enumerate(self._survey.columns) if column not in columns]
-        fields = operator.itemgetter(*kept)
-        text = b"".join(map(self._read, self._survey.parts))
-        return [fields(line.split(b",")) for line in text.split(b"\n")[:-1]]
+    def text_without(self, columns: Collection[str], num_rows: int) -> bytes:
+        """The first `num_rows` rows as written, without `columns`, each after a newline; quicker than `table`."""
+        names = self._survey.columns
+        text = np.frombuffer(b"\n" + b"".join(map(self._read, self._survey.parts))[:-1], np.uint8)
+        begins = np.flatnonzero((text == COMMA) | (text == NEWLINE))
+        num_rows = min(num_rows, len(begins) // len(names))  # fewer where the file was cut since it was checked
+        begins = np.append(begins, len(text))[: num_rows * len(names) + 1]
+        kept = np.tile([name not in columns for name in names], num_rows)
+        return text[: begins[-1]][np.repeat(kept, np.diff(begins))].tobytes()
 
     @functools.cached_property
     def _survey(self) -> Survey:

@@ -73,7 +73,7 @@ def read_window_losses(directory: Path, step: int) -> WindowLosses | None:
 
 def _losses(text: bytes, step: int, num_windows: int) -> NDArray[np.float64]:
     try:
-        losses = np.array([float(field or math.nan) for field in text.split(b",")])
+        losses = np.array([float(field or math.nan) for field in text.strip().split(b",")])
     except ValueError:
         raise DamageError(f"step {step}: must be numbers") from None
     if len(losses) != num_windows or not np.isfinite(losses).all():
