@@ -27,7 +27,7 @@ class HeldOut(NamedTuple):
     documents: Sequence[int] | None  # (num_windows,) the document of each; None: unknown
 
 
-class WindowLosses(NamedTuple):
+class Evaluation(NamedTuple):
     """One evaluation, window by window."""
 
     header: str  # the numbers of the windows, as the file has them
@@ -54,7 +54,7 @@ def read_documents(directory: Path) -> NDArray[np.int64] | None:
     return np.array(documents, dtype=np.int64) if known else None
 
 
-def read_window_losses(directory: Path, step: int) -> WindowLosses | None:
+def read_window_losses(directory: Path, step: int) -> Evaluation | None:
     """The evaluation at `step`; None where there is none. Half a last row does not count.
 
     Raises FileNotFoundError, or DamageError where the header or the row is not what it should be.
@@ -67,7 +67,7 @@ def read_window_losses(directory: Path, step: int) -> WindowLosses | None:
         begin = f"{step},".encode()
         while (line := file.readline(MAX_LINE)).endswith(b"\n"):
             if line.startswith(begin):
-                return WindowLosses(numbers, _losses(line[len(begin) :], step, numbers.count(",") + 1))
+                return Evaluation(numbers, _losses(line[len(begin) :], step, numbers.count(",") + 1))
     return None
 
 
