@@ -35,7 +35,7 @@ class Setting(NamedTuple):
     """The runs of one setting."""
 
     label: str
-    losses: NDArray[np.float64]  # (num_runs, num_windows) in nats per token
+    losses: NDArray[np.float64]  # (num_runs, num_windows) in nats per token, no two runs the same
 
 
 class Windows(NamedTuple):
@@ -50,8 +50,9 @@ class Windows(NamedTuple):
 def compare_pairs(comparison: Comparison, groups: Sequence[Row]) -> Table:
     """Test the settings of grouped rows: all pairs of up to MAX_ALL_PAIRS settings, else the pairs with the best one.
 
-    Where all runs are of one setting, the runs are compared as settings of their own. Runs on other windows than most,
-    or without losses by window, are left out, with a line for each reason.
+    Where all runs are of one setting, the runs are compared as settings of their own. Runs of a setting whose losses
+    are identical count once. Runs on other windows than most, or without losses by window, are left out, with a line
+    for each reason.
     """
     groups = groups if len(groups) > 1 else comparison.rows
     step = common_step(comparison.runs) if comparison.stopping else comparison.step
@@ -61,8 +62,9 @@ def compare_pairs(comparison: Comparison, groups: Sequence[Row]) -> Table:
     notes = [f"Not in the pair tests: {some_of(paths)}: {reason}." for reason, paths in left_out.items()]
     settings = []
     for label, group in zip(labels(comparison, groups), groups, strict=True):
-        if known := [losses[path] for path in group.get("runs", [group["run"]]) if path in losses]:
-            settings.append(Setting(label, np.array(known)))
+        known = [losses[path] for path in group.get("runs", [group["run"]]) if path in losses]
+        if distinct := {values.tobytes(): values for values in known}:
+            settings.append(Setting(label, np.array(list(distinct.values()))))
     if len(settings) < 2:
         what = "2 runs" if len(comparison.runs) < 2 else "2 settings with losses by window"
         return Table(COLUMNS, [], [*notes, f"No pair tests: they need {what}."])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ def make(make_run: MakeRun, tmp_path: Path) -> MakeRun:
 
     def make(name: str, *overrides: str, loss: float, first: int = 0, **given: Any) -> Path:
         run = make_run(tmp_path / name, *overrides, steps=40, **given)
-        write_losses(run, loss + np.random.default_rng(len(name)).normal(0, 0.05, NUM_WINDOWS), first)
+        write_losses(run, loss + np.random.default_rng([*name.encode()]).normal(0, 0.05, NUM_WINDOWS), first)
         return run
 
     return make
@@ -61,7 +62,7 @@ def test_settings_are_tested_pair_by_pair(make: MakeRun, tmp_path: Path, compare
         make(f"high{seed}", "optimizer.lr=3e-3", f"seed={seed}", loss=4.5)
     out, err = compare(tmp_path, "--pairs", "--format", "json")
     (row,) = json.loads(out)
-    assert not err.replace(row["result"], "").count("Not in the pair tests")
+    assert "Not in the pair tests" not in err
     assert (row["setting"], row["other"], row["n"], row["n_other"]) == ("4L128D, lr=0.001", "4L128D, lr=0.003", 3, 3)
     sides = [
         np.array([np.loadtxt(tmp_path / f"{name}{seed}/window_losses.csv", delimiter=",", skiprows=1)[1, 1:]
@@ -93,8 +94,25 @@ def test_two_runs_are_compared_whatever_differs(make: MakeRun, compare: Any) -> 
     frame = ms.compare_pairs(first, second)
     assert frame["result"].tolist() == ["within noise"]
     assert "on the same 64 held-out windows" in frame.attrs["notes"][0]
-    twin = make("cc", "seed=3", loss=4.001)
+    twin = make("cc", "seed=3", loss=4.2)
+    shutil.copy(second / "window_losses.csv", twin)
     assert ms.compare_pairs(second, twin)["result"].tolist() == ["identical"]
+
+
+def test_groups_that_the_user_names_are_settings(make: MakeRun, tmp_path: Path, compare: Any) -> None:
+    for index, (layers, lr) in enumerate([(2, 1e-3), (4, 1e-3), (2, 2e-3), (4, 2e-3)]):
+        make("r" * (index + 1), f"model.num_layers={layers}", f"optimizer.lr={lr}", loss=4.0 + 100 * lr)
+    for column, labels in (("lr", ["lr=0.001", "lr=0.002"]), ("num_layers", ["2L128D", "4L128D"])):
+        (row,) = json.loads(compare(tmp_path, "--pairs", "--group-by", column, "--format", "json")[0])
+        assert sorted([row["setting"], row["other"]]) == labels
+        assert {row["n"], row["n_other"]} == {2}
+
+
+def test_a_copy_of_a_run_counts_once(make: MakeRun, tmp_path: Path, compare: Any) -> None:
+    make("a", "optimizer.lr=1e-3", "seed=1", loss=4.0)
+    shutil.copytree(make("bb", "optimizer.lr=2e-3", "seed=1", loss=4.1), tmp_path / "copy")
+    (row,) = json.loads(compare(tmp_path, "--pairs", "--format", "json")[0])
+    assert (row["n"], row["n_other"]) == (1, 1)
 
 
 @pytest.mark.parametrize(("num_settings", "num_shown"), [(5, 10), (6, 5)])
