@@ -31,7 +31,7 @@ def make(make_run: MakeRun, tmp_path: Path) -> MakeRun:
     """A run with losses by window, `loss` on average."""
 
     def make(name: str, *overrides: str, loss: float, first: int = 0, **given: Any) -> Path:
-        run = make_run(tmp_path / name, *overrides, steps=40, **given)
+        run = make_run(tmp_path / name, *overrides, **({"steps": 40} | given))
         write_losses(run, loss + np.random.default_rng([*name.encode()]).normal(0, 0.05, NUM_WINDOWS), first)
         return run
 
@@ -106,6 +106,14 @@ def test_groups_that_the_user_names_are_settings(make: MakeRun, tmp_path: Path, 
         (row,) = json.loads(compare(tmp_path, "--pairs", "--group-by", column, "--format", "json")[0])
         assert sorted([row["setting"], row["other"]]) == labels
         assert {row["n"], row["n_other"]} == {2}
+
+
+def test_trials_of_a_search_are_tested_at_their_last_common_step(make: MakeRun, tmp_path: Path, compare: Any) -> None:
+    make("a", "certify.stop=true", loss=4.0)
+    make("bb", "certify.stop=true", "optimizer.lr=1e-3", loss=4.1, steps=20)
+    out, err = compare(tmp_path, "--pairs", "--format", "json")
+    assert len(json.loads(out)) == 1
+    assert "Every pair of settings at step 20" in err
 
 
 def test_a_copy_of_a_run_counts_once(make: MakeRun, tmp_path: Path, compare: Any) -> None:
