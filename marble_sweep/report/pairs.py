@@ -58,7 +58,7 @@ def compare_pairs(comparison: Comparison, groups: Sequence[Row]) -> Table:
     step = common_step(comparison.runs) if comparison.stopping else comparison.step
     if step is None:
         return Table(COLUMNS, [], ["No pair tests: there is no step at which all runs have an evaluation."])
-    losses, left_out = _read(comparison.runs, step)
+    losses, numbers, left_out = _read(comparison.runs, step)
     notes = [f"Not in the pair tests: {some_of(paths)}: {reason}." for reason, paths in left_out.items()]
     settings = []
     for label, group in zip(labels(comparison, groups), groups, strict=True):
@@ -68,7 +68,7 @@ def compare_pairs(comparison: Comparison, groups: Sequence[Row]) -> Table:
     if len(settings) < 2:
         what = "2 runs" if len(comparison.runs) < 2 else "2 settings with losses by window"
         return Table(COLUMNS, [], [*notes, f"No pair tests: they need {what}."])
-    documents, damages = _read_documents([run.path for run in comparison.runs if str(run.path) in losses])
+    documents, damages = _read_documents([run.path for run in comparison.runs if str(run.path) in losses], numbers)
     settings.sort(key=lambda setting: setting.losses.mean())
     rows = tested_pairs(settings, documents)
     return Table(COLUMNS, rows, [*_explain(settings, rows, step), *damages, *notes])
@@ -79,12 +79,11 @@ def tested_pairs(settings: Sequence[Setting], documents: NDArray[np.int64] | Non
 
     p is corrected for all pairs, shown or not: which is the best, and so which pairs are shown, the same losses decide.
     """
-    pairs = list(itertools.combinations(settings, 2))
-    num_pairs = len(pairs)
-    if len(settings) > MAX_ALL_PAIRS:
-        pairs = pairs[: len(settings) - 1]
+    best, *others = settings
+    few = len(settings) <= MAX_ALL_PAIRS
+    pairs = list(itertools.combinations(settings, 2)) if few else [(best, other) for other in others]
     differences = [paired_difference(first.losses, second.losses, documents) for first, second in pairs]
-    corrected = holm([difference.p for difference in differences], num_pairs)
+    corrected = holm([difference.p for difference in differences], math.comb(len(settings), 2))
     return [
         {
             "setting": first.label,
@@ -136,8 +135,11 @@ def _explain(settings: Sequence[Setting], rows: Sequence[Row], step: int) -> lis
     return notes
 
 
-def _read(runs: Sequence[Run], step: int) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[str]]]:
-    """The losses by window of the runs on the same windows as most, and the other runs by why they are left out."""
+def _read(runs: Sequence[Run], step: int) -> tuple[dict[str, NDArray[np.float64]], str, dict[str, list[str]]]:
+    """The losses by window of the runs on the same windows as most, and the windows' numbers as the file has them.
+
+    And the other runs, by why they are left out.
+    """
     losses: dict[str, NDArray[np.float64]] = {}
     windows: dict[str, Windows] = {}
     left_out: dict[str, list[str]] = {}
@@ -152,21 +154,22 @@ def _read(runs: Sequence[Run], step: int) -> tuple[dict[str, NDArray[np.float64]
         else:
             if read is not None:
                 corpus, seq_len = run.corpus.get("sha256"), run.config.get("trainer.seq_len")
-                windows[path], losses[path] = Windows(corpus, seq_len, read.header, eval_part(run)), read.losses
+                windows[path], losses[path] = Windows(corpus, seq_len, read.numbers, eval_part(run)), read.losses
                 continue
             damaged = run.status == RunStatus.DAMAGED
             reason = "is damaged" if damaged else f"has no losses by window at step {step:,}"
         left_out.setdefault(reason, []).append(path)
-    usual = Counter(windows.values()).most_common(1)[0][0] if windows else None
+    if not windows:
+        return {}, "", left_out
+    usual = Counter(windows.values()).most_common(1)[0][0]
     for path, others in windows.items():
         if others != usual:
             del losses[path]
             left_out.setdefault(_what_differs(others, usual), []).append(path)
-    return losses, left_out
+    return losses, usual.numbers, left_out
 
 
-def _what_differs(windows: Windows, usual: Windows | None) -> str:
-    assert usual is not None
+def _what_differs(windows: Windows, usual: Windows) -> str:
     if windows.corpus != usual.corpus:
         return "is on another corpus than most"
     if windows.part != usual.part:
@@ -174,12 +177,12 @@ def _what_differs(windows: Windows, usual: Windows | None) -> str:
     return "is on other held-out windows than most (trainer.seq_len or trainer.eval_windows)"
 
 
-def _read_documents(directories: Sequence[Path]) -> tuple[NDArray[np.int64] | None, list[str]]:
-    """The documents of the windows, from the first run that has them; a line where none has."""
+def _read_documents(directories: Sequence[Path], numbers: str) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """The documents of the windows of these numbers, from the first run that has them; a line where none has."""
     reason = ""
     for directory in directories:
         try:
-            return read_documents(directory), []
+            return read_documents(directory, numbers), []
         except FileNotFoundError:
             reason = "is missing"
         except DamageError as error:

@@ -30,7 +30,7 @@ class HeldOut(NamedTuple):
 class Evaluation(NamedTuple):
     """One evaluation, window by window."""
 
-    header: str  # the numbers of the windows, as the file has them
+    numbers: str  # of the windows, as the file has them
     losses: NDArray[np.float64]  # (num_windows,) in nats per token
 
 
@@ -41,17 +41,21 @@ def write_windows(path: Path, held_out: HeldOut) -> None:
     write_text(path, "\n".join([HEADER, *rows]) + "\n")
 
 
-def read_documents(directory: Path) -> NDArray[np.int64] | None:
-    """The document (num_windows,) of each window; None where they are unknown.
+def read_documents(directory: Path, numbers: str) -> NDArray[np.int64] | None:
+    """The document (num_windows,) of each window, which have these `numbers`; None where they are unknown.
 
-    Raises FileNotFoundError, or DamageError for a file that is none.
+    Raises FileNotFoundError, or DamageError for a file that does not say it.
     """
     header, *lines = read_text(directory / layout.WINDOWS).removesuffix("\n").split("\n")
-    documents = [line.partition(",")[2] for line in lines]
-    known = any(documents)
-    if header != HEADER or (known and not all(text.isdecimal() and len(text) <= MAX_DIGITS for text in documents)):
-        raise DamageError(f"must be the columns {HEADER}, whole numbers")
-    return np.array(documents, dtype=np.int64) if known else None
+    fields = [line.partition(",") for line in lines]
+    if header != HEADER or ",".join(number for number, _, _ in fields) != numbers:
+        raise DamageError(f"must be the columns {HEADER}, of the windows in {layout.WINDOW_LOSSES}")
+    documents = [document for _, _, document in fields]
+    if not any(documents):
+        return None
+    if not all(document.isdecimal() and len(document) <= MAX_DIGITS for document in documents):
+        raise DamageError("must have whole numbers as documents")
+    return np.array(documents, dtype=np.int64)
 
 
 def read_window_losses(directory: Path, step: int) -> Evaluation | None:
