@@ -24,8 +24,8 @@ from scipy.stats import binomtest
 from search_replay import markdown
 
 from marble_sweep.config import CertifyConfig
-from marble_sweep.early_stopping import is_certified, is_hopeless, margin
-from marble_sweep.metrics.margin import DECIDING_MARGINS, errors_needed
+from marble_sweep.early_stopping import is_hopeless, margin, outcome
+from marble_sweep.metrics.margin import DECIDING_MARGINS, Outcome, errors_needed
 from marble_sweep.training.schedule import evaluation_steps
 
 HERE = Path(__file__).parent
@@ -154,7 +154,7 @@ def make_run(curve: Curve, steps: Sequence[int], threshold: str = "unigram", nat
     name = f"{DECIDING_MARGINS[threshold]}_margin"
     rows = [row | {name: row[name] - nats} for row in curve.rows if row["step"] in steps]
     errors = errors_needed(3.0, len(steps))
-    certified = next((at for at, row in enumerate(rows) if is_certified(certify, row, errors)), None)
+    certified = next((at for at, row in enumerate(rows) if outcome(certify, row, errors) == Outcome.CERTIFIED), None)
     return Run(curve.corpus, curve.budget, certify, steps, rows, certified)
 
 

@@ -53,8 +53,8 @@ BUDGETS = {
         *("schedule=wsd", "schedule.warmup_steps=40"),
     ],
 }
-NEAR, WIDE = ((0, 2), (0, 3), (1, 3), (1, 4), (2, 4)), ((0, 16), (2, 16))  # layers, width
-SOME = ((0, 3), (1, 4))
+NO_LAYERS, LAYERS = ((0, 2), (0, 3)), ((1, 3), (1, 4))  # layers, width: around what beats unigram
+SOME, WIDE = ((0, 3), (1, 4)), ((0, 16), (2, 16))
 RATES, FAR_RATES = (0.01, 0.0316, 0.1, 0.316), (0.00316, 1.0)
 TEXTS, QUICK = ["source", "manuals"], ["source, 2k", "manuals, 2k", "markov", "broad"]
 Curve = tuple[str, str, int, int, float, int]
@@ -65,12 +65,13 @@ def grid() -> list[Curve]:
     return [
         (corpus, budget, *size, lr, seed)
         for corpora, budgets, sizes, rates, seed in (
-            (TEXTS, ["search"], NEAR[:2], RATES, 1),
-            (QUICK, ["search"], NEAR, RATES, 1),
-            (QUICK, ["search"], WIDE, RATES[:2], 1),
-            (["pydocs", *QUICK], ["linear", "long", "wsd"], SOME, RATES[1:3], 1),
-            (["pydocs", *QUICK], ["search"], SOME, FAR_RATES, 1),
-            (QUICK, ["search"], SOME, RATES[1:3], 2),
+            (TEXTS, ["search"], NO_LAYERS, RATES, 1),
+            (QUICK, ["search"], NO_LAYERS + LAYERS, RATES, 1),
+            (QUICK, ["search"], ((1, 2),), RATES[:3], 1),  # hardly any use of the context
+            (QUICK, ["linear", "long", "wsd"], SOME, RATES[1:3], 1),
+            (QUICK, ["search"], SOME, FAR_RATES, 1),
+            (QUICK, ["search"], NO_LAYERS, RATES[1:3], 2),
+            (QUICK, ["search"], WIDE, RATES[:1], 1),
         )
         for size, lr, budget, corpus in itertools.product(sizes, rates, budgets, corpora)
     ]
