@@ -4,15 +4,15 @@
 
 Nothing is downloaded, and no text is stored:
 
-- `pydocs` is the default corpus;
+- `pydocs` is the default corpus, recorded by record_curves.py alone;
 - `source` is the source code of the standard library, its top-level modules;
 - `manuals` are the help files of Vim 9.0 (Debian's package vim-runtime), English prose about an editor;
 - `source, 2k` and `manuals, 2k` are the same in a vocabulary of 2,000, which trains in a fraction of the time;
 - `markov` is the default Markov chain, `broad` one of more states with more successors.
 
 Each curve is one ordinary run, never stopped early. Curves already in the file are not run again, so an interrupted
-recording goes on. On two cores shared with other work the whole took about an hour. The stored curves are evaluated on 256
-windows; an undecided evaluation is now repeated on all.
+recording goes on. On two cores shared with other work the whole took about an hour. The stored curves are evaluated on
+256 windows; an undecided evaluation is now repeated on all.
 """
 
 import argparse
