@@ -31,7 +31,7 @@ from marble_sweep.training.evaluation import Evaluator
 from marble_sweep.training.precision import POLICIES
 
 VOCAB_SIZE, SEQ_LEN = 50, 17
-NUM_TRAIN, NUM_HELD_OUT, NUM_TRUTH = 1_000, 256, 51_200  # windows; the truth has 200 times those of a held-out set
+NUM_TRAIN, NUM_HELD_OUT, NUM_TRUTH = 1_000, 256, 25_600  # windows; the truth has 100 times those of a held-out set
 WINDOWS_A_DOCUMENT = 8.5  # in the mean: 30 documents are held out
 SIZE_SPREAD = 0.5  # standard deviation of the logarithm of documents' sizes
 SPREAD = 1.5  # of what windows differ in, in logits
@@ -68,8 +68,8 @@ class Source:
         follows = 1 / (1 + np.exp(-SPREAD * kind))  # the share of tokens that follow the chain
         ranks = np.linspace(-1, 1, VOCAB_SIZE)
         weights = np.exp(SPREAD * flavour[:, None] * ranks)
-        own = torch.tensor(weights / weights.sum(axis=1, keepdims=True))
-        return draw_tokens(self.transitions, torch.tensor(follows), own, rng), documents
+        own = torch.tensor(weights / weights.sum(axis=1, keepdims=True)).float()
+        return draw_tokens(self.transitions, torch.tensor(follows).float(), own, rng), documents
 
 
 def draw_documents(num_windows: int, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -82,11 +82,13 @@ def draw_documents(num_windows: int, rng: np.random.Generator) -> np.ndarray[tup
 
 def draw_tokens(transitions: Tensor, follows: Tensor, own: Tensor, rng: np.random.Generator) -> Tensor:
     """(num_windows, T) tokens; a window's first ones come from its `own` frequencies (num_windows, V)."""
-    token = torch.searchsorted(own.cumsum(1), torch.tensor(rng.random((len(own), 1)))).clamp(max=VOCAB_SIZE - 1)[:, 0]
+    token = torch.searchsorted(own.cumsum(1), torch.tensor(rng.random((len(own), 1), dtype=np.float32))).clamp(
+        max=VOCAB_SIZE - 1
+    )[:, 0]
     tokens = [token]
     for _ in range(SEQ_LEN - 1):
         probabilities = follows[:, None] * transitions[token] + (1 - follows[:, None]) * own
-        uniform = torch.tensor(rng.random((len(own), 1)))
+        uniform = torch.tensor(rng.random((len(own), 1), dtype=np.float32))
         token = torch.searchsorted(probabilities.cumsum(1), uniform).clamp(max=VOCAB_SIZE - 1)[:, 0]
         tokens.append(token)
     return torch.stack(tokens, dim=1)
@@ -95,7 +97,7 @@ def draw_tokens(transitions: Tensor, follows: Tensor, own: Tensor, rng: np.rando
 def make_source(rng: np.random.Generator, *, of_documents: bool) -> Source:
     """Half of the time a token is followed by a favourite of its own, and otherwise by one of a few."""
     weights = np.exp(2 * rng.standard_normal((VOCAB_SIZE, VOCAB_SIZE)))
-    return Source(torch.tensor(weights / weights.sum(axis=1, keepdims=True)), of_documents)
+    return Source(torch.tensor(weights / weights.sum(axis=1, keepdims=True)).float(), of_documents)
 
 
 @cache

@@ -135,7 +135,7 @@ def test_below_the_oracle_is_not_yet_context() -> None:
     assert [criterion.passed for criterion in verdict.criteria[:2]] == [False, False]
     assert (verdict.beats_unigram, verdict.beats_oracle) == (False, False)
     assert "context or position is used" in verdict.as_text()
-    assert "no use of the context is shown (see 2): a fixed distribution, or the position," in verdict.as_text()
+    assert "the context does not help (see 2): a fixed distribution, or the position," in verdict.as_text()
 
 
 # ------------------------------------------------------------------------------- texts whose held-out part is another

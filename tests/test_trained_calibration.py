@@ -27,12 +27,12 @@ from marble_sweep.training.precision import POLICIES
 
 def test_tokens_follow_the_chain_or_come_from_frequencies_of_their_own() -> None:
     rng = np.random.default_rng(0)
-    cycle = torch.eye(VOCAB_SIZE, dtype=torch.float64).roll(1, dims=1)  # token t is followed by t + 1
-    fives = torch.eye(VOCAB_SIZE, dtype=torch.float64)[[5, 5]]
-    first, second = draw_tokens(cycle, torch.tensor([1.0, 0.0], dtype=torch.float64), fives, rng)
+    cycle = torch.eye(VOCAB_SIZE).roll(1, dims=1)  # token t is followed by t + 1
+    fives = torch.eye(VOCAB_SIZE)[[5, 5]]
+    first, second = draw_tokens(cycle, torch.tensor([1.0, 0.0]), fives, rng)
     assert first.tolist() == list(range(5, 5 + SEQ_LEN))
     assert second.tolist() == [5] * SEQ_LEN
-    half = draw_tokens(cycle, torch.full((2_000,), 0.5, dtype=torch.float64), fives[:1].expand(2_000, -1), rng)
+    half = draw_tokens(cycle, torch.full((2_000,), 0.5), fives[:1].expand(2_000, -1), rng)
     share = (half[:, 1:] == half[:, :-1] + 1).double().mean().item()
     assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(half[:, 1:].numel())
 
