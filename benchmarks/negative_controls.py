@@ -1,6 +1,6 @@
 """Does the verdict say "beats unigram" where no context was learnt, and do its intervals hold the truth?
 
-    nice python benchmarks/negative_controls.py [--rounds 1000] [--models 200] [--sets 20]
+    nice python benchmarks/negative_controls.py [--rounds 1000] [--models 200] [--sets 10]
 
 Every round has a vocabulary with frequencies of its own, a training part of independent tokens, and two held-out parts:
 one of the same source (iid), one of another (shift). Five predictors that have no use of the context are judged on
@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--models", type=int, default=200)
-    parser.add_argument("--sets", type=int, default=20, help="held-out sets of every model")
+    parser.add_argument("--sets", type=int, default=10, help="held-out sets of every model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     columns = ("beats unigram", "without context", "below fitted", "below oracle")
