@@ -17,7 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import optuna
@@ -183,6 +183,12 @@ def result_of(trial: FrozenTrial) -> dict[str, Any]:
     """The fields of the trial's Result that are not None; empty for a running or stale trial."""
     result: dict[str, Any] = trial.user_attrs.get(RESULT, {})
     return result
+
+
+def as_result(trial: FrozenTrial) -> Result:
+    """The Result of a trial that has one."""
+    needed = {field.name: None for field in fields(Result) if field.default is MISSING}
+    return Result(**(needed | result_of(trial)))
 
 
 def heartbeat_of(trial: FrozenTrial) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from optuna.trial import Trial
@@ -115,29 +115,44 @@ class Search:
         KeyboardInterrupt once `should_stop` says so.
         """
         self.train, self.workers = train, workers
-        alone = self.base.search.storage is None
+        return self._run()
+
+    def _run(self) -> Ending:
         # Workers of a shared study may share the directory too: each trial has a number of its own.
+        alone = self.base.search.storage is None
         lock = lock_directory(self.directory, "hydra.sweep.dir") if alone else None
         try:
-            return self._run(alone=alone)
+            self._begin(alone=alone)
+            return self._search()
         finally:
             if lock is not None:
                 lock.release()
 
-    def _run(self, *, alone: bool) -> Ending:
-        search = self.base.search
+    def _begin(self, *, alone: bool) -> None:
+        """Open the storage, create or join the study, and say so."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        journal = str((self.directory / layout.JOURNAL).resolve())
-        self.storage = open_storage(search.storage or journal, search.storage_patience)
-        self.shared = self._join()
+        self._open(self.address)
         self.first_trial = len(self.shared.study.get_trials(deepcopy=False))
         mark_start(self.directory)
-        self.view = View(self.base.trainer.total_steps)
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}")
         self.shared.fail_stale_trials(alone=alone)
+
+    @property
+    def address(self) -> str:
+        """Of the study's storage."""
+        return self.base.search.storage or str((self.directory / layout.JOURNAL).resolve())
+
+    def _open(self, address: str, log: TextIO | None = None) -> None:
+        """Create the study, or join it. Lines about trials go to `log`, by default to standard error."""
+        self.storage = open_storage(address, self.base.search.storage_patience)
+        self.shared = self._join()
+        self.view = View(self.base.trainer.total_steps, log)
+
+    def _search(self) -> Ending:
+        """Work until the search has ended, and conclude."""
         ended = "error"
         try:
-            ended = self._loop(self.shared) if self.workers == 1 else self._side_by_side()
+            ended = self._work_all()
         except KeyboardInterrupt:
             ended = "interrupted"
             self.storage.hurry()
@@ -155,11 +170,13 @@ class Search:
         search = self.base.search
         return open_study(self.storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout)
 
-    def _side_by_side(self) -> str:
-        """Run the workers in threads; returns what ended the search.
+    def _work_all(self) -> str:
+        """Run the workers, several of them in threads; returns what ended the search.
 
         Raises what a worker raised, once all have ended.
         """
+        if self.workers == 1:
+            return self._loop(self.shared)
         studies = [self.shared, *(self._join() for _ in range(self.workers - 1))]
         with stop_requests() as self._stop_requested, ThreadPoolExecutor(self.workers) as pool:
             futures = [pool.submit(self._work, study) for study in studies]
@@ -228,13 +245,16 @@ class Search:
                 self._train(shared, *asked)
         return "error"
 
+    def _params(self, plan: Proposal) -> dict[str, Value]:
+        """What a trial searches, and its seed."""
+        params = self.space.params(plan.size, plan.recipe)
+        return params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
+
     def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> None:
         """Train one trial by its plan, and record its end in the study."""
-        params = self.space.params(plan.size, plan.recipe)
-        params = params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
-        size = self.space.sizes[plan.size]
+        params, size = self._params(plan), self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
-        params |= held_out_part(self.base, plan)
+        params = params | held_out_part(self.base, plan)
         config = self.resolve(params)
         self.view.begin(description, self.result().bracket())
         directory = self.directory / str(trial.number)
@@ -263,6 +283,9 @@ class Search:
             self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
             self.view.end(trial, result, so_far.bracket())
+        self._write(so_far)
+
+    def _write(self, so_far: SearchResult) -> None:
         write_json(self.directory / layout.SEARCH, so_far.as_json("running"))
 
     def _conclude(self, ended: str) -> list[dict[str, Any]]:
