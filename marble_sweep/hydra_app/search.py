@@ -14,7 +14,8 @@ from marble_sweep.hydra_app.private import launches_here
 from marble_sweep.hydra_app.rerun import rerun_command
 from marble_sweep.hydra_app.side_by_side import is_launched, job_environment, other_callbacks, plan
 from marble_sweep.searches.launched import LaunchingSearch
-from marble_sweep.searches.worker import Ending, Train
+from marble_sweep.searches.worker import Ending, Search, Train
+from marble_sweep.sweeps.workers import Workers
 
 # Trials at once that end a search sooner (docs/search.md); of more, most would turn out not to have been needed.
 MAX_AT_ONCE = 8
@@ -27,17 +28,13 @@ def search(
 
     `overrides` are the sweeper's overrides and the command line's. Raises CheckError for what cannot be searched.
     """
-    whole, composer = make_search(LaunchingSearch, config, overrides, context)
+    if is_launched(config):
+        return search_launched(config, overrides, context)
+    whole, composer = make_search(Search, config, overrides, context)
     rerun = rerun_command(config, whole.directory)
     with job_environment(config):
-        settings = whole.base.search
-        # Whoever shares a study may have started several processes on this machine already.
-        useful = MAX_AT_ONCE if settings.storage is None else 1
-        workers = plan(config, whole.largest(), "trial", settings.n_trials, useful)
+        workers = plan_trials(config, whole)
         train: Train
-        if is_launched(config, workers):
-            launch = WorkerTask(config, list(overrides), context, workers).launch
-            return conclude(whole.run_launched(launch, workers.number), rerun)
         if workers.number > 1:
             train = LocalRunner(composer, whole.directory, workers.threads, whole.should_stop).run
         elif launches_here(config) and not other_callbacks(config):
@@ -45,6 +42,24 @@ def search(
         else:
             train = Runner(composer, launcher, context, task).run
         return conclude(whole.run(train, workers.number), rerun)
+
+
+def search_launched(config: DictConfig, overrides: Sequence[str], context: HydraContext) -> int:
+    """Search with workers that the user's launcher starts; returns the exit code."""
+    whole, _ = make_search(LaunchingSearch, config, overrides, context)
+    rerun = rerun_command(config, whole.directory)
+    with job_environment(config):
+        workers = plan_trials(config, whole)
+        launch = WorkerTask(config, list(overrides), context, workers).launch
+        return conclude(whole.run_launched(launch, workers.number), rerun)
+
+
+def plan_trials(config: DictConfig, whole: Search) -> Workers:
+    """How many trials train at once."""
+    settings = whole.base.search
+    # Whoever shares a study may have started several processes on this machine already.
+    useful = MAX_AT_ONCE if settings.storage is None else 1
+    return plan(config, whole.largest(), "trial", settings.n_trials, useful)
 
 
 def conclude(ending: Ending, rerun: str) -> int:

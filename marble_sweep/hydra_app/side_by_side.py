@@ -38,11 +38,17 @@ def require_launchable(config: DictConfig) -> None:
     require(none, "sweep.workers", asked, f"{allowed} hydra.callbacks, which are called for one job after the other")
 
 
-def is_launched(config: DictConfig, workers: Workers) -> bool:
-    """Whether a search's workers are the launcher's jobs."""
+def is_launched(config: DictConfig) -> bool:
+    """Whether a search's workers are the launcher's jobs. Elsewhere `auto` is a job a trial, one after the other."""
     if launches_here(config) or other_callbacks(config):
         return False
-    return workers.number > 1 or OmegaConf.select(config, "sweep.workers") != AUTO_WORKERS
+    return jobs_run_here(config) or str(config.sweep.workers) != AUTO_WORKERS
+
+
+def jobs_run_here(config: DictConfig) -> bool:
+    """Whether the launcher's jobs run on this machine."""
+    name = launcher(config)
+    return launches_here(config) or JOBLIB in name or SUBMITIT_LOCAL in name
 
 
 def launcher(config: DictConfig) -> str:
@@ -71,7 +77,7 @@ def plan(config: DictConfig, jobs: Sequence[Config], noun: str, num_jobs: int, u
     """
     if other_callbacks(config) or not (launches_here(config) or is_search(config)):
         return ONE
-    if not (launches_here(config) or JOBLIB in launcher(config) or SUBMITIT_LOCAL in launcher(config)):
+    if not jobs_run_here(config):
         asked = jobs[0].sweep.workers
         return ONE if asked == AUTO_WORKERS else Workers(min(int(asked), num_jobs), None)
     workers = plan_workers(jobs, num_jobs, useful)

@@ -138,6 +138,9 @@ class LaunchingSearch(Search):
         try:
             returned = self.launch(start)
         except Exception as error:  # whatever a launcher raises where a worker died
+            if not any(record.number >= self.first_trial for record in self.result().records):
+                self.shared.study.set_user_attr(start.key, STOPPED)
+                raise  # it could not start them
             return self._await_survivors(error)
         errors = [ending for ending in returned if isinstance(ending, Exception)]
         endings = [ending for ending in returned if isinstance(ending, Ending) and ending.reason != "interrupted"]
