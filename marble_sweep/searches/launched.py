@@ -21,9 +21,8 @@ from marble_sweep.checks import CheckError
 from marble_sweep.humanize import counted
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.outcome import SearchResult
-from marble_sweep.searches.pass_rate import standard_of
 from marble_sweep.searches.storage import StorageError
-from marble_sweep.searches.strategy import Proposal, decide
+from marble_sweep.searches.strategy import Proposal, next_trial
 from marble_sweep.searches.study import PLAN, as_result, result_of
 from marble_sweep.searches.view import describe_trial
 from marble_sweep.searches.worker import WAIT_SECONDS, Ending, Search, Train
@@ -164,8 +163,7 @@ class LaunchingSearch(Search):
             if any(record.outcome == RunStatus.RUNNING for record in result.records):
                 idle_since = time.monotonic()
             else:
-                decision = decide(self.space, result.records, standard_of(self.base.search))
-                if (reason := self._ended_by(result, decision)) is not None:
+                if (reason := self._ended_by(result, next_trial(result.state))) is not None:
                     return reason
             time.sleep(WAIT_SECONDS)
         self.error = f"the workers ended before the search did ({line}); the same command continues"

@@ -27,12 +27,11 @@ from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, run_directories
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.outcome import SearchResult
-from marble_sweep.searches.pass_rate import standard_of
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value, build
 from marble_sweep.searches.storage import StorageError, open_storage
-from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide, forget_crashes
-from marble_sweep.searches.study import Result, SharedStudy, as_record, open_study
+from marble_sweep.searches.strategy import Proposal, Settled, Wait, next_trial
+from marble_sweep.searches.study import Result, SharedStudy, Snapshot, open_study
 from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
 from marble_sweep.terminal import warning_on_error
@@ -95,6 +94,7 @@ class Search:
         part = self.base.trainer.eval_part
         require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
         require(self.base.objective is None, "objective", self.base.objective, "null in a search")
+        self._latest: SearchResult | None = None
         self.first_trial = 0  # of this start; known once there is a study
         self.error: str | None = None  # that every trial would meet
         self._worker_failed = threading.Event()
@@ -208,16 +208,23 @@ class Search:
 
     def result(self) -> SearchResult:
         """The result of the trials so far."""
-        trials = [trial for trial in self.shared.study.get_trials(deepcopy=False) if as_record(trial) is not None]
-        return SearchResult(
-            self.space, self.base, trials, self.overrides, self.first_trial, self.config_options, self.workers
-        )
+        return self._result_of(self.shared.snapshot())
 
-    def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
+    def _result_of(self, snapshot: Snapshot) -> SearchResult:
+        """The result of these trials: the last one where nothing has changed since."""
+        latest = self._latest
+        if latest is None or latest.recorded != snapshot.records:
+            options = self.first_trial, self.config_options, self.workers
+            records = snapshot.records
+            latest = SearchResult(self.space, self.base, snapshot.trials, self.overrides, *options, records)
+            self._latest = latest
+        return latest
+
+    def _decide(self, snapshot: Snapshot) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
-        tried = forget_crashes(records, self.first_trial)
-        decision = decide(self.space, tried, standard_of(self.base.search))
-        return Settled() if isinstance(decision, Proposal) and self._ended_by(self.result(), decision) else decision
+        result = self._result_of(snapshot)
+        decision = next_trial(result.state)
+        return Settled() if isinstance(decision, Proposal) and self._ended_by(result, decision) else decision
 
     @staticmethod
     def _ended_by(result: SearchResult, decision: Proposal | Wait | Settled) -> str | None:
@@ -233,7 +240,7 @@ class Search:
                 raise KeyboardInterrupt
             shared.fail_stale_trials()
             result = self.result()
-            decision = decide(self.space, result.records, standard_of(self.base.search))
+            decision = next_trial(result.state)
             reason = self._ended_by(result, decision)
             others = any(record.outcome == RunStatus.RUNNING for record in result.records)
             if reason is not None and not others:

@@ -40,11 +40,11 @@ SEARCH = (
     "precision=fp32",
 )
 SUBMITIT = ("hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
-PATIENCE = 250  # seconds
+PATIENCE = 500  # seconds
 NUM_WORKERS = 4
 SEED = 7  # of when workers are killed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def command(sweep_dir: Path, *overrides: str) -> list[str]:
@@ -93,7 +93,9 @@ def check(sweep_dir: Path) -> None:
     runs = run_directories(sweep_dir)
     ended = Counter((path / "config.yaml").read_text() for path in runs if read_metadata(path)["status"] in DONE)
     assert ended.most_common(1)[0][1] == 1
-    assert sum(ended.values()) == len(kept)
+    # A run may have ended before its worker died, and nothing may have depended on it afterwards.
+    lost = {(record.size, record.recipe, record.seed) for record in tried} - set(kept)
+    assert len(kept) <= sum(ended.values()) <= len(kept) + len(lost)
     assert summary(sweep_dir)["trials"] == len(kept)
 
 
@@ -151,13 +153,13 @@ def test_an_array_of_slurm(alone: dict[str, Any], tmp_path: Path) -> None:
     check_all_worked(sweep_dir, 2)
 
 
-def test_ctrl_c_stops_workers_that_hear_no_signal(alone: dict[str, Any], tmp_path: Path) -> None:
+def test_a_signal_stops_workers_that_do_not_hear_it(alone: dict[str, Any], tmp_path: Path) -> None:
     """submitit's jobs are in groups of their own: a signal reaches the process that watches alone."""
     sweep_dir = tmp_path / "search"
     given = ["hydra/launcher=submitit_local", *SUBMITIT, "sweep.workers=2"]
     with subprocess.Popen(command(sweep_dir, *given), stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         wait_for(lambda: len(list(sweep_dir.glob("*/metrics.csv"))) > 2, process)
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # as Ctrl-C does, which a process in the background would not hear
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert "To go on:\n  python -m marble_sweep --multirun" in said
