@@ -5,8 +5,9 @@
 
 The first measures the machinery alone: a trial sleeps for 0.1 s inside its worker, which then leaves the files of a
 run. Every worker is a process of its own that joins one study, as those that a launcher starts; all stop at `--trials`
-trials a worker. The second makes up the records of a large search, every size with a climb and fresh seeds, and times what
-happens between two trials: reading the study anew, and the decision.
+trials a worker. The quick form is searched, in a space so wide that no worker waits for another. The second makes up the
+records of a large search by the standard of a pass rate, every size with a climb and fresh seeds, and times what happens
+between two trials: reading the study anew, and the decision.
 """
 
 import argparse
@@ -41,8 +42,7 @@ from marble_sweep.searches.worker import Params
 
 SLEEP = 0.1  # seconds
 STEPS = (25, 35, 50, 71, 100, 141, 200, 283, 400)
-# So many depths that no worker ever waits for another.
-WIDE = ("model.num_layers=range(0,40)", "model.hidden_dim=range(2,5)", "optimizer.lr=tag(log,interval(1e-3,1))")
+WIDE = ("model.num_layers=range(0,300)", "model.hidden_dim=range(2,4)", "optimizer.lr=tag(log,interval(1e-3,1))")
 DEFAULT = ("model.num_layers=range(0,5)", "model.hidden_dim=range(2,65)", "optimizer.lr=tag(log,interval(1e-3,1))")
 SETTINGS = ("data=markov", "certify.stop=true", "certify.threshold=5.0", "trainer.num_evals=2")
 Measured = tuple[int, float, float]  # trials, the seconds that they took, and the CPU's of all workers
@@ -57,7 +57,8 @@ class Sleeper:
     def __init__(self, folder: Path, trials: int, space: Sequence[str] = WIDE) -> None:
         dimensions, _ = parse(space, OverridesParser.create())
         base = compose_config(SETTINGS)
-        self.base = replace(base, search=replace(base.search, n_trials=trials))
+        confirm_seeds = 3 if space == WIDE else None
+        self.base = replace(base, search=replace(base.search, n_trials=trials, confirm_seeds=confirm_seeds))
         self.folder = folder
         self.text = dump(base)  # of a run's config: which trial's does not matter here
         self.search = LaunchedWorker(dimensions, self.resolve, folder)
