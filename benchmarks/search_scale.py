@@ -5,9 +5,9 @@
 
 The first measures the machinery alone: a trial sleeps for 0.1 s inside its worker, which then leaves the files of a
 run. Every worker is a process of its own that joins one study, as those that a launcher starts; all stop at `--trials`
-trials a worker. The quick form is searched, in a space so wide that no worker waits for another. The second makes up the
-records of a large search by the standard of a pass rate, every size with a climb and fresh seeds, and times what happens
-between two trials: reading the study anew, and the decision.
+trials a worker. The quick form is searched, in a space so wide that no worker waits for another. The second makes up
+the records of a large search by the standard of a pass rate, every size with a climb and fresh seeds, and times what
+happens between two trials: reading the study anew, and the decision.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def made_up_trials(space: Space, number: int) -> list[FrozenTrial]:
 
 def made_up(space: Space, plan: Proposal, margin: float, chance: random.Random) -> FrozenTrial:
     certified = margin > 0
-    result = {"outcome": "certified" if certified else "refuted", "step": 400, "tokens": 819_200, "seconds": 1.0}
+    result = {"outcome": "certified" if certified else "below", "step": 400, "tokens": 819_200, "seconds": 1.0}
     attributes = {PLAN: vars(plan), OUTCOME: result["outcome"], RESULT: result | {"steps_per_minute": 24_000.0}}
     values = {step: -margin + chance.gauss(0, 0.01) for step in STEPS}
     distributions, params = space.distributions, space.params(plan.size, plan.recipe)

@@ -85,7 +85,7 @@ def test_workers_of_a_launcher_share_one_search(tmp_path: Path, capsys: pytest.C
     for key in ("size", "params", "confirming_seeds", "margin"):
         assert together["answer"][key] == expected["answer"][key]
     assert together["ended"] == "settled"
-    pattern = r"^ *(\d+)  (?:probe|confirm|refute).*(?:certified|refuted|pruned)"
+    pattern = r"^ *(\d+)  (?:probe|confirm|refute).* at step "
     shown = sorted(map(int, re.findall(pattern, printed, re.MULTILINE)))
     assert len(shown) == len(set(shown)) == together["trials"]  # a line a trial, from the process that watches
     assert " of 3 workers together; stopping" in printed
