@@ -80,6 +80,8 @@ class Sleeper:
 
 def work(folder: Path, start: Start, trials: int, barrier: Barrier, seconds: "multiprocessing.Queue[float]") -> None:
     """Take trials until there are so many; puts the CPU's seconds of this process into the queue."""
+    import sqlalchemy  # noqa: F401  # a worker loads it once, which takes as long as several trials
+
     worker = Sleeper(folder, trials)
     barrier.wait()
     before = time.process_time()

@@ -94,6 +94,7 @@ class Search:
         part = self.base.trainer.eval_part
         require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
         require(self.base.objective is None, "objective", self.base.objective, "null in a search")
+        self.workers = 1  # so many trials at once
         self._latest: SearchResult | None = None
         self.first_trial = 0  # of this start; known once there is a study
         self.error: str | None = None  # that every trial would meet
