@@ -91,7 +91,7 @@ def check(sweep_dir: Path) -> None:
     assert Counter(kept).most_common(1)[0][1] == 1
     assert not [record for record in tried if record.outcome == "running"]
     runs = run_directories(sweep_dir)
-    ended = Counter((path / "config.yaml").read_text() for path in runs if read_metadata(path)["status"] in DONE)
+    ended = Counter((path / "config.yaml").read_text() for path in runs if read_metadata(path).get("status") in DONE)
     assert ended.most_common(1)[0][1] == 1
     # A run may have ended before its worker died, and nothing may have depended on it afterwards.
     lost = {(record.size, record.recipe, record.seed) for record in tried} - set(kept)
