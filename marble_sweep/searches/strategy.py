@@ -105,7 +105,7 @@ class SearchState:
             first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
             if first_crash:
                 crashed_before.add(configuration)
-            if record.outcome != STALE:
+            if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
                 latest[configuration] = record
             (self.to_retry if first_crash or record.outcome == STALE else self.records).append(record)
         # A later trial of the same configuration replaces a crash.
