@@ -36,3 +36,7 @@ PAGE = "compare.html"
 SEARCH = "search.json"
 JOURNAL = "study.log"
 FRONTIER = "frontier.png"
+
+# Of a search whose workers a launcher starts: a folder for each worker, by its number, with its log.
+WORKERS = "workers"
+WORKER_LOG = "worker.log"
