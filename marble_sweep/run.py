@@ -88,11 +88,11 @@ def prepare(
     device = choose_device(config.device, policy)
     require_memory(config, device)
     corpus = load_corpus(config.data)
-    seq_len, batch_size = config.trainer.seq_len, config.trainer.batch_size
-    require_enough(corpus, batch_size, seq_len)
+    require_enough(corpus, config.trainer.batch_size, config.trainer.seq_len)
     held_out, baselines = measure_held_out(config, corpus)
     model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
-    batches = Batches(windows(corpus.train_tokens, seq_len).to(device), batch_size, config.seed)
+    train_windows = windows(corpus.train_tokens, config.trainer.seq_len).to(device)
+    batches = Batches(train_windows, config.trainer.batch_size, config.seed)
     evaluator = None if held_out is None else build_evaluator(config, corpus, held_out.to(device), baselines)
 
     resume = resume and has_begun(directory)
@@ -102,22 +102,28 @@ def prepare(
     metadata["products"] = as_metadata(products, device)
     if resume:
         refuse_other_data(directory, metadata)
+    evaluated = None if evaluator is None else described_windows(config, corpus)
     trainer = Trainer(
         config,
         model,
         batches,
         corpus.dead_mask.to(device),
-        RunWriter(directory, corpus.dead_mask, None if evaluator is None else described_windows(config, corpus)),
+        RunWriter(directory, corpus.dead_mask, evaluated),
         Progress(config.trainer.total_steps, show=show),
         evaluator=evaluator,
         all_windows=None if evaluator is None else build_all_windows(config, corpus, device),
         early_stopping=EarlyStopping(config) if config.certify.stop else None,
         resume=resume,
     )
+    write_what_is_known(directory, corpus, baselines, metadata)
+    return trainer, metadata
+
+
+def write_what_is_known(directory: Path, corpus: Corpus, baselines: Baselines, metadata: dict[str, Any]) -> None:
+    """Write what a run has before its first step, besides its config."""
     write_text(directory / layout.TOKENIZER, corpus.tokenizer.to_str())
     write_tensors(directory / layout.UNIGRAM, {"log_probs": baselines.unigram_log_probs.float()})
     write_json(directory / layout.METADATA, metadata | {"status": RunStatus.RUNNING})
-    return trainer, metadata
 
 
 def train(

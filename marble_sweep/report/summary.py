@@ -225,24 +225,29 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
         "corpus_sha256": run.corpus.get("sha256"),
     }
     if held_out:
-        errors = _errors_needed(run)
-        for column in ("val_loss", "val_loss_se", "bits_per_byte", "accuracy"):
-            row[column] = held_out.get(column)
-        row["perplexity"] = perplexity(held_out.get("val_loss", math.nan))
-        for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
-            of_earlier_version = name == "unigram" and _lacks_tempered(held_out)
-            source = f"{name if of_earlier_version else DECIDING_MARGINS[name]}_margin"
-            margin = measured(held_out, source)
-            outcome = outcome_with_context(margin, measured(held_out, "context_gain"), errors)
-            if of_earlier_version and outcome == Outcome.CERTIFIED:
-                outcome = None
-            row[f"{column}_margin"], row[f"{column}_margin_se"], df = margin
-            row[f"{column}_margin_df"] = df if math.isfinite(df) else None
-            row[f"{column}_margin_se_factor"] = held_out.get(f"{deciding_column(held_out, source)}_se_factor")
-            row[f"{name}_outcome"] = outcome and str(outcome)
-            row[f"beats_{name}"] = outcome and outcome.passed
+        row |= _held_out_columns(run, held_out)
     row["damage"] = "; ".join(f"{damage.file}: {damage.reason}" for damage in run.damages) or None
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
+
+
+def _held_out_columns(run: Run, held_out: dict[str, float]) -> Row:
+    """What an evaluation says: the loss, and for each baseline the margin and what that shows."""
+    errors = _errors_needed(run)
+    row: Row = {column: held_out.get(column) for column in ("val_loss", "val_loss_se", "bits_per_byte", "accuracy")}
+    row["perplexity"] = perplexity(held_out.get("val_loss", math.nan))
+    for column, name in (("val", "unigram"), ("oracle", "oracle"), ("bigram", "bigram")):
+        of_earlier_version = name == "unigram" and _lacks_tempered(held_out)
+        source = f"{name if of_earlier_version else DECIDING_MARGINS[name]}_margin"
+        margin = measured(held_out, source)
+        outcome = outcome_with_context(margin, measured(held_out, "context_gain"), errors)
+        if of_earlier_version and outcome == Outcome.CERTIFIED:
+            outcome = None
+        row[f"{column}_margin"], row[f"{column}_margin_se"], df = margin
+        row[f"{column}_margin_df"] = df if math.isfinite(df) else None
+        row[f"{column}_margin_se_factor"] = held_out.get(f"{deciding_column(held_out, source)}_se_factor")
+        row[f"{name}_outcome"] = outcome and str(outcome)
+        row[f"beats_{name}"] = outcome and outcome.passed
+    return row
 
 
 def _lacks_tempered(held_out: dict[str, float]) -> bool:

@@ -12,12 +12,13 @@ from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.humanize import counted, duration, perplexity
-from marble_sweep.metadata import baselines_in_words
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.pass_rate import PassRate, Standard, standard_of
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.standing import (
+    crashes_in_words,
+    data_in_words,
     evidence,
     ruled_out_status,
     ruled_out_words,
@@ -64,7 +65,6 @@ SEEDS_TO_EXCLUDE = 6  # that rule out a recipe which never certifies, as a rule
 RECIPES_TO_REFUTE = 3  # for a typical size: the best recipe and its two neighbours
 PRUNED = (RunStatus.PRUNED, RunStatus.DIVERGED, RunStatus.TOO_SLOW)
 MAX_CRASHED_SIZES = 2  # once so many crashed and nothing trained, the search ends
-MAX_NAMED = 3  # crashed sizes in a message; search.json has all
 
 
 @dataclass(frozen=True)
@@ -290,18 +290,13 @@ class SearchResult:
         statuses, state = self.statuses, self.state
         below = {size: status for size, status in statuses.items() if size in self._below(state)}
         refuted = [size for size, status in below.items() if status == self.ruled_out]
-        counts = Counter(record.outcome for record in self.as_recorded)
         early_stopping = EarlyStopping(config)
         summary = {
             "threshold": config.certify.threshold,
             "standard_errors": config.verdict.min_standard_errors,
             "standard_errors_each_evaluation": early_stopping.errors_needed,
             "evaluation_steps": early_stopping.steps,
-            "budget": {
-                "total_steps": config.trainer.total_steps,
-                "batch_size": config.trainer.batch_size,
-                "seq_len": config.trainer.seq_len,
-            },
+            "budget": {key: getattr(config.trainer, key) for key in ("total_steps", "batch_size", "seq_len")},
             "data": data,
             "ended": ended,
             "standard": standard_json(self.standard, config),
@@ -316,7 +311,7 @@ class SearchResult:
             "sizes_in_space": len(self.space.sizes),
             "impossible_sizes": list(self.space.impossible),
             "trials": self.num_trials(),
-            "outcomes": dict(counts),
+            "outcomes": dict(Counter(record.outcome for record in self.as_recorded)),
             "tokens": self.tokens(),
             "tokens_saved": self._saved(),
             "seconds": self.seconds(),
@@ -394,7 +389,7 @@ class SearchResult:
         if (undecided := undecided_line(summary["tested_recipes"], summary["undecided_below"])) is not None:
             lines.append(undecided)
         if summary["crashes"]:
-            lines.append(f"The question is not settled: {_crashes(summary['crashes'])}.")
+            lines.append(f"The question is not settled: {crashes_in_words(summary['crashes'])}.")
         if self.space.impossible:
             number = counted(len(self.space.impossible), "size")
             lines.append(f"{number} cannot be, such as {self.space.impossible[0]}.")
@@ -407,7 +402,7 @@ class SearchResult:
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
         if summary["data"] is not None:
-            lines.append(_data_in_words(summary["data"]))
+            lines.append(data_in_words(summary["data"]))
         if answer is not None:
             lines.append(f"To train it: {answer['command']}")
         return lines
@@ -434,22 +429,3 @@ class SearchResult:
         if (smaller := summary["smaller_unconfirmed"]) is not None:
             lines.append(f"A smaller size is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")
         return lines
-
-
-def _data_in_words(data: Mapping[str, Any]) -> str:
-    """The baselines that the trials were judged by, and what they were measured on."""
-    dropped = data["corpus"]["num_duplicates_dropped"]
-    without = f"; {counted(dropped, 'held-out paragraph')} that training has too left out" if dropped else ""
-    return f"Baselines of the search's trials: {baselines_in_words(data['baselines'])}{without}."
-
-
-def _crashes(crashes: Sequence[Mapping[str, Any]]) -> str:
-    """As `2 sizes crashed: 0L4D (trials 3 and 4: RuntimeError: …), 1L2D (…)`."""
-    named = []
-    for crash in crashes[:MAX_NAMED]:
-        *others, last = map(str, crash["trials"])
-        numbers = f"{', '.join(others)} and {last}" if others else last
-        reason = " ".join((crash["reason"] or "no reason is known").split())
-        named.append(f"{crash['size']} (trial{'s' if others else ''} {numbers}: {reason})")
-    more = f" and {len(crashes) - MAX_NAMED} more" if len(crashes) > MAX_NAMED else ""
-    return f"{counted(len(crashes), 'size')} crashed: {', '.join(named)}{more}"

@@ -1,16 +1,17 @@
 """What fresh seeds show about recipes and sizes, for search.json and in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marble_sweep.config import Config
 from marble_sweep.humanize import counted
+from marble_sweep.metadata import baselines_in_words
 from marble_sweep.searches.fresh_seeds import Recipe
 from marble_sweep.searches.pass_rate import PassRate, Standard, Tally, Verdict, interval, quick_bound
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.strategy import SearchState
 
-MAX_NAMED = 3  # undecided sizes in a sentence; search.json has all
+MAX_NAMED = 3  # undecided or crashed sizes in a sentence; search.json has all
 
 
 def percent(share: float) -> str:
@@ -119,3 +120,22 @@ def ruled_out_words(tested: Sequence[dict[str, Any]], sizes: Sequence[str]) -> s
     recipes = [recipe for recipe in tested if recipe["size"] in sizes]
     seeds = sum(len(recipe["seeds"]) for recipe in recipes)
     return f"ruled out with {counted(len(recipes), 'recipe')} on {counted(seeds, 'fresh seed')}"
+
+
+def data_in_words(data: Mapping[str, Any]) -> str:
+    """The baselines that the trials were judged by, and what they were measured on."""
+    dropped = data["corpus"]["num_duplicates_dropped"]
+    without = f"; {counted(dropped, 'held-out paragraph')} that training has too left out" if dropped else ""
+    return f"Baselines of the search's trials: {baselines_in_words(data['baselines'])}{without}."
+
+
+def crashes_in_words(crashes: Sequence[Mapping[str, Any]]) -> str:
+    """As `2 sizes crashed: 0L4D (trials 3 and 4: RuntimeError: …), 1L2D (…)`."""
+    named = []
+    for crash in crashes[:MAX_NAMED]:
+        *others, last = map(str, crash["trials"])
+        numbers = f"{', '.join(others)} and {last}" if others else last
+        reason = " ".join((crash["reason"] or "no reason is known").split())
+        named.append(f"{crash['size']} (trial{'s' if others else ''} {numbers}: {reason})")
+    more = f" and {len(crashes) - MAX_NAMED} more" if len(crashes) > MAX_NAMED else ""
+    return f"{counted(len(crashes), 'size')} crashed: {', '.join(named)}{more}"

@@ -72,9 +72,8 @@ class Search:
     ) -> None:
         """Check everything that can be checked before the first trial. Raises ValueError for what cannot be searched.
 
-        Threads may call `resolve` at the same time.
-        `overrides` (that all trials share) and `config_options` (that name other config files) are arguments for
-        the command that trains the answer.
+        Threads may call `resolve` at the same time. `overrides` (that all trials share) and `config_options` (that name
+        other config files) are arguments for the command that trains the answer.
         """
         searched = {dimension.key for dimension in dimensions}
         for key in ("seed", "objective", "resume"):
