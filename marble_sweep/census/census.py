@@ -20,6 +20,7 @@ from marble_sweep.census.embedding import Embedding, open_embedding
 from marble_sweep.census.scan import Scan, scan_rows
 from marble_sweep.census.source import Source, find_source, opened
 from marble_sweep.census.tables import (
+    MAX_COMPARED,
     dimensions_table,
     distances_table,
     exponents_table,
@@ -115,7 +116,7 @@ def count(embedding: Embedding, source: Source, tokenizer: Tokenizer | None) -> 
     hole_of = np.zeros(embedding.num_rows, dtype=np.int64)
     for number, hole in enumerate(holes, start=1):
         hole_of[hole] = number
-    hole_rows = embedding.take(hole[0] for hole in holes) if holes else torch.empty(0, embedding.dim)
+    hole_rows = embedding.take(hole[0] for hole in holes[:MAX_COMPARED]) if holes else torch.empty(0, embedding.dim)
     tokens = tokens_table(hole_of, cluster, tokenizer, read_dead_mask(source))
     dimensions = dimensions_table(scan, members, embedding.lattice)
     singletons = singletons_table(embedding, np.flatnonzero(is_member & (hole_of == 0)), hole_rows)

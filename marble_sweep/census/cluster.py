@@ -12,7 +12,7 @@ from marble_sweep.census.embedding import Embedding
 from marble_sweep.census.scan import Scan
 from marble_sweep.metrics.tight_cluster import MIN_ROWS, cluster_size, nearest_neighbours
 
-CANDIDATES = 256  # rows, densest by their projections, whose neighbours are measured in all dimensions
+CANDIDATES = 128  # rows, densest by their projections, whose neighbours are measured in all dimensions
 MAX_HOLES = 4  # black holes tried as centres
 MAX_ROUNDS = 8  # of moving the centre to the mean of its cluster
 MIN_SPREAD = 2.0  # how much farther than the cluster's rows the others must be from their own mean, by medians

@@ -67,9 +67,9 @@ def exponents_table(scan: Scan, members: Members | None, lattice: Lattice) -> pd
 
 
 def distances_table(rows: Tensor, lattice: Lattice) -> pd.DataFrame:
-    """A row a pair of black holes, numbered from 1; rows (n, D) has one row of each, the largest hole first."""
+    """A row a pair of black holes, numbered from 1; rows (n, D) has one row of each."""
     table = []
-    for first, second in combinations(range(min(len(rows), MAX_COMPARED)), 2):
+    for first, second in combinations(range(len(rows)), 2):
         cells = cells_apart(rows[first], rows[second], lattice).double()
         norms = cells.amax(), cells.sum(), cells.norm(), (cells != 0).sum()
         table.append((first + 1, second + 1, *(norm.item() for norm in norms)))
@@ -86,7 +86,7 @@ def singletons_table(embedding: Embedding, ids: NDArray[np.int64], holes: Tensor
     for place, chunk in embedding.chunks("singletons") if len(holes) else ():
         rows = chunk[torch.from_numpy(is_chosen[place])]
         part = slice(done, done + len(rows))
-        for number, hole in enumerate(holes[:MAX_COMPARED], start=1):
+        for number, hole in enumerate(holes, start=1):
             linf = cells_apart(rows, hole.expand_as(rows), embedding.lattice).amax(dim=1).double().numpy()
             is_nearer = linf < cells[part]
             nearest[part] = np.where(is_nearer, number, nearest[part])

@@ -69,5 +69,4 @@ def _produced(tokenizer: Tokenizer, token: int) -> str:
         return FRAGMENT if merges == [token] else NO
     inside = tokenizer.decode([*tokenizer.encode("a", add_special_tokens=False).ids, token], skip_special_tokens=False)
     texts = [*(context + text for context in CONTEXTS), inside]
-    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return YES if any(token in encoding.ids for encoding in encodings) else NO
+    return YES if any(token in tokenizer.encode(text, add_special_tokens=False).ids for text in texts) else NO

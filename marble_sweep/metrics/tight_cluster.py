@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-MIN_ROWS = 8
-MAX_SHARE = 0.9  # of all rows: the ball that holds nearly every row is no cluster
+MIN_ROWS = 16
+MAX_SHARE = 0.75  # of all rows: a ball around the bulk of the rows is no cluster
 WIDER = 2.0  # times the radius
 MAX_MORE = 0.05  # share of rows that a ball so much wider may hold beyond the cluster's
 
@@ -19,14 +19,14 @@ def cluster_size(distances: NDArray[np.float64]) -> int | None:
     """How many of the rows nearest to a centre are a tight cluster, None if there is none.
 
     distances (n,) from the centre, in any order, finite. The radius is the largest one of a row for which the ball
-    holds at least MIN_ROWS and at most MAX_SHARE of the rows, and WIDER times the radius at most MAX_MORE more. Of the
-    few rows between half of that radius and the next row beyond it some may be no members: the boundary is where
+    holds at least MIN_ROWS, and one of WIDER times the radius at most MAX_MORE more and MAX_SHARE of all. Of the few
+    rows between half of that radius and the next row beyond it some may be no members: the boundary is where
     the next distance is the largest multiple of the one before.
     """
     ordered = np.sort(distances)
     within = np.asarray(np.searchsorted(ordered, ordered, side="right"))  # rows that are as far belong together
     more = np.searchsorted(ordered, WIDER * ordered, side="right") - within
-    fits = (within >= MIN_ROWS) & (within <= MAX_SHARE * len(ordered)) & (more <= MAX_MORE * within)
+    fits = (within >= MIN_ROWS) & (within + more <= MAX_SHARE * len(ordered)) & (more <= MAX_MORE * within)
     if not fits.any():
         return None
     last = int(within[fits][-1])
