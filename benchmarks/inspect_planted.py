@@ -45,7 +45,8 @@ def plant(path: Path, num_rows: int, dim: int, hole_sizes: tuple[int, ...] = HOL
     num_distinct = len(hole_sizes) + NUM_SINGLETONS
     # Mantissas from 20 to 106: no weight of the cluster crosses an exponent, so cells are differences of bits.
     corner = rng.integers(20, 52, dim) | rng.integers(115, 122, dim) << 7 | rng.integers(0, 2, dim) << 15
-    offsets = rng.integers(0, BOX + 1, (num_distinct, dim))
+    spread = rng.permutation(np.geomspace(0.5, 12, num_distinct))[:, None]  # cells, of a row around the box's middle
+    offsets = np.rint(BOX / 2 + spread * rng.standard_normal((num_distinct, dim))).clip(0, BOX).astype(np.int64)
     bits = np.empty((num_rows, dim), dtype=np.uint16)
     for start in range(0, num_rows, 10_000):
         live = rng.standard_normal((min(10_000, num_rows - start), dim), dtype=np.float32) * LIVE_STD

@@ -12,6 +12,7 @@ from marble_sweep.terminal import printable
 
 WIDTH = 120
 SHOWN_HOLES, SHOWN_SINGLETONS, SHOWN_IDS, SHOWN_EXPONENTS = 15, 5, 3, 6
+SMALLEST_SHARE = 0.0005  # that is not shown as 0.0%
 TEXT = 12  # characters of a token's text
 
 
@@ -31,12 +32,11 @@ def text(
         "identical": f"{summary['num_identical']:,} rows in {counted(summary['num_black_holes'], 'black hole')}"
         if summary["num_identical"]
         else "no two rows are identical",
-        **cluster_lines(summary),
+        **cluster_lines(summary, exponents),
     }
     if summary["num_never_produced"] is not None and len(tokens):
-        lines["texts"] = (
-            f"no text produces {summary['num_never_produced']:,} of the {len(tokens):,} tokens of these rows"
-        )
+        never, of_all = summary["num_never_produced"], f"{len(tokens):,} tokens of these rows"
+        lines["texts"] = f"no text produces {never:,} of the {of_all}" if never else f"a text can produce all {of_all}"
     head = [
         textwrap.fill(printable(line), WIDTH, initial_indent=f"{name:<11} ", subsequent_indent=" " * 12)
         for name, line in lines.items()
@@ -72,10 +72,12 @@ def commonest(exponents: pd.DataFrame, column: str) -> str:
     normal = exponents[exponents["exponent"].notna()].nlargest(SHOWN_EXPONENTS, column)
     total = exponents[column].sum()
     pairs = zip(normal["exponent"], normal[column], strict=True)
-    return ", ".join(f"2^{exponent} {count / total:.1%}" for exponent, count in pairs if count)
+    return ", ".join(
+        f"2^{exponent} {count / total:.1%}" for exponent, count in pairs if count / total >= SMALLEST_SHARE
+    )
 
 
-def cluster_lines(summary: dict[str, Any]) -> dict[str, str]:
+def cluster_lines(summary: dict[str, Any], exponents: pd.DataFrame) -> dict[str, str]:
     """The tight cluster, and how it compares with the dead tokens where they are known."""
     cluster = summary["cluster"]
     if cluster is None:
@@ -89,6 +91,7 @@ def cluster_lines(summary: dict[str, Any]) -> dict[str, str]:
             f"centre; in a box of {cluster['box_cells']:,.4g} cells in the widest dimension, "
             f"{cluster['median_cells']:,.4g} in the median",
         }
+        lines["its values"] = f"exponents {commonest(exponents, 'cluster_count')}"
     if summary["num_dead"] is not None:
         known = f"{summary['num_dead']:,} tokens are dead in this run"
         lines["dead"] = known if cluster is None else f"{known}, {cluster['num_dead']:,} of them suspected"
