@@ -29,6 +29,7 @@ from marble_sweep.census.tables import (
     singletons_table,
 )
 from marble_sweep.census.vocabulary import NEVER, num_tokens, produced, read_tokenizer, require_fit, token_text
+from marble_sweep.checks import CheckError
 from marble_sweep.metrics.lattice import BFLOAT16, equal_groups
 from marble_sweep.runs import layout
 
@@ -117,13 +118,21 @@ def count(embedding: Embedding, source: Source, tokenizer: Tokenizer | None) -> 
     for number, hole in enumerate(holes, start=1):
         hole_of[hole] = number
     hole_rows = embedding.take(hole[0] for hole in holes[:MAX_COMPARED]) if holes else torch.empty(0, embedding.dim)
-    tokens = tokens_table(hole_of, cluster, tokenizer, read_dead_mask(source))
+    is_dead = read_dead_mask(source, embedding.num_rows)
+    tokens = tokens_table(hole_of, cluster, tokenizer, is_dead)
     dimensions = dimensions_table(scan, members, embedding.lattice)
     singletons = singletons_table(embedding, np.flatnonzero(is_member & (hole_of == 0)), hole_rows)
     num_not_finite = np.flatnonzero(~scan.is_finite)
     distances = distances_table(hole_rows, embedding.lattice)
     return Census(
-        summary=summarize(embedding, source, tokenizer, scan, cluster, tokens, dimensions),
+        summary={
+            **summarize(embedding, source, tokenizer, scan),
+            "num_black_holes": len(holes),
+            "num_identical": sum(map(len, holes)),
+            "num_never_produced": None if tokenizer is None else int(tokens["produced"].isin(NEVER).sum()),
+            "num_dead": None if is_dead is None else int(is_dead.sum()),
+            "cluster": None if cluster is None else summarize_cluster(cluster, tokens, dimensions),
+        },
         black_holes=holes_table(holes, scan, is_member, distances),
         tokens=tokens,
         singletons=singletons.merge(tokens.drop(columns=["hole", "is_suspected"]), on="id"),
@@ -136,13 +145,19 @@ def count(embedding: Embedding, source: Source, tokenizer: Tokenizer | None) -> 
     )
 
 
-def read_dead_mask(source: Source) -> NDArray[np.bool_] | None:
-    """(V,) which tokens of a run never occur in its training split; None where that is not known."""
+def read_dead_mask(source: Source, num_rows: int) -> NDArray[np.bool_] | None:
+    """(V,) which tokens of a run never occur in its training split; None where that is not known.
+
+    Raises CheckError where the checkpoints are of another vocabulary.
+    """
     if source.dead_mask is None:
         return None
     with opened(source.dead_mask) as file:
-        mask: NDArray[np.bool_] = file.get_tensor("dead_mask").bool().numpy()
-    return mask
+        mask = file.get_tensor("dead_mask") if "dead_mask" in file.keys() else torch.empty(0)  # noqa: SIM118
+    if mask.shape != (num_rows,):
+        raise CheckError(f"{source.dead_mask}: must hold a dead_mask of {num_rows:,} tokens, as many as the model has")
+    dead_mask: NDArray[np.bool_] = mask.bool().numpy()
+    return dead_mask
 
 
 def tokens_table(
@@ -166,17 +181,8 @@ def tokens_table(
     return table
 
 
-def summarize(
-    embedding: Embedding,
-    source: Source,
-    tokenizer: Tokenizer | None,
-    scan: Scan,
-    cluster: Cluster | None,
-    tokens: pd.DataFrame,
-    dimensions: pd.DataFrame,
-) -> dict[str, Any]:
-    """The numbers that are no table."""
-    dead_mask = read_dead_mask(source)
+def summarize(embedding: Embedding, source: Source, tokenizer: Tokenizer | None, scan: Scan) -> dict[str, Any]:
+    """What was read."""
     return {
         "file": str(source.file),
         "tensor": source.tensor,
@@ -186,13 +192,8 @@ def summarize(
         "dtype": embedding.stored,
         "lattice": embedding.lattice.name,
         "num_tokens": None if tokenizer is None else num_tokens(tokenizer),
-        "num_black_holes": int(tokens["hole"].nunique()),
-        "num_identical": int(tokens["hole"].notna().sum()),
         "num_zero_rows": int(scan.is_zero.sum()),
         "num_not_finite": int((~scan.is_finite).sum()),
-        "num_never_produced": None if tokenizer is None else int(tokens["produced"].isin(NEVER).sum()),
-        "num_dead": None if dead_mask is None else int(dead_mask.sum()),
-        "cluster": None if cluster is None else summarize_cluster(cluster, tokens, dimensions),
     }
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from marble_sweep.checks import CheckError
 from marble_sweep.runs.files import user_path, write_text
@@ -36,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from marble_sweep.census.census import take_census  # late: --help needs no torch
 
     try:
-        path = str(Path(options.path).expanduser())
-        census = take_census(path, options.tokenizer, step=options.step, as_bfloat16=options.as_bfloat16)
+        census = take_census(
+            user_path(options.path), options.tokenizer, step=options.step, as_bfloat16=options.as_bfloat16
+        )
         if options.json:
             write_text(options.json, json.dumps(census.as_dict(), allow_nan=False) + "\n")
     except (CheckError, OSError) as error:

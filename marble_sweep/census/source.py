@@ -13,6 +13,7 @@ from marble_sweep.runs.damage import DamageError, open_file, read_json
 from marble_sweep.runs.state import readable
 
 DTYPES = {"BF16": BFLOAT16, "F16": FLOAT16, "F32": FLOAT32}  # by their names in a file
+EMBEDDING = "embedding.weight"  # of a run's model
 INDEX = ".safetensors.index.json"  # how the name of a sharded model's index ends
 # What the module of an input embedding is called in published models. Positions have other names.
 MODULES = (
@@ -64,11 +65,17 @@ def split_tensor(text: str) -> tuple[Path, str | None]:
 
 
 def run_source(run_dir: Path, step: int | None) -> Source | None:
-    """A run's embedding at its end or, while it has no model, at its last checkpoint; None if it has neither."""
+    """A run's embedding at its end or, while it has no model, at its last checkpoint; None if it has neither.
+
+    A folder of another program may have a config.yaml and a model as well, whose tensors have other names.
+    """
     snapshots, model = run_dir / layout.SNAPSHOTS, run_dir / layout.MODEL
     if step is None and model.exists():
+        with opened(model) as file:
+            if EMBEDDING not in file.keys():  # noqa: SIM118 (not a dict)
+                return None
         mask = snapshots if snapshots.exists() else None
-        return Source(model, "embedding.weight", "the run's embedding", run_dir, dead_mask=mask)
+        return Source(model, EMBEDDING, "the run's embedding", run_dir, dead_mask=mask)
     if snapshots.exists():
         return snapshot_source(snapshots, step)
     require(step is None, "step", step, f"left out: the run has no {layout.SNAPSHOTS}")

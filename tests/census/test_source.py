@@ -178,3 +178,16 @@ def test_a_run_without_its_model_yet(run: ms.Run, tmp_path: Path) -> None:
     assert ms.inspect(tmp_path).summary["tensor_choice"] == "the run's checkpoint of step 40"
     (tmp_path / "checkpoints.safetensors").unlink()
     assert "must be a folder with" in refusal(tmp_path)
+
+
+def test_a_folder_of_another_program_with_a_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: other")
+    write(tmp_path / "model.safetensors", WEIGHTS)
+    assert find_source(tmp_path).tensor == NAME
+
+
+def test_checkpoints_of_another_vocabulary(run: ms.Run, tmp_path: Path) -> None:
+    for name in ("config.yaml", "checkpoints.safetensors"):
+        (tmp_path / name).write_bytes((run.path / name).read_bytes())
+    write(tmp_path / "model.safetensors", WEIGHTS, "embedding.weight")
+    assert refusal(tmp_path).endswith("must hold a dead_mask of 30 tokens, as many as the model has")
