@@ -56,8 +56,9 @@ def ours(
         replay.num_trials += 1
         above = dict(zip(curve.steps[:looks], curve.above, strict=False))
         raw = dict(zip(curve.steps[:looks], curve.margins, strict=False))
-        undecided = outcome == "refuted" and 2 * curve.margins[-1] > curve.above[-1]  # margin + its errors are above 0
-        made = (len(records), proposal.size, proposal.recipe, proposal.seed, outcome, above, undecided)
+        if outcome == "below" and 2 * curve.margins[-1] > curve.above[-1]:  # margin + its errors are above 0
+            outcome = "undecided"
+        made = (len(records), proposal.size, proposal.recipe, proposal.seed, outcome, above)
         records.append(Trial(*made, raw=raw))
         state = SearchState(replay.space, records, standard)
         answer = state.smallest()

@@ -238,7 +238,7 @@ def stopped(curve: Curve, rule: Rule = current_rule, failed: Failed = ()) -> tup
             return "certified", look + 1, curve.steps[look]
         if curve.steps[look] < TOTAL_STEPS and rule(curve, look, failed):
             return "pruned", look + 1, curve.steps[look]
-    outcome = "refuted" if curve.steps[-1] == TOTAL_STEPS else "diverged"
+    outcome = "below" if curve.steps[-1] == TOTAL_STEPS else "diverged"
     return outcome, len(curve.steps), curve.full_steps
 
 

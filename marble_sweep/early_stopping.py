@@ -1,8 +1,8 @@
 """May a run end early, because its held-out margin is real, or because it has no hope of becoming so?
 
-A margin is threshold - loss, paired by window where the threshold is a baseline. It certifies once it beats the
-threshold (metrics/margin.py), by so many standard errors that all interim evaluations together err no more often than
-a single one. Where the threshold is a baseline, the gain from the context must be that many errors above 0 too.
+A margin is threshold - loss, paired by window where the threshold is a baseline. It is certified, below or undecided
+(metrics/margin.py), by so many standard errors that all interim evaluations together err no more often than a single
+one. Where the threshold is a baseline, the gain from the context must be that many errors above 0 too.
 """
 
 import math
@@ -13,10 +13,11 @@ from marble_sweep.config import CertifyConfig, Config
 from marble_sweep.metrics.margin import (
     DECIDING_MARGINS,
     Measured,
-    beats_by,
-    beats_with_context,
+    Outcome,
     errors_needed,
     measured,
+    outcome_of,
+    outcome_with_context,
 )
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.training.schedule import evaluation_steps
@@ -46,11 +47,15 @@ class EarlyStopping:
         slowest = self.config.min_steps_per_minute
         if slowest is not None and steps_per_minute < slowest:
             return RunStatus.TOO_SLOW
-        if is_certified(self.config, evals[-1], self.errors_needed):
+        if self.outcome(evals[-1]) == Outcome.CERTIFIED:
             return RunStatus.CERTIFIED
         if evals[-1]["step"] < self.steps[-1] and is_hopeless(self.config, evals, self.steps):
             return RunStatus.PRUNED
         return None
+
+    def outcome(self, row: dict[str, float]) -> Outcome | None:
+        """What a row of evals.csv shows of the threshold; None where that was not measured."""
+        return outcome(self.config, row, self.errors_needed)
 
 
 def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:
@@ -76,19 +81,20 @@ def _context_gain(row: dict[str, float]) -> Measured:
     return measured(row, "context_gain")
 
 
-def is_certified(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
-    """Whether a row beats the threshold, as certainly as by `errors` standard errors of a normal distribution.
+def outcome(config: CertifyConfig, row: dict[str, float], errors: float) -> Outcome | None:
+    """What a row shows of the threshold, as certainly as by `errors` standard errors of a normal distribution.
 
-    A baseline is beaten only with the help of the context.
+    A baseline is beaten only with the help of the context. None where a number that decides was not measured.
     """
     if config.loss is not None:  # a number may lie above what token frequencies reach
-        return beats_by(_decisive(config, row), errors) is True
-    return beats_with_context(_decisive(config, row), _context_gain(row), errors) is True
+        return outcome_of(_decisive(config, row), errors)
+    return outcome_with_context(_decisive(config, row), _context_gain(row), errors)
 
 
 def lacks_context(config: CertifyConfig, row: dict[str, float], errors: float) -> bool:
     """Whether a row's margin would certify it, if only the context were used."""
-    return beats_by(_decisive(config, row), errors) is True and not is_certified(config, row, errors)
+    alone, together = outcome_of(_decisive(config, row), errors), outcome(config, row, errors)
+    return alone == Outcome.CERTIFIED != together
 
 
 def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> float:
@@ -98,7 +104,8 @@ def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> fl
     if not all(math.isfinite(value) and math.isfinite(error) for value, error, _ in needed):
         return math.inf
     # A margin of 0 without any error lacks nothing by this arithmetic, and yet beats nothing.
-    return lacking if is_certified(config, row, errors) else max(lacking, sys.float_info.epsilon)
+    certified = outcome(config, row, errors) == Outcome.CERTIFIED
+    return lacking if certified else max(lacking, sys.float_info.epsilon)
 
 
 def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:

@@ -20,7 +20,7 @@ from marble_sweep.config import Config, VerdictConfig, dump
 from marble_sweep.data.baselines import Baselines, cached_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
-from marble_sweep.data.held_out import choose_windows
+from marble_sweep.data.held_out import choose_all_windows, choose_windows
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, summarize
 from marble_sweep.model.products import Products, using
@@ -40,7 +40,7 @@ from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.device import choose_device, cpu_threads, recorded_threads
 from marble_sweep.training.estimate import seconds_per_step
-from marble_sweep.training.evaluation import Evaluator
+from marble_sweep.training.evaluation import AllWindows, Evaluator
 from marble_sweep.training.memory import require_memory
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.products import as_metadata, choose_products, recorded_products
@@ -49,6 +49,8 @@ from marble_sweep.training.signals import stop_requests
 from marble_sweep.training.trainer import Trainer
 from marble_sweep.training.writer import RunWriter
 from marble_sweep.verdict import Verdict, judge
+
+MAX_ALL_TOKENS = 1 << 19  # held out, where all windows are evaluated: 4,096 windows of 128
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ def prepare(
         RunWriter(directory, corpus.dead_mask),
         Progress(config.trainer.total_steps, show=show),
         evaluator=evaluator,
+        all_windows=None if evaluator is None else build_all_windows(config, corpus, device),
         early_stopping=EarlyStopping(config) if config.certify.stop else None,
         resume=resume,
     )
@@ -249,6 +252,29 @@ def build_evaluator(config: Config, corpus: Corpus, held_out: torch.Tensor, base
     target_bytes = windows(corpus.val_bytes, trainer.seq_len)[numbers][:, 1:].sum()
     policy, of_documents = POLICIES[config.precision.name], None if documents is None else documents.numpy()
     return Evaluator(held_out, baselines, int(target_bytes), policy, trainer.batch_size, of_documents)
+
+
+def build_all_windows(config: Config, corpus: Corpus, device: torch.device) -> AllWindows | None:
+    """The evaluation of all held-out windows of the run's part; None where it is evaluated on all of them anyway."""
+    trainer = config.trainer
+    numbers, documents = held_out_windows(config, corpus)
+    every, stretches = choose_all_windows(
+        trainer.eval_part,
+        len(corpus.val_tokens),
+        corpus.val_documents,
+        trainer.seq_len,
+        numbers,
+        MAX_ALL_TOKENS // trainer.seq_len,
+    )
+    if len(every) == len(numbers):
+        return None
+
+    def build() -> Evaluator:
+        scored = windows(corpus.val_tokens, trainer.seq_len)[every]
+        baselines = cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
+        return Evaluator(scored.to(device), baselines, 0, POLICIES[config.precision.name], trainer.batch_size)
+
+    return AllWindows(build, stretches, None if documents is None else documents.numpy())
 
 
 def held_out_windows(config: Config, corpus: Corpus) -> tuple[torch.Tensor, torch.Tensor | None]:

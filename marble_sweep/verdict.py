@@ -9,8 +9,16 @@ import pandas as pd
 
 from marble_sweep.config import VerdictConfig
 from marble_sweep.humanize import finite, perplexity
-from marble_sweep.metrics.margin import DECIDING_MARGINS, beats_by, beats_with_context, measured
-from marble_sweep.runs.renamed import ADDED_COLUMNS, current_name
+from marble_sweep.metrics.margin import (
+    DECIDING_MARGINS,
+    Measured,
+    Outcome,
+    deciding_column,
+    measured,
+    outcome_of,
+    outcome_with_context,
+)
+from marble_sweep.runs.renamed import ADDED_COLUMNS, NUM_ALL_WINDOWS, current_name
 from marble_sweep.uncertainty.student import student_errors
 
 MIN_LAG = 100  # steps: over fewer, h_mean looks frozen in every model
@@ -23,7 +31,7 @@ NOTHING_HELD_OUT = "nothing is held out (data.val_fraction = 0)"
 
 @dataclass(frozen=True)
 class Check:
-    """One measured number against one threshold. `passed` is None where it could not be measured."""
+    """One measured number against one threshold. `passed` is None where it was not measured, or decides nothing."""
 
     name: str
     value: float | None
@@ -31,6 +39,11 @@ class Check:
     passed: bool | None
     reading: str  # one sentence
     decides: bool = True  # whether its criterion stands or falls with it
+    outcome: str | None = None  # of a number with a standard error: certified, below or undecided
+
+    @property
+    def undecided(self) -> bool:
+        return self.outcome == Outcome.UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -40,18 +53,24 @@ class Criterion:
 
     @property
     def passed(self) -> bool | None:
-        """True if every deciding check passed, False if one failed, else None: one could not be measured."""
+        """True if every deciding check passed, False if one failed, else None: one is undecided or not measured."""
         results = [check.passed for check in self.checks if check.decides]
         if False in results:
             return False
         return None if None in results else True
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is neither passed nor failed, and measured: more held-out text would decide it."""
+        deciding = [check for check in self.checks if check.decides]
+        return self.passed is None and all(check.undecided or check.passed for check in deciding)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a run's files say about it.
 
-    To beat a baseline is to have a lower loss *and* to use the context; None where it was not measured.
+    To beat a baseline is to have a lower loss *and* to use the context; None where it is undecided or not measured.
     """
 
     criteria: list[Criterion]
@@ -85,11 +104,13 @@ class Verdict:
     def as_text(self) -> str:
         """The block printed at the end of a run."""
         labels = {True: "pass", False: "FAIL", None: "n/a"}
+        answers = {True: "yes", False: "no", None: "n/a"}
         lines = []
         for number, criterion in enumerate(self.criteria, start=1):
-            lines.append(f"{labels[criterion.passed]:<4}  {number}. {criterion.name}")
+            label = "undecided" if criterion.undecided else labels[criterion.passed]
+            lines.append(f"{label:<4}  {number}. {criterion.name}")
             for check in criterion.checks:
-                mark = labels[check.passed] if check.decides else {True: "yes", False: "no", None: "n/a"}[check.passed]
+                mark = "undecided" if check.undecided else (labels if check.decides else answers)[check.passed]
                 lines.append(f"        {mark:<4}  {check.reading}")
         return "\n".join(lines)
 
@@ -111,7 +132,8 @@ def judge(
 
     def beaten(name: str) -> bool | None:
         margin = measured(final or {}, f"{DECIDING_MARGINS[name]}_margin")
-        return beats_with_context(margin, measured(final or {}, "context_gain"), config.min_standard_errors)
+        outcome = outcome_with_context(margin, measured(final or {}, "context_gain"), config.min_standard_errors)
+        return None if outcome is None else outcome.passed
 
     return Verdict(
         criteria=[
@@ -145,57 +167,67 @@ def in_standard_errors(value: float, error: float) -> float:
     return math.copysign(math.inf, value) if value else 0.0
 
 
-_BASELINES = {  # by margin: what it is to, and what it says to be beaten and not to be
+_BASELINES = {  # by margin: what it is to, and what it says to be above 0 and not to be
     "tempered": (
         "the best of uniform, fitted and tempered unigram",
         "token frequencies explain less",
-        "no more than token frequencies is shown",
+        "token frequencies do as well or better",
     ),
-    "unigram": ("fitted unigram", "better than training's frequencies", "no better than training's frequencies"),
+    "unigram": (
+        "fitted unigram",
+        "better than training's frequencies",
+        "training's frequencies do as well or better",
+    ),
     "oracle": (
         "oracle unigram",
         "no fixed distribution does so well: context or position is used",
-        "a fixed distribution might do as well",
+        "a fixed distribution does as well or better",
     ),
-    "bigram": ("bigram", "better than counts of pairs", "no better than counts of pairs"),
-    "trigram": ("trigram", "better than counts of threes", "no better than counts of threes"),
-    "fourgram": ("4-gram", "better than counts of fours", "no better than counts of fours"),
+    "bigram": ("bigram", "better than counts of pairs", "counts of pairs do as well or better"),
+    "trigram": ("trigram", "better than counts of threes", "counts of threes do as well or better"),
+    "fourgram": ("4-gram", "better than counts of fours", "counts of fours do as well or better"),
 }
 _DECIDES = "tempered"
+_UNDECIDED = "undecided, it may be above or below"
 
 
 def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str, unmeasured: str) -> Check:
-    label, won, lost = _BASELINES[name]
+    label, certified, below = _BASELINES[name]
     decides = name == _DECIDES
-    passed, errors_needed = _beats(config, final, f"{name}_margin")
-    margin, error, _ = measured(final or {}, f"{name}_margin")
-    if final is None or passed is None:
+    number, outcome, errors_needed = _decided(config, final, f"{name}_margin")
+    if final is None or outcome is None:
         reading = f"held-out loss against {label}: {_why_not(final, unmeasured, f'{name}_margin')}"
         return Check(f"{name}_margin_in_se", None, errors_needed, None, reading, decides)
+    margin, error, _ = number
     errors = in_standard_errors(margin, error)
     side = "below" if margin > 0 else "above"
     shown = f"{final['val_loss']:.3f}" + (f" (perplexity {perplexity(final['val_loss']):,.1f})" if decides else "")
     reading = (
         f"held-out loss {shown} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
         f"({errors:+.1f} standard errors, {errors_needed:.3g} needed{_what_error(final, f'{name}_margin')}): "
-        f"{won if passed else lost}"
+        f"{ {Outcome.CERTIFIED: certified, Outcome.BELOW: below}.get(outcome, _UNDECIDED) }"
     )
-    return Check(f"{name}_margin_in_se", finite(errors), finite(errors_needed), passed, reading, decides)
+    return Check(
+        f"{name}_margin_in_se", finite(errors), finite(errors_needed), outcome.passed, reading, decides, outcome
+    )
 
 
-def _beats(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> tuple[bool | None, float]:
-    """Whether a column of the last evaluation is above 0 for certain, and the standard errors needed for that."""
+def _decided(config: VerdictConfig, final: dict[str, Any] | None, name: str) -> tuple[Measured, Outcome | None, float]:
+    """A number of the last evaluation, what it shows, and the standard errors needed for that."""
     number = measured(final or {}, name)
-    return beats_by(number, config.min_standard_errors), student_errors(config.min_standard_errors, number[2])
+    outcome = outcome_of(number, config.min_standard_errors)
+    return number, outcome, student_errors(config.min_standard_errors, number[2])
 
 
 def _what_error(final: dict[str, Any], name: str) -> str:
     """What the standard error counts, as the end of a sentence; empty for an evaluation of an earlier version."""
-    clusters, factor = final.get(f"{name}_clusters", math.nan), final.get(f"{name}_se_factor", math.nan)
+    column = deciding_column(final, name)
+    clusters, factor = final.get(f"{column}_clusters", math.nan), final.get(f"{column}_se_factor", math.nan)
     if math.isnan(clusters) or math.isnan(factor):
         return ""
-    kind = "clusters of whole documents" if final[f"{name}_by_document"] else "blocks of neighbouring windows"
-    return f" with {clusters:.0f} {kind}; {factor:.1f} times the error of independent windows"
+    kind = "clusters of whole documents" if final[f"{column}_by_document"] else "blocks of neighbouring windows"
+    on = f" on {final[NUM_ALL_WINDOWS]:,.0f} windows" if column != name else ""
+    return f"{on} with {clusters:.0f} {kind}; {factor:.1f} times the error of independent windows"
 
 
 def _why_not(final: dict[str, Any] | None, unmeasured: str, name: str) -> str:
@@ -213,10 +245,11 @@ def _why_not(final: dict[str, Any] | None, unmeasured: str, name: str) -> str:
 
 def _needs_context(gain: Check) -> Check:
     """The first criterion's own check of the context: without it, a baseline of another domain is beaten by chance."""
+    unknown = "undecided" if gain.undecided else "not known"
     readings = {
         True: "the context helps (see 2)",
-        False: "no use of the context is shown (see 2): a fixed distribution, or the position, may explain the loss",
-        None: "whether the context helps is not known (see 2)",
+        False: "the context does not help (see 2): a fixed distribution, or the position, may explain the loss",
+        None: f"whether the context helps is {unknown} (see 2)",
     }
     return replace(gain, name="context_used", reading=readings[gain.passed])
 
@@ -233,14 +266,14 @@ def _target_check(config: VerdictConfig, steps: pd.DataFrame) -> Check:
 def _context_checks(config: VerdictConfig, final: dict[str, Any] | None, unmeasured: str) -> tuple[Check, Check]:
     """The gain from the context, which decides, and the share of predictions that the unigram would not make."""
     least = config.min_non_unigram_top1
-    passed, errors_needed = _beats(config, final, "context_gain")
-    gain, error, _ = measured(final or {}, "context_gain")
-    if final is None or passed is None:
+    number, outcome, errors_needed = _decided(config, final, "context_gain")
+    if final is None or outcome is None:
         nothing = _why_not(final, unmeasured, "context_gain")
         return (
             Check("context_gain_in_se", None, errors_needed, None, f"gain from the true context: {nothing}"),
             Check("non_unigram_top1", None, least, None, f"predictions off the unigram: {nothing}", decides=False),
         )
+    gain, error, _ = number
     errors = in_standard_errors(gain, error)
     off = final["non_unigram_top1"]
     return (
@@ -248,9 +281,10 @@ def _context_checks(config: VerdictConfig, final: dict[str, Any] | None, unmeasu
             "context_gain_in_se",
             finite(errors),
             finite(errors_needed),
-            passed,
+            outcome.passed,
             f"behind another window's context the same targets cost {gain:+.3f} ± {error:.3f} nats more "
             f"({errors:+.1f} standard errors, {errors_needed:.3g} needed{_what_error(final, 'context_gain')})",
+            outcome=outcome,
         ),
         Check(
             "non_unigram_top1",

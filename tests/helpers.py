@@ -1,6 +1,7 @@
 """Configs composed as the program does it, and a run small enough for tests."""
 
 import contextlib
+import math
 from pathlib import Path
 
 from marble_sweep.config import Config
@@ -25,6 +26,7 @@ TINY = (
 )
 
 # A row of evals.csv whose standard errors rest on so many clusters that they are those of a normal distribution.
+NO_ALL_WINDOWS = {name: math.nan for name in EVAL_COLUMNS if name.startswith("all_")}
 MANY_CLUSTERS = {name: 1e9 for name in EVAL_COLUMNS if name.endswith("_df")}
 
 # What the options of data need beside their names.

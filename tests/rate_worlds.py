@@ -48,9 +48,8 @@ class RateWorld:
         """A trial, which no other trial changes."""
         draw = random.Random(f"{self.seed} {search_seed} {plan.size} {plan.recipe} {plan.seed}")
         last = SPREAD * (self._mean((plan.size, plan.recipe)) + draw.gauss())
-        outcome = "certified" if last > 0 else "refuted"
-        undecided = last <= 0 and draw.random() < self.undecided
-        return TrialRecord(number, plan.size, plan.recipe, plan.seed, outcome, {400: last}, undecided)
+        outcome = "certified" if last > 0 else "undecided" if draw.random() < self.undecided else "below"
+        return TrialRecord(number, plan.size, plan.recipe, plan.seed, outcome, {400: last})
 
 
 def search(world: RateWorld, search_seed: int = 0, standard: PassRate | int = STANDARD) -> SearchState:

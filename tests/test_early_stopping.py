@@ -1,4 +1,4 @@
-"""When a margin is_certified, when a run may end, and how many standard errors that takes."""
+"""When a margin is certified, when a run may end, and how many standard errors that takes."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from opened import interrupted_as_it_writes
 
 import marble_sweep
 from marble_sweep.config import NOT_OF_A_RUN, CertifyConfig, load
-from marble_sweep.early_stopping import EarlyStopping, is_certified, is_hopeless, lacks_context, margin, shortfall
+from marble_sweep.early_stopping import EarlyStopping, is_hopeless, lacks_context, margin, outcome, shortfall
 from marble_sweep.metrics.margin import errors_needed
 from marble_sweep.run import run
 from marble_sweep.runs.status import RunStatus, read_metadata
@@ -56,12 +56,13 @@ def test_no_baseline_is_beaten_without_use_of_the_context(threshold: str) -> Non
     config = CertifyConfig(threshold=threshold)
     for gain, used in ((0.0041, True), (0.0039, False), (0.0, False), (-1.0, False), (math.nan, False)):
         far_below = row(10, 9.0, gain=gain)
-        assert is_certified(config, far_below, errors=4.0) is used
+        assert (outcome(config, far_below, errors=4.0) == "certified") is used
         assert (shortfall(config, far_below, errors=4.0) <= 0) is used
         assert lacks_context(config, far_below, errors=4.0) is not used
     assert shortfall(config, row(10, 9.0, gain=0.001), errors=4.0) == pytest.approx(0.003)
     assert not lacks_context(config, row(10, -9.0, gain=0.0), errors=4.0), "its margin would not certify it either"
-    assert is_certified(CertifyConfig(threshold="7.0"), row(10, 9.0, gain=0.0), errors=4.0), "a number needs no context"
+    by_loss = CertifyConfig(threshold="7.0")
+    assert outcome(by_loss, row(10, 9.0, gain=0.0), errors=4.0) == "certified", "a number needs no context"
 
 
 def test_the_context_must_be_used_before_a_run_ends_as_certified() -> None:

@@ -171,7 +171,7 @@ def test_how_a_run_is_stopped() -> None:
     assert recorded.stopped(hopeless) == ("pruned", 2, recorded.STEPS[1])
     diverged = curve((0, 2, 0.1), 1, failing()[:3])
     assert recorded.stopped(diverged) == ("diverged", 3, recorded.STEPS[3])
-    assert recorded.stopped(curve((0, 2, 0.1), 1, failing())) == ("refuted", 9, 400)
+    assert recorded.stopped(curve((0, 2, 0.1), 1, failing())) == ("below", 9, 400)
     assert recorded.stopped(curve((0, 2, 0.1), 1, certifying(6))) == ("certified", 7, recorded.STEPS[6])
 
 
@@ -253,7 +253,7 @@ def test_ours_plays_what_a_strategy_proposes(recording: recorded.Recording, spac
 
     replay = recorded.Replay(recording, space, seeds_by_first(recording, space, 1)[0], CAP)
     contenders.ours(replay, next_trial=propose)
-    assert [each.outcome for each in seen] == ["refuted", "certified", "refuted"]
+    assert [each.outcome for each in seen] == ["below", "certified", "below"]
     assert all(isinstance(each, TrialRecord) for each in seen)
     assert replay.tokens == 3 * FULL
     assert replay.answers == [(2 * FULL, size(0, 2))]
@@ -353,14 +353,14 @@ def test_trailing_compares_with_what_failed() -> None:
     fast, slow = curve((0, 2, 0.1), 1, failing(-0.05)), curve((0, 2, 0.1), 1, failing(-0.2, 0.049))
     known = [dict(zip(fast.steps, fast.margins, strict=True))]
     assert recorded.stopped(slow, rules.trailing(0.1), known) == ("pruned", 2, recorded.STEPS[1])
-    assert recorded.stopped(slow, rules.trailing(0.16), known)[0] == "refuted"
-    assert recorded.stopped(slow, rules.trailing(0.1), [])[0] == "refuted"
+    assert recorded.stopped(slow, rules.trailing(0.16), known)[0] == "below"
+    assert recorded.stopped(slow, rules.trailing(0.1), [])[0] == "below"
 
 
 def test_no_use_of_the_context() -> None:
     idle, using = (curve((0, 2, 0.1), 1, failing(), gain) for gain in (-1e-5, 0.1))
     assert recorded.stopped(idle, rules.without_context(100, 1e-4)) == ("pruned", 5, 100)
-    assert recorded.stopped(using, rules.without_context(100, 1e-4))[0] == "refuted"
+    assert recorded.stopped(using, rules.without_context(100, 1e-4))[0] == "below"
 
 
 def test_wider_and_worse_is_found() -> None:

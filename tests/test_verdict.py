@@ -39,33 +39,38 @@ def steps_table(num_steps: int = NUM_STEPS, **changed: object) -> pd.DataFrame:
 
 VALUES = {"_df": 1e9, "_se_factor": 2.5, "_clusters": 40, "_by_document": 1}
 OF_ERRORS = {name: value for part, value in VALUES.items() for name in EVAL_COLUMNS if name.endswith(part)}
+OF_ALL_WINDOWS = dict.fromkeys([name for name in EVAL_COLUMNS if name.startswith("all_")], math.nan)
 
 
 def evals_table(**changed: object) -> pd.DataFrame:
     """Two evaluations, of which the last counts: it beats unigram, oracle and bigram by ten standard errors."""
-    first = dict.fromkeys(EVAL_COLUMNS, -1.0) | OF_ERRORS | {"step": 50}
-    last = {
-        "step": 100,
-        "val_loss": 4.0,
-        "val_loss_se": 0.02,
-        "unigram_margin": 1.0,
-        "unigram_margin_se": 0.1,
-        "oracle_margin": 0.9,
-        "oracle_margin_se": 0.09,
-        "bigram_margin": 0.2,
-        "bigram_margin_se": 0.02,
-        "accuracy": 0.2,
-        "bits_per_byte": 2.0,
-        "context_gain": 0.5,
-        "context_gain_se": 0.05,
-        "non_unigram_top1": 0.6,
-        "tempered_margin": 0.99,
-        "tempered_margin_se": 0.099,
-        "trigram_margin": 0.1,
-        "trigram_margin_se": 0.02,
-        "fourgram_margin": -0.1,
-        "fourgram_margin_se": 0.02,
-    } | OF_ERRORS
+    first = dict.fromkeys(EVAL_COLUMNS, -1.0) | OF_ERRORS | OF_ALL_WINDOWS | {"step": 50}
+    last = (
+        {
+            "step": 100,
+            "val_loss": 4.0,
+            "val_loss_se": 0.02,
+            "unigram_margin": 1.0,
+            "unigram_margin_se": 0.1,
+            "oracle_margin": 0.9,
+            "oracle_margin_se": 0.09,
+            "bigram_margin": 0.2,
+            "bigram_margin_se": 0.02,
+            "accuracy": 0.2,
+            "bits_per_byte": 2.0,
+            "context_gain": 0.5,
+            "context_gain_se": 0.05,
+            "non_unigram_top1": 0.6,
+            "tempered_margin": 0.99,
+            "tempered_margin_se": 0.099,
+            "trigram_margin": 0.1,
+            "trigram_margin_se": 0.02,
+            "fourgram_margin": -0.1,
+            "fourgram_margin_se": 0.02,
+        }
+        | OF_ERRORS
+        | OF_ALL_WINDOWS
+    )
     assert set(last) == set(EVAL_COLUMNS)
     return pd.DataFrame([first, last | changed])
 
@@ -110,8 +115,9 @@ def test_numbers_as_of_independent_tokens_fail_loss_and_context() -> None:
     noise = {"tempered_margin": -0.002, "tempered_margin_se": 0.001, "oracle_margin": -0.02, "oracle_margin_se": 0.001}
     noise |= {"context_gain": 0.001, "context_gain_se": 0.001, "non_unigram_top1": 0.0}
     found = verdict(evals=evals_table(**noise, bigram_margin=0.05, bigram_margin_se=0.001))
-    assert results(found)[:2] == [False, False]
-    assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (False, False, False)
+    assert results(found)[:2] == [None, None]
+    assert [criterion.undecided for criterion in found.criteria[:2]] == [True, True]
+    assert (found.beats_unigram, found.beats_oracle, found.beats_bigram) == (None, False, None)
     assert check(found, "bigram_margin_in_se").passed, "it is below, but without use of the context beats nothing"
 
 
@@ -121,13 +127,22 @@ def test_numbers_as_of_independent_tokens_fail_loss_and_context() -> None:
 @pytest.mark.parametrize("name", ["unigram", "oracle", "bigram"])
 @pytest.mark.parametrize(
     ("margin", "error", "passed"),
-    [(0.31, 0.1, True), (0.29, 0.1, False), (-1.0, 0.1, False), (0.0, 0.1, False), (0.1, 0.0, True), (0, 0, False)],
+    [
+        (0.31, 0.1, True),
+        (0.29, 0.1, None),
+        (-0.29, 0.1, None),
+        (-0.31, 0.1, False),
+        (0.0, 0.1, None),
+        (0.1, 0.0, True),
+        (0, 0, False),
+    ],
 )
-def test_a_margin_must_be_three_standard_errors(name: str, margin: float, error: float, passed: bool) -> None:
+def test_a_margin_must_be_three_standard_errors(name: str, margin: float, error: float, passed: bool | None) -> None:
     column = "tempered" if name == "unigram" else name
     found = verdict(evals=evals_table(**{f"{column}_margin": margin, f"{column}_margin_se": error}))
     assert getattr(found, f"beats_{name}") is passed
     assert check(found, f"{column}_margin_in_se").passed is passed
+    assert check(found, f"{column}_margin_in_se").undecided is (passed is None)
     if error:
         assert check(found, f"{column}_margin_in_se").value == pytest.approx(margin / error)
     assert results(found)[0] is (passed if name == "unigram" else True), "the best unigram decides"
@@ -141,7 +156,8 @@ def test_other_baselines_are_only_reported(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gain", "error", "passed"), [(0.31, 0.1, True), (0.29, 0.1, False), (0.0, 0.0, False), (math.nan, math.nan, None)]
+    ("gain", "error", "passed"),
+    [(0.31, 0.1, True), (0.29, 0.1, None), (-0.31, 0.1, False), (0.0, 0.0, False), (math.nan, math.nan, None)],
 )
 def test_no_baseline_is_beaten_without_use_of_the_context(gain: float, error: float, passed: bool | None) -> None:
     """As far below as it may be: a flatter distribution, or the position, can do that too."""
@@ -163,7 +179,24 @@ def test_the_last_evaluation_counts() -> None:
 
 def test_the_needed_standard_errors_are_a_setting() -> None:
     assert verdict(min_standard_errors=9.9).beats_unigram is True
-    assert verdict(min_standard_errors=10.1).beats_unigram is False
+    assert verdict(min_standard_errors=10.1).beats_unigram is None
+    above = evals_table(tempered_margin=-0.99)
+    assert verdict(evals=above, min_standard_errors=9.9).beats_unigram is False
+    assert verdict(evals=above, min_standard_errors=10.1).beats_unigram is None
+
+
+def test_what_is_undecided_is_called_so() -> None:
+    """Neither above 0 nor below is shown; what was not measured is something else."""
+    lines = verdict(evals=evals_table(tempered_margin=0.05, context_gain=0.05)).as_text().splitlines()
+    assert lines[0] == "undecided  1. The model beats unigram loss"
+    assert lines[1].startswith("        undecided  held-out loss 4.000")
+    assert "(+0.5 standard errors, 3 needed" in lines[1]
+    assert lines[1].endswith("undecided, it may be above or below")
+    assert lines[2] == "        undecided  whether the context helps is undecided (see 2)"
+    unmeasured = verdict(evals=evals_table(tempered_margin=0.05, context_gain=math.nan)).as_text().splitlines()
+    assert unmeasured[0] == "n/a   1. The model beats unigram loss"
+    failed = verdict(evals=evals_table(tempered_margin=0.05, context_gain=-0.5)).as_text().splitlines()
+    assert failed[0] == "FAIL  1. The model beats unigram loss"
 
 
 def test_a_reading_says_on_which_side_the_loss_is() -> None:
@@ -189,14 +222,14 @@ def test_the_training_loss_is_the_mean_of_the_last_tenth(target: float, passed: 
     [
         ({}, True),
         ({"context_gain": 0.16}, True),
-        ({"context_gain": 0.14}, False),
+        ({"context_gain": 0.14}, None),
         ({"context_gain": -0.5}, False),
         ({"non_unigram_top1": 0.1}, True),
         ({"non_unigram_top1": 0.0}, True),  # reported alone
         ({"context_gain": 0.0, "context_gain_se": 0.0}, False),
     ],
 )
-def test_context_must_be_used_and_to_some_purpose(changed: dict[str, float], passed: bool) -> None:
+def test_context_must_be_used_and_to_some_purpose(changed: dict[str, float], passed: bool | None) -> None:
     assert results(verdict(evals=evals_table(**changed)))[1] is passed
 
 
@@ -378,7 +411,7 @@ def test_json_has_value_threshold_result_and_reading_of_every_check() -> None:
     checks = [each for criterion in written["criteria"] for each in criterion["checks"]]
     assert len({each["name"] for each in checks}) == len(checks) == 13
     for each in checks:
-        assert set(each) == {"name", "value", "threshold", "passed", "reading", "decides"}
+        assert set(each) == {"name", "value", "threshold", "passed", "reading", "decides", "outcome"}
         assert each["reading"]
         assert "\n" not in each["reading"]
 

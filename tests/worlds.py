@@ -39,7 +39,7 @@ def train(space: Space, world: World, number: int, plan: Proposal) -> TrialRecor
         margins[step] = last - 0.05 * math.log2(STEPS[-1] / step)
         if margins[step] >= 0:
             return TrialRecord(number, plan.size, plan.recipe, plan.seed, "certified", margins)
-    return TrialRecord(number, plan.size, plan.recipe, plan.seed, "refuted", margins)
+    return TrialRecord(number, plan.size, plan.recipe, plan.seed, "below", margins)
 
 
 def search(space: Space, world: World, *, max_trials: int = 200) -> tuple[list[TrialRecord], list[str]]:

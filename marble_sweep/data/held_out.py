@@ -36,6 +36,19 @@ def choose_windows(
     return numbers[inside][chosen], None if documents is None else documents[inside][chosen]
 
 
+def choose_all_windows(
+    part: str, num_tokens: int, firsts: Tensor | None, seq_len: int, numbers: Tensor, max_windows: int
+) -> tuple[Tensor, Tensor]:
+    """All windows of a part, or as many as may be: their numbers (num_all,), and the stretch that each belongs to.
+
+    `numbers` (num_windows,) are those that are evaluated as a rule, and that are among all. A stretch goes from one of
+    these to the next; it is given as the position of its first window in `numbers`.
+    """
+    more, _ = choose_windows(part, num_tokens, firsts, seq_len, max_windows)
+    every = torch.cat([numbers, more]).unique()
+    return every, torch.searchsorted(numbers, every, right=True) - 1
+
+
 def in_search(units: Tensor) -> Tensor:
     """Whether each window is of the search's part, (num_windows,) bool: whole units go in turn to the smaller part."""
     sizes = {True: 0, False: 0}

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from marble_sweep.metrics.margin import Outcome
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.terminal import printable
@@ -46,8 +47,9 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
         text += f"{OBJECTIVES[column]} {best[column]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
         in_words = f" (perplexity {best['perplexity']:,.1f})" if column == "val_loss" else ""
         sentences.append(f"{text} {UNITS[column]}{in_words}.")
-    judged = [group for group in sound if group["beats_unigram"] is not None]
+    judged = [group for group in sound if group["unigram_outcome"] is not None]
     winners = [group for group in judged if group["beats_unigram"]]
+    undecided = sum(group["unigram_outcome"] == Outcome.UNDECIDED for group in judged)
     if winners:
         smallest = min(winners, key=lambda group: (group["n_params"] or 0, group[column]))
         how_many = f"all {len(judged)}" if len(winners) == len(judged) else f"{len(winners)} of {len(judged)}"
@@ -58,7 +60,8 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
     elif judged:
         closest = max(judged, key=lambda group: group["val_margin"])
         sentences.append(
-            f"None of {len(judged)} beats unigram; {names[id(closest)]} comes closest, "
+            f"None of {len(judged)} is shown to beat unigram{f' ({undecided} undecided)' if undecided else ''}; "
+            f"{names[id(closest)]} comes closest, "
             f"with a margin of {closest['val_margin']:+.3f} ± {closest['val_margin_se']:.3f} nats."
         )
     else:

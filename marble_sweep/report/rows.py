@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from marble_sweep.checks import CheckError
+from marble_sweep.metrics.margin import Outcome
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.runs.status import RunStatus
 
@@ -31,6 +32,7 @@ WITH_SPREAD = (
     "freeze_step",
     "steps_per_minute",
 )
+WORST_FIRST = (Outcome.BELOW, None, Outcome.UNDECIDED)  # what a group that differs shows: not more than its worst run
 ALL_OR_NONE = ("freeze_step",)  # a mean over the runs that froze would hide the others
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -129,6 +131,8 @@ def _merge(group: list[Row]) -> Row:
             merged[column] = None
         elif all(value == values[0] for value in values):
             merged[column] = values[0]
+        elif column.endswith("_outcome"):
+            merged[column] = next((outcome for outcome in WORST_FIRST if outcome in values), None)
         elif isinstance(known[0], bool):
             merged[column] = False if False in known else None  # yes needs all runs; one no decides
         elif column in WITH_SPREAD or column.endswith("_se"):

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_sweep.humanize import perplexity
-from marble_sweep.metrics.margin import DECIDING_MARGINS, beats_with_context, errors_needed, measured
+from marble_sweep.metrics.margin import (
+    DECIDING_MARGINS,
+    Outcome,
+    deciding_column,
+    errors_needed,
+    measured,
+    outcome_with_context,
+)
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 from marble_sweep.training.schedule import evaluation_steps
@@ -50,18 +57,21 @@ MEASURED = (
     "val_margin_se",
     "val_margin_df",
     "val_margin_se_factor",
+    "unigram_outcome",
     "beats_unigram",
     "oracle_loss",
     "oracle_margin",
     "oracle_margin_se",
     "oracle_margin_df",
     "oracle_margin_se_factor",
+    "oracle_outcome",
     "beats_oracle",
     "bigram_loss",
     "bigram_margin",
     "bigram_margin_se",
     "bigram_margin_df",
     "bigram_margin_se_factor",
+    "bigram_outcome",
     "beats_bigram",
     "bits_per_byte",
     "accuracy",
@@ -221,11 +231,14 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
             of_earlier_version = name == "unigram" and _lacks_tempered(held_out)
             source = f"{name if of_earlier_version else DECIDING_MARGINS[name]}_margin"
             margin = measured(held_out, source)
-            beaten = beats_with_context(margin, measured(held_out, "context_gain"), errors)
+            outcome = outcome_with_context(margin, measured(held_out, "context_gain"), errors)
+            if of_earlier_version and outcome == Outcome.CERTIFIED:
+                outcome = None
             row[f"{column}_margin"], row[f"{column}_margin_se"], df = margin
             row[f"{column}_margin_df"] = df if math.isfinite(df) else None
-            row[f"{column}_margin_se_factor"] = held_out.get(f"{source}_se_factor")
-            row[f"beats_{name}"] = None if of_earlier_version and beaten else beaten
+            row[f"{column}_margin_se_factor"] = held_out.get(f"{deciding_column(held_out, source)}_se_factor")
+            row[f"{name}_outcome"] = outcome and str(outcome)
+            row[f"beats_{name}"] = outcome and outcome.passed
     row["damage"] = "; ".join(f"{damage.file}: {damage.reason}" for damage in run.damages) or None
     return {column: None if isinstance(value, float) and math.isnan(value) else value for column, value in row.items()}
 

@@ -9,12 +9,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from marble_sweep.metrics.margin import Outcome
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.terminal import printable
 
 FORMATS = ("table", "markdown", "csv", "json")
 FORMULA = tuple("=+-@\t\r")  # a text that begins with one is run by spreadsheets, not shown
-UNKNOWN = "–"
+UNKNOWN, UNDECIDED = "–", "undecided"
 DECIMALS = {  # formats of nats, shares and errors; anything else has six significant digits
     "val_loss": ".4f",
     "val_loss_se": ".4f",
@@ -61,7 +62,7 @@ def cell(row: Row, column: str) -> str:
     """One value for people, with its standard error or its spread over seeds where it has one."""
     value = row.get(column)
     if value is None:
-        return UNKNOWN
+        return UNDECIDED if _is_undecided(row, column) else UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -72,6 +73,11 @@ def cell(row: Row, column: str) -> str:
     form = DECIMALS.get(column, ".6g")
     error = row.get(f"{column}_se" if column.endswith("_margin") else f"{column}_sd")
     return f"{value:{form}}" + (f" ± {error:{form.lstrip('+')}}" if error is not None else "")
+
+
+def _is_undecided(row: Row, column: str) -> bool:
+    """Whether a column of `beats_…` is empty because neither yes nor no is shown."""
+    return column.startswith("beats_") and row.get(f"{column.removeprefix('beats_')}_outcome") == Outcome.UNDECIDED
 
 
 def legend(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:

@@ -64,12 +64,11 @@ class CsvLog:
     def _require_header(self, header: bytes, later_columns: Collection[str]) -> None:
         text = header.decode(errors="replace")
         names = [current_name(name) for name in text.split(",")]
-        earlier = [column for column in self.columns if column not in later_columns]
-        if names == earlier:
-            self.columns = earlier
-        elif names != [*self.columns]:
+        present = [column for column in self.columns if column in names or column not in later_columns]
+        if names != present:
             wanted = ",".join(self.columns)
             raise CheckError(f"{self.path}: must begin with the columns {wanted}; it has {text[:200]!r}")
+        self.columns = present
 
     def _rows(self, lines: Sequence[bytes], last_step: int) -> list[tuple[int, bytes]]:
         """The whole rows up to `last_step` with their steps, until the first that cannot be read."""

@@ -11,11 +11,16 @@ RENAMED = {
     "looks": "evaluation_steps",
     "standard_errors_each_look": "standard_errors_each_evaluation",
 }
+# What columns of evals.csv begin with that are of all windows of the held-out part, not of the evaluated ones alone.
+OF_ALL_WINDOWS = "all_"
+NUM_ALL_WINDOWS = "all_windows"  # how many those are
+ON_ALL_WINDOWS = ("val_loss", "tempered_margin", "oracle_margin", "bigram_margin", "context_gain")
+PARTS = ("", "_se", "_df", "_se_factor", "_clusters", "_by_document")  # of a mean: its value, and what that is worth
 # Columns of evals.csv that files of earlier versions lack. They are the last ones.
-ADDED_COLUMNS = tuple(
-    f"{name}_margin{part}"
-    for name in ("tempered", "trigram", "fourgram")
-    for part in ("", "_se", "_df", "_se_factor", "_clusters", "_by_document")
+ADDED_COLUMNS = (
+    *(f"{name}_margin{part}" for name in ("tempered", "trigram", "fourgram") for part in PARTS),
+    NUM_ALL_WINDOWS,
+    *(f"{OF_ALL_WINDOWS}{name}{part}" for name in ON_ALL_WINDOWS for part in PARTS),
 )
 
 

@@ -25,6 +25,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from marble_sweep.metrics.margin import Outcome
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.fresh_seeds import Candidate, FreshSeeds, Recipe
 from marble_sweep.searches.pass_rate import PassRate, SeedResult, Standard, Verdict
@@ -46,9 +47,8 @@ class TrialRecord:
     size: int  # index in Space.sizes
     recipe: Recipe
     seed: int  # 0: of the search; 1, 2, …: the fresh ones of a confirmation
-    outcome: str  # running, certified, refuted, pruned, diverged, too_slow, failed, stale
+    outcome: str  # running, certified, below, undecided, pruned, diverged, too_slow, failed, stale
     margins: dict[int, float] = field(default_factory=dict)  # by step: nats per token above what certifies
-    undecided: bool = False  # refuted is only: not certified
 
     @property
     def seed_result(self) -> SeedResult:
@@ -59,7 +59,7 @@ class TrialRecord:
             return SeedResult.RUNNING
         if self.outcome == RunStatus.FAILED:
             return SeedResult.CRASHED
-        return SeedResult.UNDECIDED if self.undecided else SeedResult.FAILED
+        return SeedResult.UNDECIDED if self.outcome == Outcome.UNDECIDED else SeedResult.FAILED
 
     @property
     def last_step(self) -> int:

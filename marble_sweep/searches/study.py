@@ -1,9 +1,9 @@
 """The study: trials in an Optuna storage, shared by any number of workers. Any of them may be killed at any time.
 
-Optuna's states say how a trial ended. COMPLETE: certified (its constraint is met) or refuted (at the end of the budget
-it is not). PRUNED: stopped as hopeless, diverged or too slow; its constraint is set first. FAIL: crashed, or stale (its
-worker died). The value is the number of parameters. An intermediate value is what the margin lacks to certify, in nats
-per token. Everything else is in user attributes.
+Optuna's states say how a trial ended. COMPLETE: certified (its constraint is met), or below or undecided at the end of
+the budget (it is not met). PRUNED: stopped as hopeless, diverged or too slow; its constraint is set first. FAIL:
+crashed, or stale (its worker died). The value is the number of parameters. An intermediate value is what the margin
+lacks to certify, in nats per token. Everything else is in user attributes.
 
 Two workers that ask at the same time must not choose the same configuration. A trial's number is its ticket: a worker
 decides only once every trial with a lower number has a plan, so decisions happen one after the other in any storage.
@@ -29,6 +29,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from marble_sweep.checks import CheckError
+from marble_sweep.metrics.margin import Outcome
 from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space, Value
@@ -44,10 +45,14 @@ RESULT = "result"  # how the trial's run ended, in one attribute: a journal wait
 WITHDRAWN = "withdrawn"  # the outcome of a trial that was created when nothing was left to do
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
 # By which trials are judged; a study keeps those that it began with. 1 took windows for independent; 2 took the fitted
-# unigram for the best one, and asked for no use of the context; 3 confirmed on a few seeds.
-RULES = 4
+# unigram for the best one, and asked for no use of the context; 3 confirmed on a few seeds; 4 looked at no more than
+# trainer.eval_windows.
+RULES = 5
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
-STATES = {RunStatus.CERTIFIED: TrialState.COMPLETE, "refuted": TrialState.COMPLETE, RunStatus.FAILED: TrialState.FAIL}
+STATES: dict[str, TrialState] = {
+    **dict.fromkeys(Outcome, TrialState.COMPLETE),
+    RunStatus.FAILED: TrialState.FAIL,
+}
 TICKET_SECONDS = 0.02  # between two checks of the trials with lower numbers
 HEARTBEATS_PER_TIMEOUT = 6.0  # a trial without a heartbeat for the whole timeout is stale
 
@@ -152,7 +157,6 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         seed=plan["seed"],
         outcome=outcome,
         margins={step: -shortfall for step, shortfall in trial.intermediate_values.items()},
-        undecided=bool(result_of(trial).get("undecided")),
     )
 
 
@@ -171,7 +175,6 @@ class Result:
     margin_se: float | None
     reason: str | None  # of a crash
     field: str | None = None  # the setting that one of our own checks complained of
-    undecided: bool | None = None  # true where it is not certified, and a margin above 0 is not excluded either
     margin_df: float | None = None  # degrees of freedom of margin_se; None for infinitely many
     lacks_context: bool = False  # its margin would certify it, but no use of the context is shown
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training

@@ -13,26 +13,15 @@ from optuna.trial import Trial
 
 from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, margin_df, shortfall
+from marble_sweep.metrics.margin import Outcome
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
 from marble_sweep.searches.study_products import StudyProducts
-from marble_sweep.uncertainty.student import student_errors
 
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 5.0  # to wait for the reporting thread, once the run has ended
-OUTCOMES = {RunStatus.FINISHED: "refuted"}  # a run's status to the trial's outcome, where the two differ
-
-
-def is_undecided(outcome: str, margin: float | None, margin_se: float | None, errors_needed: float) -> bool:
-    """Whether a trial that was refuted is only not certified: a margin above 0 is not excluded with the same care.
-
-    A run that was given up as hopeless, diverged or was too slow is not undecided.
-    """
-    if outcome != "refuted" or margin is None or margin_se is None:
-        return False
-    return not margin + errors_needed * margin_se <= 0  # NaN excludes nothing
 
 
 class TrialWatch:
@@ -49,7 +38,7 @@ class TrialWatch:
         self.show = show
         # Workers of one directory share its choices there, others through the study.
         self.products = None if config.search.storage is None else StudyProducts(trial, directory.parent)
-        self.errors = EarlyStopping(config).errors_needed
+        self.early_stopping = EarlyStopping(config)
         self.reported: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -82,7 +71,7 @@ class TrialWatch:
         run = Run.read(directory)
         for step, row in run.eval_at.items():
             if step not in self.reported:
-                missing = shortfall(self.config.certify, row, self.errors)
+                missing = shortfall(self.config.certify, row, self.early_stopping.errors_needed)
                 if math.isfinite(missing):
                     with contextlib.suppress(UpdateFinishedTrialError):
                         self.trial.report(missing, step)
@@ -99,8 +88,10 @@ class TrialWatch:
         status, step, last = metadata["status"], metadata.get("step") or 0, Run.read(run_dir).evals[-1:]
         value, error = margin(self.config.certify, last[0]) if last else (None, None)
         df = margin_df(self.config.certify, last[0]) if last else math.inf
+        if status == RunStatus.FINISHED:  # not certified, or it would have ended as that
+            status = (self.early_stopping.outcome(last[0]) if last else None) or Outcome.UNDECIDED
         return Result(
-            outcome=OUTCOMES.get(status, status),
+            outcome=status,
             directory=str(run_dir),
             step=step,
             tokens=step * self.config.trainer.batch_size * self.config.trainer.seq_len,
@@ -109,9 +100,8 @@ class TrialWatch:
             val_loss=last[0]["val_loss"] if last else None,
             margin=value,
             margin_se=error,
-            undecided=is_undecided(OUTCOMES.get(status, status), value, error, student_errors(self.errors, df)) or None,
             margin_df=df if math.isfinite(df) else None,
-            lacks_context=bool(last) and lacks_context(self.config.certify, last[0], self.errors),
+            lacks_context=bool(last) and lacks_context(self.config.certify, last[0], self.early_stopping.errors_needed),
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train

@@ -1,6 +1,8 @@
 """Held-out evaluation: every number comes with the standard error that says what it is worth."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +13,13 @@ from torch import Tensor
 from marble_sweep.data.baselines import Baselines
 from marble_sweep.model.loss import token_losses
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.runs.renamed import ADDED_COLUMNS
+from marble_sweep.runs.renamed import ADDED_COLUMNS, NUM_ALL_WINDOWS, OF_ALL_WINDOWS, ON_ALL_WINDOWS, PARTS
 from marble_sweep.training.precision import PrecisionPolicy
 from marble_sweep.uncertainty.clusters import clustered_mean
 
 WITH_ERROR = ("val_loss", "unigram_margin", "oracle_margin", "bigram_margin", "context_gain")
 # What a standard error rests on; earlier versions have no such columns, and errors of independent windows.
-ERROR_COLUMNS = tuple(
-    f"{name}_{part}" for name in WITH_ERROR for part in ("df", "se_factor", "clusters", "by_document")
-)
+ERROR_COLUMNS = tuple(f"{name}{part}" for name in WITH_ERROR for part in PARTS if part not in ("", "_se"))
 
 EVAL_COLUMNS = (
     "step",
@@ -75,13 +75,32 @@ class Evaluator:
         self.shift = len(self.windows) // 2
         self.unigram_top = self.baselines.unigram_log_probs.topk(UNIGRAM_TOP).indices.to(targets.device)
 
-    @torch.no_grad()
     def evaluate(self, model: Transformer, step: int) -> dict[str, float]:
         """One row of evals.csv, in nats per token. Margins are baseline - model, paired by window."""
+        losses = self.losses(model)
+        targets = self.windows[:, 1:]
+        row: dict[str, float] = {"step": step}
+        for name, values in self.values(losses).items():
+            row |= mean_columns(name, values, self.documents)
+        row["accuracy"] = (losses.predicted == targets).float().mean().item()
+        nats = losses.own.sum().item() * targets.shape[1]
+        row["bits_per_byte"] = nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
+        row["non_unigram_top1"] = (~torch.isin(losses.predicted, self.unigram_top)).float().mean().item()
+        return {column: row.get(column, math.nan) for column in EVAL_COLUMNS}
+
+    def values(self, losses: "WindowLosses") -> dict[str, Tensor]:
+        """What is known of each window, (num_windows,) float64, by the name of its mean."""
+        margins = {f"{name}_margin": each - losses.own for name, each in self.baselines.per_window().items()}
+        # A single window has no other context.
+        gain = losses.other_context - losses.own if self.shift else torch.full_like(losses.own, math.nan)
+        return {"val_loss": losses.own, **margins, "context_gain": gain}
+
+    @torch.no_grad()
+    def losses(self, model: Transformer) -> "WindowLosses":
         inputs = self.windows
         # Row i: the targets of window i, then those of the window whose other context window i is.
         targets = torch.stack([inputs[:, 1:], inputs.roll(-self.shift, 0)[:, 1:]], dim=-1).long()
-        losses, swapped, top = [], [], []
+        own, swapped, top = [], [], []
         weight = model.embedding.weight.to(self.policy.compute_dtype)
         for start in range(0, len(inputs), self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -90,21 +109,43 @@ class Evaluator:
             num_windows, num_targets, hidden_dim = hidden.shape
             row_losses, row_top = token_losses(hidden.reshape(-1, hidden_dim), weight, targets[batch].flatten(0, 1))
             per_window = row_losses.view(num_windows, num_targets, 2).cpu().double().mean(dim=1)
-            losses.append(per_window[:, 0])
+            own.append(per_window[:, 0])
             swapped.append(per_window[:, 1])
             top.append(row_top.view(num_windows, num_targets))
-        loss = torch.cat(losses)
-        other_context_loss = torch.cat(swapped).roll(self.shift, 0)
-        predicted = torch.cat(top)
-        row: dict[str, float] = {"step": step}
-        row |= mean_columns("val_loss", loss, self.documents)
-        for name, baseline in self.baselines.per_window().items():
-            row |= mean_columns(f"{name}_margin", baseline - loss, self.documents)
-        row["accuracy"] = (predicted == targets[..., 0]).float().mean().item()
-        nats = loss.sum().item() * targets.shape[1]
-        row["bits_per_byte"] = nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
-        # A single window has no other context.
-        gain = other_context_loss - loss if self.shift else torch.full_like(loss, math.nan)
-        row |= mean_columns("context_gain", gain, self.documents)
-        row["non_unigram_top1"] = (~torch.isin(predicted, self.unigram_top)).float().mean().item()
-        return {column: row[column] for column in EVAL_COLUMNS}
+        return WindowLosses(torch.cat(own), torch.cat(swapped).roll(self.shift, 0), torch.cat(top))
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """How a model does on each window. Losses are in nats per token, (num_windows,) float64 on the CPU."""
+
+    own: Tensor
+    other_context: Tensor  # of the same targets behind another window's context
+    predicted: Tensor  # (num_windows, T - 1): the most probable token at every place, on the device
+
+
+@dataclass
+class AllWindows:
+    """Evaluates a model on all windows of a held-out part, where those that are evaluated as a rule decide too little.
+
+    Each evaluated window stands for a stretch of the text. Its values become the means over the windows of that
+    stretch. So the mean keeps its meaning, and clusters are formed as before; only the noise within stretches shrinks.
+    """
+
+    build: Callable[[], Evaluator]  # on all windows; called when they are needed for the first time
+    stretches: Tensor  # (num_all,) int64, ascending: the position of the evaluated window that each one belongs to
+    documents: NDArray[np.int64] | None = None  # (num_windows,), of the evaluated windows
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        return self.build()
+
+    def evaluate(self, model: Transformer) -> dict[str, float]:
+        """The columns of evals.csv that are of all windows."""
+        values = self.evaluator.values(self.evaluator.losses(model))
+        sizes = torch.bincount(self.stretches).double()
+        row: dict[str, float] = {NUM_ALL_WINDOWS: len(self.stretches)}
+        for name in ON_ALL_WINDOWS:
+            sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, self.stretches, values[name])
+            row |= mean_columns(f"{OF_ALL_WINDOWS}{name}", sums / sizes, self.documents)
+        return row

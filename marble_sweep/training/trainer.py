@@ -16,6 +16,7 @@ from marble_sweep.checks import CheckError
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
 from marble_sweep.early_stopping import EarlyStopping
+from marble_sweep.metrics.margin import Outcome
 from marble_sweep.metrics.step import Pending, StepMetrics
 from marble_sweep.model import products
 from marble_sweep.model.loss import linear_cross_entropy
@@ -24,7 +25,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
-from marble_sweep.training.evaluation import Evaluator
+from marble_sweep.training.evaluation import AllWindows, Evaluator
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.products import as_metadata
@@ -48,6 +49,7 @@ class Trainer:
         progress: Progress,
         *,
         evaluator: Evaluator | None = None,  # None: nothing is held out
+        all_windows: AllWindows | None = None,  # None: the evaluator has all of them
         early_stopping: EarlyStopping | None = None,  # None: the run goes on to its last step
         resume: bool = False,
     ) -> None:
@@ -58,6 +60,7 @@ class Trainer:
         self.writer = writer
         self.progress = progress
         self.evaluator = evaluator
+        self.all_windows = all_windows
         self.early_stopping = early_stopping
         self.policy = POLICIES[config.precision.name]
         self.optimizer = FlatOptimizer(model, config.optimizer, self.policy, config.seed)
@@ -184,11 +187,23 @@ class Trainer:
         """Measure the model on the held-out windows, and ask early stopping whether the run ends here."""
         assert self.evaluator is not None
         row = self.evaluator.evaluate(self.model, self.step)
+        if self.all_windows is not None and self.may_decide(row):
+            row |= self.all_windows.evaluate(self.model)
         self.evals.append(row)
         self.writer.eval_rows.write([row])
         self.progress.evaluated(row)
         if self.early_stopping is not None:
             self.stop_reason = self.early_stopping.stop_reason(self.evals, self.steps_per_minute())
+
+    def may_decide(self, row: dict[str, float]) -> bool:
+        """Whether an evaluation decides what is said of the run, or may end it as certified.
+
+        It then counts all windows. An interim one whose windows already show that the model is below does not.
+        """
+        if not math.isfinite(row["val_loss"]):
+            return False
+        is_last = self.step == self.config.trainer.total_steps
+        return is_last or (self.early_stopping is not None and self.early_stopping.outcome(row) != Outcome.BELOW)
 
     def take_snapshot(self, h_mean: Tensor) -> None:
         self.writer.snapshots.take(self.step, self.model.embedding.weight, h_mean)

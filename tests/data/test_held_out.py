@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from marble_sweep.data.batches import eval_window_numbers
-from marble_sweep.data.held_out import choose_windows, in_search, spread_over
+from marble_sweep.data.held_out import choose_all_windows, choose_windows, in_search, spread_over
 
 SEQ_LEN = 4
 LENGTHS = [40, 7, 200, 9, 13] * 8  # of documents, in tokens
@@ -38,6 +38,29 @@ def test_documents_stay_whole_and_give_about_as_many_windows() -> None:
     assert not {*first.tolist()} & {*second.tolist()}
     assert 50 <= len(searched) <= 60
     assert first.unique(return_counts=True)[1].max() <= 5
+
+
+@pytest.mark.parametrize("part", ["all", "search"])
+@pytest.mark.parametrize("firsts", [FIRSTS, None])
+def test_all_windows_of_a_part_belong_to_the_evaluated_one_before_them(part: str, firsts: torch.Tensor | None) -> None:
+    numbers, documents = choose_windows(part, NUM_TOKENS, firsts, SEQ_LEN, 60)
+    every, stretches = choose_all_windows(part, NUM_TOKENS, firsts, SEQ_LEN, numbers, 10**6)
+    assert torch.equal(every, choose_windows(part, NUM_TOKENS, firsts, SEQ_LEN, 10**6)[0])
+    assert len(every) > len(numbers)
+    assert [max(n for n in numbers.tolist() if n <= number) for number in every.tolist()] == numbers[stretches].tolist()
+    assert torch.equal(stretches.unique(), torch.arange(len(numbers))), "every evaluated window has a stretch"
+    if documents is not None and part == "search":  # where each document has an evaluated window
+        of_every = choose_windows(part, NUM_TOKENS, firsts, SEQ_LEN, 10**6)[1]
+        assert of_every is not None
+        assert torch.equal(of_every, documents[stretches])
+
+
+def test_where_all_windows_are_too_many_the_evaluated_ones_are_among_those_taken() -> None:
+    numbers, _ = choose_windows("search", NUM_TOKENS, FIRSTS, SEQ_LEN, 60)
+    every, stretches = choose_all_windows("search", NUM_TOKENS, FIRSTS, SEQ_LEN, numbers, 100)
+    assert 60 < len(every) <= 160
+    assert {*numbers.tolist()} <= {*every.tolist()}
+    assert len(stretches) == len(every)
 
 
 def test_blocks_are_divided_where_documents_are_few() -> None:

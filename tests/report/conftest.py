@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from helpers import MANY_CLUSTERS
+from helpers import MANY_CLUSTERS, NO_ALL_WINDOWS
 from omegaconf import OmegaConf
 
 from marble_sweep.config import EXPERIMENT_NAME, Config
 from marble_sweep.groups import MODEL_NAME
+from marble_sweep.humanize import finite
 from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.training.writer import STEP_COLUMNS
@@ -80,7 +81,7 @@ def make_run(
         },
         "status": status,
         "step": steps,
-        "last_evaluation": evals[-1] if evals else {},
+        "last_evaluation": {name: finite(value) for name, value in (evals[-1] if evals else {}).items()},
         "final_loss": None if status == "diverged" else float(columns["loss"][-1]),
         "steps_per_minute": 60_000_000 / n_params,
     }
@@ -128,7 +129,12 @@ def made_up_columns(
 
 def made_up_eval(step: int, loss: float, rng: np.random.Generator) -> dict[str, float]:
     """One row of evals.csv."""
-    row = dict.fromkeys(EVAL_COLUMNS, 0.1) | MANY_CLUSTERS | {"step": step, "val_loss": loss, "val_loss_se": 0.02}
+    row = (
+        dict.fromkeys(EVAL_COLUMNS, 0.1)
+        | MANY_CLUSTERS
+        | NO_ALL_WINDOWS
+        | {"step": step, "val_loss": loss, "val_loss_se": 0.02}
+    )
     row |= {"context_gain": 0.3, "context_gain_se": 0.01}
     for name, baseline in (("unigram", UNIGRAM), ("tempered", UNIGRAM), ("oracle", ORACLE), ("bigram", BIGRAM)):
         row |= {f"{name}_margin": baseline - loss, f"{name}_margin_se": 0.015}

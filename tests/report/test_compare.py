@@ -283,13 +283,24 @@ def test_losses_on_different_tokens_are_not_ranked(
     assert compare_runs([Run.read(tmp_path / name) for name in "ab"]).objective == "bits_per_byte"
 
 
-def test_beating_unigram_takes_three_standard_errors(make_run: MakeRun, tmp_path: Path, rows: Any) -> None:
-    for name, loss in (("clear", 6.1), ("close", 6.16), ("worse", 6.3)):
+def test_beating_unigram_takes_three_standard_errors(
+    make_run: MakeRun, tmp_path: Path, rows: Any, compare: Any
+) -> None:
+    for name, loss in (("clear", 6.1), ("close", 6.16), ("worse", 6.5)):
         make_run(tmp_path / name, loss=loss)
         evals = (tmp_path / name / "evals.csv").read_text().splitlines()
         (tmp_path / name / "evals.csv").write_text("\n".join([evals[0], evals[-1]]) + "\n")
-    beats = {Path(row["run"]).name: row["beats_unigram"] for row in rows(tmp_path, "--group-by", "none")}
-    assert beats == {"clear": True, "close": False, "worse": False}
+    shown = rows(tmp_path, "--group-by", "none")
+    assert {Path(row["run"]).name: row["beats_unigram"] for row in shown} == {
+        "clear": True,
+        "close": None,
+        "worse": False,
+    }
+    outcomes = {Path(row["run"]).name: row["unigram_outcome"] for row in shown}
+    assert outcomes == {"clear": "certified", "close": "undecided", "worse": "below"}
+    table = compare(tmp_path, "--group-by", "none", "--columns", "run,beats_unigram").splitlines()
+    rows_shown = [line.split() for line in table if line.startswith(("c", "w"))]
+    assert rows_shown == [["clear", "yes"], ["close", "undecided"], ["worse", "no"]]
 
 
 def test_a_choice_of_group_is_named_after_the_group(make_run: MakeRun, tmp_path: Path) -> None:

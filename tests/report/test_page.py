@@ -59,7 +59,7 @@ def test_the_headline_names_the_best_and_the_smallest(make_run: MakeRun, tmp_pat
 
 def test_the_headline_when_none_beats_unigram(make_run: MakeRun, tmp_path: Path) -> None:
     lost = [make_run(tmp_path / str(lr), f"optimizer.lr={lr}", loss=6.5) for lr in (1, 2)]
-    assert sentences(compared(*lost))[1].startswith("None of 2 beats unigram; 4L128D, lr=")
+    assert sentences(compared(*lost))[1].startswith("None of 2 is shown to beat unigram; 4L128D, lr=")
     blind = make_run(tmp_path / "blind", every=0)
     assert "is unknown whether a run beats unigram" in " ".join(sentences(compared(blind)))
 

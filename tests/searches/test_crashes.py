@@ -88,7 +88,7 @@ def test_other_crashes_concern_one_trial(reason: str, stage: str) -> None:
 
 
 def test_only_crashes_end_a_search() -> None:
-    assert shared_error(made_up("refuted"), SEARCHED, nothing_trained=False) is None
+    assert shared_error(made_up("below"), SEARCHED, nothing_trained=False) is None
 
 
 def test_a_full_disk_ends_a_search_in_one_line() -> None:

@@ -49,7 +49,7 @@ def searched(*overrides: str, smallest: int | None, max_trials: int = 1000) -> S
         for step in STEPS[: 2 if good else 3]:
             trial.report(-0.1 if good and step == 71 else 0.3 - 0.001 * step, step)
         step = 71 if good else 100
-        result = made_up("certified" if good else "refuted", step=step, margin=0.14 if good else -0.05)
+        result = made_up("certified" if good else "below", step=step, margin=0.14 if good else -0.05)
         shared.tell(trial, result, SPACE.sizes[plan.size].num_parameters, None)
         number += 1
     trials = [trial for trial in shared.study.get_trials() if as_record(trial) is not None]
@@ -75,7 +75,7 @@ def test_a_retried_trial_is_counted_once_and_a_crash_saves_nothing() -> None:
     assert (so_far().num_trials(), so_far().tokens()) == (1, 50 * 8 * 16)
     again, same = shared.ask() or pytest.fail("it is retried")
     assert (same.size, same.recipe, same.reason) == (plan.size, plan.recipe, "retry")
-    shared.tell(again, made_up("refuted", step=100), 1, None)
+    shared.tell(again, made_up("below", step=100), 1, None)
     assert (so_far().num_trials(), so_far().tokens()) == (1, 100 * 8 * 16)
     crashed, _ = shared.ask() or pytest.fail("there is more to do")
     shared.tell(crashed, made_up("failed", step=0, margin=None), 1, None)
@@ -203,7 +203,7 @@ def crashing(crashes: set[int], smallest: int | None, *, max_trials: int = 100) 
         else:
             good = smallest is not None and plan.size >= smallest
             trial.report(-0.1 if good else 0.05, 71)
-            result = made_up("certified" if good else "refuted", step=71, margin=0.14 if good else -0.05)
+            result = made_up("certified" if good else "below", step=71, margin=0.14 if good else -0.05)
         shared.tell(trial, result, SPACE.sizes[plan.size].num_parameters, None)
     return so_far()
 
@@ -355,8 +355,7 @@ def test_a_seed_that_is_only_not_certified_leaves_a_size_undecided() -> None:
     while asked := shared.ask():
         trial, plan = asked
         trial.report(-0.1 if plan.size else 0.01, 71)
-        made = made_up("certified" if plan.size else "refuted", step=71, margin=0.14 if plan.size else 0.001)
-        made = dataclasses.replace(made, undecided=not plan.size or None)
+        made = made_up("certified" if plan.size else "undecided", step=71, margin=0.14 if plan.size else 0.001)
         shared.tell(trial, made, space.sizes[plan.size].num_parameters, None)
     result = SearchResult(space, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
     assert result.ended_by(settled=True) == "undecided"
@@ -384,7 +383,7 @@ def test_a_confirmed_answer_comes_before_a_smaller_one_that_is_not() -> None:
         trial, plan = shared.ask() or pytest.fail("there is more to do")
         good = plan.size >= 2 or confirmed
         trial.report(-0.1 if good else 0.05, 71)
-        made = made_up("certified" if good else "refuted", step=71, margin=0.14 if good else -0.05)
+        made = made_up("certified" if good else "below", step=71, margin=0.14 if good else -0.05)
         shared.tell(trial, made, SPACE.sizes[plan.size].num_parameters, None)
         result = SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
         if confirmed:  # and this smaller size is lucky

@@ -72,11 +72,11 @@ def test_a_recipe_that_failed_on_the_searchs_own_seed_can_be_accepted() -> None:
     """The seed that selects a recipe does not count in its test, for or against it."""
     size = 0
     climbed = [
-        TrialRecord(0, size, (1.0,), 0, "refuted", {400: -0.01}),
-        TrialRecord(1, size, (0.0,), 0, "refuted", {400: -0.5}),
-        TrialRecord(2, size, (2.0,), 0, "refuted", {400: -0.02}),
-        TrialRecord(3, size, (1.5,), 0, "refuted", {400: -0.02}),
-        TrialRecord(4, size, (0.5,), 0, "refuted", {400: -0.02}),
+        TrialRecord(0, size, (1.0,), 0, "below", {400: -0.01}),
+        TrialRecord(1, size, (0.0,), 0, "below", {400: -0.5}),
+        TrialRecord(2, size, (2.0,), 0, "below", {400: -0.02}),
+        TrialRecord(3, size, (1.5,), 0, "below", {400: -0.02}),
+        TrialRecord(4, size, (0.5,), 0, "below", {400: -0.02}),
     ]
     fresh = [TrialRecord(4 + seed, size, (1.0,), seed, "certified", {200: 0.01}) for seed in range(1, 22)]
     state = SearchState(SPACE, [*climbed, *fresh[:-1]], STANDARD)
@@ -90,17 +90,17 @@ def test_a_recipe_that_failed_on_the_searchs_own_seed_can_be_accepted() -> None:
 def test_a_near_tie_is_tested_too_before_a_size_is_ruled_out() -> None:
     size = 0
     climbed = [
-        TrialRecord(0, size, (1.0,), 0, "refuted", {400: -0.05}),
-        TrialRecord(1, size, (0.0,), 0, "refuted", {400: -0.09}),
-        TrialRecord(2, size, (2.0,), 0, "refuted", {400: -0.06}),
+        TrialRecord(0, size, (1.0,), 0, "below", {400: -0.05}),
+        TrialRecord(1, size, (0.0,), 0, "below", {400: -0.09}),
+        TrialRecord(2, size, (2.0,), 0, "below", {400: -0.06}),
     ]
-    fresh = [TrialRecord(2 + seed, size, (1.0,), seed, "refuted", {400: -0.04 - 0.01 * seed}) for seed in range(1, 5)]
+    fresh = [TrialRecord(2 + seed, size, (1.0,), seed, "below", {400: -0.04 - 0.01 * seed}) for seed in range(1, 5)]
     state = SearchState(SPACE, [*climbed, *fresh[:3]], STANDARD)
     assert (state.contenders(size), state.refuted) == ([(1.0,)], set())
     state = SearchState(SPACE, [*climbed, *fresh], STANDARD)  # the best one ended below -0.06 on two of four
     assert state.fresh.verdict((size, (1.0,))) == Verdict.RULED_OUT
     assert (state.contenders(size), state.refuted) == ([(1.0,), (2.0,)], set())
-    others = [TrialRecord(6 + seed, size, (2.0,), seed, "refuted", {400: -0.06}) for seed in range(1, 7)]
+    others = [TrialRecord(6 + seed, size, (2.0,), seed, "below", {400: -0.06}) for seed in range(1, 7)]
     assert SearchState(SPACE, [*climbed, *fresh, *others], STANDARD).refuted == {size}
 
 
@@ -158,7 +158,7 @@ def test_several_workers_say_the_same_as_one_and_train_several_seeds_at_once(
 
 def test_a_verdict_does_not_depend_on_the_order_in_which_seeds_end() -> None:
     first = TrialRecord(0, 0, (1.0,), 0, "certified", {200: 0.01})
-    outcomes = ["certified"] * 19 + ["refuted"] + ["certified"] * 12
+    outcomes = ["certified"] * 19 + ["below"] + ["certified"] * 12
     fresh = [TrialRecord(seed, 0, (1.0,), seed, outcome, {200: 0.01}) for seed, outcome in enumerate(outcomes, 1)]
     whole = SearchState(SPACE, [first, *fresh], STANDARD).fresh.tally((0, (1.0,)))
     for late in (0, 7, 19):
@@ -217,17 +217,17 @@ def test_searches_with_neighbouring_seeds_share_no_fresh_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "undecided", "result"),
+    ("outcome", "result"),
     [
-        ("certified", False, SeedResult.PASSED),
-        ("refuted", False, SeedResult.FAILED),
-        ("refuted", True, SeedResult.UNDECIDED),
-        ("pruned", False, SeedResult.FAILED),
-        ("diverged", False, SeedResult.FAILED),
-        ("too_slow", False, SeedResult.FAILED),
-        ("failed", False, SeedResult.CRASHED),
-        ("running", False, SeedResult.RUNNING),
+        ("certified", SeedResult.PASSED),
+        ("below", SeedResult.FAILED),
+        ("undecided", SeedResult.UNDECIDED),
+        ("pruned", SeedResult.FAILED),
+        ("diverged", SeedResult.FAILED),
+        ("too_slow", SeedResult.FAILED),
+        ("failed", SeedResult.CRASHED),
+        ("running", SeedResult.RUNNING),
     ],
 )
-def test_what_a_trial_shows_as_a_fresh_seed(outcome: str, undecided: bool, result: SeedResult) -> None:
-    assert TrialRecord(0, 0, (1.0,), 1, outcome, {}, undecided).seed_result == result
+def test_what_a_trial_shows_as_a_fresh_seed(outcome: str, result: SeedResult) -> None:
+    assert TrialRecord(0, 0, (1.0,), 1, outcome, {}).seed_result == result

@@ -190,7 +190,7 @@ def test_a_trial_that_crashes_twice_fails_the_search(tmp_path: Path) -> None:
     result = search(sweep_dir, *TWO_TRIALS)
     assert result.returncode == 1, result.stderr
     first, crash, retry = trials(sweep_dir)
-    assert [trial.user_attrs["outcome"] for trial in (first, crash, retry)] == ["refuted", "failed", "failed"]
+    assert [trial.user_attrs["outcome"] for trial in (first, crash, retry)] == ["below", "failed", "failed"]
     outcome = summary(sweep_dir)
     size = crash.user_attrs["size"]
     assert outcome["ended"] == "crashed"

@@ -43,7 +43,8 @@ SEARCH = (
 )
 STATES = {
     "certified": TrialState.COMPLETE,
-    "refuted": TrialState.COMPLETE,
+    "below": TrialState.COMPLETE,
+    "undecided": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "stale": TrialState.FAIL,
 }
@@ -175,7 +176,7 @@ def check(storage: str, trials: list[FrozenTrial], killed: FrozenTrial, sweep_di
     ][:1]
     assert list(again.recipe) == plan["recipe"]
     assert trials[again.number].user_attrs[PLAN]["reason"] == "retry"
-    assert again.outcome in ("refuted", "pruned")
+    assert again.outcome in ("below", "undecided", "pruned")
 
     runs = [path for sweep_dir in set(sweep_dirs) for path in run_directories(sweep_dir)]
     ended = Counter((path / "config.yaml").read_text() for path in runs if read_metadata(path)["status"] in DONE)
@@ -202,7 +203,7 @@ def test_a_journal_and_one_directory(tmp_path: Path) -> None:
     assert "0L3D" in answer(printed[0])
     # The killed worker's run was continued in its directory, to its end.
     assert Path(again.user_attrs["result"]["directory"]) == tmp_path / "search" / str(killed.number)
-    ends = {"refuted": "finished", "pruned": "pruned"}
+    ends = {"below": "finished", "undecided": "finished", "pruned": "pruned"}
     assert read_metadata(Path(again.user_attrs["result"]["directory"]))["status"] == ends[again.user_attrs["outcome"]]
 
 

@@ -83,7 +83,7 @@ def test_a_lucky_seed_is_not_an_answer() -> None:
 
     records, reasons = search(SPACE, world)
     assert answer(SPACE, records) == "0L5D"
-    failed = [record for record in records if record.seed == 2 and record.outcome == "refuted"]
+    failed = [record for record in records if record.seed == 2 and record.outcome == "below"]
     assert {str(SPACE.sizes[record.size]) for record in failed} == {"0L4D"}
     assert reasons.count("confirm") >= 2 + SEEDS
 
@@ -101,10 +101,10 @@ def test_a_narrower_size_is_implied_by_a_refuted_one_of_its_depth_alone() -> Non
 def test_slowness_implies_nothing() -> None:
     space = make_space("model.hidden_dim=2,4", "precision=bf16,fp32")
     recipes = ((0.0,), (1.0,))
-    for last, implied in (("too_slow", False), ("refuted", True)):
+    for last, implied in (("too_slow", False), ("below", True)):
         tried = [
             TrialRecord(number, 1, recipe, 0, kind, {400: -0.1})
-            for number, (recipe, kind) in enumerate(zip(recipes, ("refuted", last), strict=True))
+            for number, (recipe, kind) in enumerate(zip(recipes, ("below", last), strict=True))
         ]
         state = SearchState(space, tried, SEEDS)
         assert state.refuted == {1}
@@ -158,7 +158,7 @@ def test_a_crashed_confirmation_is_repeated_once() -> None:
 
 def test_crashed_and_diverged_recipes_are_worse_than_any_other() -> None:
     size = len(SPACE.sizes) - 1
-    fine = TrialRecord(0, size, (3.0,), 0, "refuted", {100: -0.5, 400: -0.3})
+    fine = TrialRecord(0, size, (3.0,), 0, "below", {100: -0.5, 400: -0.3})
     for outcome, margins in (("failed", {}), ("failed", {100: 0.5}), ("diverged", {100: 0.5})):
         other = TrialRecord(1, size, (4.0,), 0, outcome, margins)
         assert SearchState(SPACE, [fine, other, other], SEEDS).best(size) == (3.0,)
@@ -167,29 +167,29 @@ def test_crashed_and_diverged_recipes_are_worse_than_any_other() -> None:
 def test_a_rejected_recipe_counts_with_the_seed_that_rejected_it() -> None:
     size = 0
     lucky = TrialRecord(0, size, (3.0,), 0, "certified", {200: 0.01})
-    failed = TrialRecord(1, size, (3.0,), 1, "refuted", {200: -0.3, 400: -0.2})
+    failed = TrialRecord(1, size, (3.0,), 1, "below", {200: -0.3, 400: -0.2})
     around = [
-        TrialRecord(2, size, (2.0,), 0, "refuted", {200: -0.1}),
-        TrialRecord(3, size, (4.0,), 0, "refuted", {200: -0.1}),
+        TrialRecord(2, size, (2.0,), 0, "below", {200: -0.1}),
+        TrialRecord(3, size, (4.0,), 0, "below", {200: -0.1}),
     ]
     state = SearchState(SPACE, [lucky, failed, *around], SEEDS)
     assert state.margin(size, (3.0,)) == -0.2
     # By its lucky seed alone it would not be a near miss, and the quarter-decades beside it not worth a trial.
     assert list(state.next_recipes(size)) == []
-    near = TrialRecord(1, size, (3.0,), 1, "refuted", {200: -0.3, 400: -0.005})
+    near = TrialRecord(1, size, (3.0,), 1, "below", {200: -0.3, 400: -0.005})
     assert list(SearchState(SPACE, [lucky, near, *around], SEEDS).next_recipes(size)) == [(3.5,), (2.5,)]
 
 
 def test_recipes_are_compared_at_the_last_common_evaluation() -> None:
     size = len(SPACE.sizes) - 1
     early = TrialRecord(0, size, (3.0,), 0, "pruned", {100: -0.4, 200: -0.3})
-    late = TrialRecord(1, size, (4.0,), 0, "refuted", {100: -0.5, 200: -0.35, 400: -0.1})
+    late = TrialRecord(1, size, (4.0,), 0, "below", {100: -0.5, 200: -0.35, 400: -0.1})
     assert SearchState(SPACE, [early, late], SEEDS).best(size) == (3.0,)
 
 
 def recipes_tried(*tried: tuple[float, dict[int, float]]) -> list[TrialRecord]:
     """Refuted records of the smallest size, by position of the learning rate."""
-    return [TrialRecord(number, 0, (at,), 0, "refuted", margins) for number, (at, margins) in enumerate(tried)]
+    return [TrialRecord(number, 0, (at,), 0, "below", margins) for number, (at, margins) in enumerate(tried)]
 
 
 def test_between_two_rates_the_climb_takes_half_steps() -> None:
@@ -213,7 +213,7 @@ def test_a_size_with_a_running_trial_is_not_refuted() -> None:
     worse = {400: -0.5}
     ended = recipes_tried((3.0, {400: -0.2}), (2.0, worse))
     assert SearchState(SPACE, [*ended, TrialRecord(2, 0, (4.0,), 0, "running")], SEEDS).refuted == set()
-    assert SearchState(SPACE, [*ended, TrialRecord(2, 0, (4.0,), 0, "refuted", worse)], SEEDS).refuted == {0}
+    assert SearchState(SPACE, [*ended, TrialRecord(2, 0, (4.0,), 0, "below", worse)], SEEDS).refuted == {0}
 
 
 def test_the_bisection_begins_in_the_middle_of_the_logarithms() -> None:
@@ -236,7 +236,7 @@ def test_the_size_that_came_closest_is_refuted_first() -> None:
     ]
     for closest in range(answer):  # 0L2D, 1L2D, 2L2D
         far = [
-            TrialRecord(3 + size, size, (3.0,), 0, "refuted", {400: -0.1 if size == closest else -0.3})
+            TrialRecord(3 + size, size, (3.0,), 0, "below", {400: -0.1 if size == closest else -0.3})
             for size in range(answer)
         ]
         plan = decide(SPACE, [*proven, *far], SEEDS)

@@ -34,7 +34,7 @@ def test_a_size_whose_middle_recipe_loses_and_whose_neighbours_crash_is_not_refu
         space, lambda layers, width, lr, seed: 1.0 if width == 4 else -0.5, lambda size, at, seed: size == 0 and at != 3
     )
     assert answer(space, records) == "hidden_dim=4"
-    assert [record.outcome for record in records if record.size == 0 and record.recipe == (3.0,)] == ["refuted"]
+    assert [record.outcome for record in records if record.size == 0 and record.recipe == (3.0,)] == ["below"]
     assert state.refuted == set()
     assert state.crashed == {0}
     assert state.open_below(1) == [0]

@@ -31,8 +31,8 @@ from marble_sweep.searches.study import (
 )
 from marble_sweep.searches.worker import held_out_part
 
-SIZES = {"certified": 4, "refuted": 0, "pruned": 1, "diverged": 2, "too_slow": 3, "failed": 5}
-LACKING = {"certified": -0.2, "refuted": 0.3, "pruned": 0.9, "diverged": 0.5, "too_slow": -0.1, "failed": 0.4}
+SIZES = {"certified": 4, "below": 0, "pruned": 1, "diverged": 2, "too_slow": 3, "failed": 5}
+LACKING = {"certified": -0.2, "below": 0.3, "pruned": 0.9, "diverged": 0.5, "too_slow": -0.1, "failed": 0.4}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def ended(shared: SharedStudy, outcome: str, *, min_steps_per_minute: float | No
     ("outcome", "state", "constraints"),
     [
         ("certified", TrialState.COMPLETE, {LOSS: -0.2, SPEED: -1000}),
-        ("refuted", TrialState.COMPLETE, {LOSS: 0.3, SPEED: -1000}),
+        ("below", TrialState.COMPLETE, {LOSS: 0.3, SPEED: -1000}),
         ("pruned", TrialState.PRUNED, {LOSS: 0.9, SPEED: -1000}),
         ("diverged", TrialState.PRUNED, {LOSS: DIVERGED_VIOLATION, SPEED: -1000}),
         ("too_slow", TrialState.PRUNED, {LOSS: -0.1, SPEED: 500}),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.model.transformer import Transformer
-from marble_sweep.training.evaluation import EVAL_COLUMNS, Evaluator, mean_columns
+from marble_sweep.training.evaluation import EVAL_COLUMNS, AllWindows, Evaluator, mean_columns
 from marble_sweep.training.precision import POLICIES
 
 VOCAB, SEQ_LEN, NUM_WINDOWS = 20, 6, 7
@@ -40,6 +40,8 @@ def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
     model, held_out, baselines = example()
     row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], batch_size).evaluate(model, step=12)
     assert tuple(row) == EVAL_COLUMNS
+    of_all = {name: row.pop(name) for name in EVAL_COLUMNS if name.startswith("all_")}
+    assert all(map(math.isnan, of_all.values())), "these are of AllWindows"
 
     log_probs = log_probs_of(model, held_out)
     losses, swapped, hits, off, nats = [], [], [], [], 0.0
@@ -89,8 +91,9 @@ def test_another_windows_context_is_never_ones_own() -> None:
 def test_a_single_window_has_no_spread_and_no_other_context() -> None:
     model, held_out, baselines = example(num_windows=1)
     row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 2).evaluate(model, step=1)
-    undefined = {name for name, value in row.items() if math.isnan(value)}
+    undefined = {name for name, value in row.items() if math.isnan(value) and not name.startswith("all_")}
     errors = {name for name in EVAL_COLUMNS if name.endswith(("_se", "_df", "_se_factor"))}
+    errors -= {name for name in errors if name.startswith("all_")}
     assert undefined == errors | {"context_gain"}
 
 
@@ -127,7 +130,7 @@ def test_an_error_counts_documents_where_they_are_known() -> None:
         for numbers in (None, documents)
     )
     of_errors = ("_se", "_df", "_se_factor", "_clusters", "_by_document")
-    names = [name for name in EVAL_COLUMNS if not name.endswith(of_errors)]
+    names = [name for name in EVAL_COLUMNS if not name.endswith(of_errors) and not name.startswith("all_")]
     assert [plain[name] for name in names] == [clustered[name] for name in names]
     assert plain["unigram_margin_by_document"] == 0
     assert clustered["unigram_margin_by_document"] == 1
@@ -138,3 +141,37 @@ def test_an_error_counts_documents_where_they_are_known() -> None:
     assert columns["val_loss"] == pytest.approx(values.mean().item())
     assert columns["val_loss_se"] == pytest.approx(values.std().item() / math.sqrt(20))
     assert columns["val_loss_se_factor"] == pytest.approx(math.sqrt(59 / 19))
+
+
+def test_with_all_windows_each_evaluated_one_counts_the_mean_of_its_stretch() -> None:
+    """Window 0 stands for three windows, 3 for one, 4 for two and 6 for one."""
+    model, held_out, baselines = example()
+    evaluator = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 3)
+    stretches = torch.tensor([0, 0, 0, 1, 2, 2, 3])
+    built = []
+
+    def build() -> Evaluator:
+        built.append(evaluator)
+        return evaluator
+
+    row = AllWindows(build, stretches).evaluate(model)
+    assert len(built) == 1
+    log_probs = log_probs_of(model, held_out).gather(-1, held_out[:, 1:, None].long())[..., 0]
+    margins = baselines.unigram_tempered + log_probs.mean(dim=1)
+    means = torch.stack([margins[:3].mean(), margins[3], margins[4:6].mean(), margins[6]])
+    assert row["all_windows"] == NUM_WINDOWS
+    assert row["all_tempered_margin"] == pytest.approx(means.mean().item(), abs=4 * gamma(100 + 8 + VOCAB))
+    error = means.std().item() / 2
+    assert row["all_tempered_margin_se"] == pytest.approx(error, abs=4 * gamma(100 + 8 + VOCAB))
+    assert row["all_tempered_margin_clusters"] == 4, "an error counts evaluated windows, not all"
+
+
+def test_where_every_stretch_is_one_window_all_windows_are_the_evaluated_ones() -> None:
+    model, held_out, baselines = example(num_windows=60)
+    documents = np.repeat(np.arange(20), 3)
+    evaluator = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 8, documents)
+    row = evaluator.evaluate(model, step=1)
+    of_all = AllWindows(lambda: evaluator, torch.arange(60), documents).evaluate(model)
+    assert of_all.pop("all_windows") == 60
+    assert of_all == {name: row[name.removeprefix("all_")] for name in of_all}
+    assert {*of_all} == {name for name in EVAL_COLUMNS if name.startswith("all_") and name != "all_windows"}
