@@ -59,7 +59,7 @@ def describe(
         "precision": config.precision.name,
         "h_autocorr_lag": config.autocorrelation_lag,
         "corpus": describe_corpus(corpus),
-        "baselines": describe_baselines(baselines, held_out=len(corpus.val_tokens) > 0),
+        "baselines": describe_baselines(baselines, len(corpus.val_tokens) // config.trainer.seq_len),
         **describe_environment(device),
     }
 
@@ -86,15 +86,17 @@ def describe_corpus(corpus: Corpus) -> dict[str, Any]:
         "sha256": corpus.sha256,
         "num_train_tokens": len(corpus.train_tokens),
         "num_val_tokens": len(corpus.val_tokens),
+        "num_duplicates_dropped": corpus.num_duplicates_dropped,
         "entropy_rate": corpus.entropy_rate,
     }
 
 
-def describe_baselines(baselines: Baselines, *, held_out: bool) -> dict[str, Any]:
-    """The mean losses, in nats per token, and what they were measured on."""
+def describe_baselines(baselines: Baselines, num_held_out: int) -> dict[str, Any]:
+    """The mean losses, in nats per token, and what they were measured on; `num_held_out` windows are held out."""
     return {
-        "measured_on": "held-out windows" if held_out else "training windows",
+        "measured_on": "held-out windows" if num_held_out else "training windows",
         "num_windows": len(baselines.unigram_fitted),
+        "num_held_out_windows": num_held_out,
         "unigram_fitted": baselines.unigram_fitted.mean().item(),
         "unigram_oracle": baselines.unigram_oracle.mean().item(),
         "bigram": baselines.bigram.mean().item(),
@@ -167,6 +169,23 @@ def summarize(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def baselines_in_words(baselines: dict[str, Any]) -> str:
+    """What `describe_baselines` gives, in a line."""
+    of_all = f" of {baselines['num_held_out_windows']:,}" if baselines["num_held_out_windows"] else ""
+    return (
+        f"uniform {baselines['uniform']:.4f}, unigram {baselines['unigram_fitted']:.4f} "
+        f"(tempered {baselines['unigram_tempered']:.4f}, oracle {baselines['unigram_oracle']:.4f}, at least "
+        f"{baselines['oracle_flattery']:.2f} too low), "
+        f"bigram {baselines['bigram']:.4f}, trigram {baselines['trigram']:.4f}, 4-gram {baselines['fourgram']:.4f} "
+        f"nats per token, on {baselines['num_windows']:,}{of_all} {baselines['measured_on']}"
+    )
+
+
+def _without_duplicates(corpus: dict[str, Any]) -> str:
+    dropped = corpus["num_duplicates_dropped"]
+    return f" without {counted(dropped, 'paragraph')} that training has too" if dropped else ""
+
+
 def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | None) -> str:
     """What a person wants to know before the first step; nobody waits where `seconds_per_step` is None."""
     corpus, baselines = metadata["corpus"], metadata["baselines"]
@@ -176,14 +195,10 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
         f"({metadata['epoch_length']:,} steps an epoch), {metadata['optimizer']}, lr {metadata['learning_rate']:g}, "
         f"weight decay {metadata['weight_decay']:g}, {metadata['schedule']}, seed {metadata['random_seed']}",
         "corpus": f"{corpus['description']}; {corpus['num_train_tokens']:,} tokens to train on, "
-        f"{corpus['num_val_tokens']:,} held out",
+        f"{corpus['num_val_tokens']:,} held out{_without_duplicates(corpus)}",
         "vocabulary": f"{metadata['vocab_size']:,} tokens: {metadata['n_live_tokens']:,} live, "
         f"{metadata['n_dead_tokens']:,} dead",
-        "baselines": f"uniform {baselines['uniform']:.4f}, unigram {baselines['unigram_fitted']:.4f} "
-        f"(tempered {baselines['unigram_tempered']:.4f}, oracle {baselines['unigram_oracle']:.4f}, at least "
-        f"{baselines['oracle_flattery']:.2f} too low), "
-        f"bigram {baselines['bigram']:.4f}, trigram {baselines['trigram']:.4f}, 4-gram {baselines['fourgram']:.4f} "
-        f"nats per token, on {baselines['num_windows']:,} {baselines['measured_on']}",
+        "baselines": baselines_in_words(baselines),
         "device": f"{metadata['machine']['accelerator'] or metadata['device']}, "
         f"{counted(metadata['machine']['num_threads'], 'CPU thread')}, precision {metadata['precision']}",
     }

@@ -85,7 +85,7 @@ def measured(config: Config) -> tuple[Corpus, torch.Tensor, Baselines, list[str]
     corpus = load_corpus(config.data)
     held_out = eval_windows(corpus.val_tokens, config.trainer.seq_len, 256)
     baselines = measure_baselines(corpus.train_tokens, held_out, len(corpus.dead_mask))
-    warned = warnings(describe_corpus(corpus), describe_baselines(baselines, held_out=True))
+    warned = warnings(describe_corpus(corpus), describe_baselines(baselines, 1))
     return corpus, held_out, baselines, warned
 
 
@@ -133,7 +133,7 @@ def test_below_the_oracle_is_not_yet_context() -> None:
     assert [criterion.passed for criterion in verdict.criteria[:2]] == [False, False]
     assert (verdict.beats_unigram, verdict.beats_oracle) == (False, False)
     assert "context or position is used" in verdict.as_text()
-    assert "no use of the context is shown (see 2): a fixed distribution, or the position," in verdict.as_text()
+    assert "the context does not help (see 2): a fixed distribution, or the position," in verdict.as_text()
 
 
 # ------------------------------------------------------------------------------- texts whose held-out part is another
@@ -151,7 +151,7 @@ def test_another_kind_of_text_is_named_and_beaten_by_nothing_that_knows_no_conte
     uniform = TablePredictor(everywhere(torch.zeros(vocab_size).log_softmax(0), 32))
     for model in (uniform, *(Transformer(vocab_size, 32, 1, 8, 2, 16, seed) for seed in range(3))):
         verdict = verdict_of(model, train, held_out, vocab_size)
-        assert verdict.criteria[0].passed is False
+        assert verdict.criteria[0].passed is not True
         require_no_pass_without_evidence(verdict)
 
 
@@ -185,14 +185,14 @@ def trained(config: Config, directory: Path) -> Verdict:
 
 def test_a_model_trained_before_a_shift_passes_nothing(tmp_path: Path) -> None:
     config = text_config(tmp_path, paragraphs(prose(9_000)) + "\n\n" + greek(1_200))
-    assert trained(config, tmp_path / "run").criteria[0].passed is False
+    assert trained(config, tmp_path / "run").criteria[0].passed is not True
     log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
     assert "Warning     the held-out part is of another kind" in log
 
 
 def test_a_model_trained_on_independent_tokens_passes_nothing(tmp_path: Path) -> None:
     verdict = trained(tiny_config("data=iid"), tmp_path / "run")
-    assert [criterion.passed for criterion in verdict.criteria[:2]] == [False, False]
+    assert True not in [criterion.passed for criterion in verdict.criteria[:2]]
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_a_model_trained_on_independent_tokens_passes_nothing(tmp_path: Path) ->
 def test_more_models_trained_on_independent_tokens(seed: int, tmp_path: Path) -> None:
     """Longer, with a larger model: it memorises, and the margin is far below 0."""
     overrides = ("data=iid", f"data.seed={seed}", f"seed={seed}", "model=2L64D", "trainer.total_steps=300")
-    assert trained(tiny_config(*overrides), tmp_path / "run").criteria[0].passed is False
+    assert trained(tiny_config(*overrides), tmp_path / "run").criteria[0].passed is not True
 
 
 @pytest.mark.slow

@@ -69,8 +69,9 @@ def loss_figure(run: Run, steps: pd.DataFrame, evals: pd.DataFrame) -> Figure:
         axes.fill_between(measured, loss - error, loss + error, color=RED, alpha=0.25, linewidth=0)
         axes.plot(measured, loss, color=RED, linewidth=2, marker="o", markersize=3 if len(evals) < 60 else 0, zorder=3)
         labels.append((loss.iloc[-1], f"held-out loss {loss.iloc[-1]:.3f}", RED))
+    best = "unigram_tempered" if "unigram_tempered" in run.baselines else "unigram_fitted"  # of earlier versions
     lines = [
-        (run.baselines.get("unigram_fitted"), "unigram, fitted", "-"),
+        (run.baselines.get(best), f"unigram, {best.removeprefix('unigram_')}", "-"),
         (run.baselines.get("unigram_oracle"), "unigram, oracle", "--"),
         (run.baselines.get("bigram"), "bigram", "-."),
         (run.corpus.get("entropy_rate"), "entropy rate", ":"),

@@ -43,6 +43,7 @@ CONFIG_KINDS: Kinds = {
     "verdict.min_standard_errors": NUMBER,
     "trainer.num_evals": WHOLE,
 }
+BASELINES = ("unigram_fitted", "unigram_tempered", "unigram_oracle", "bigram")
 METADATA_KINDS: Kinds = {
     "status": TEXT,
     "reason": TEXT + OR_NULL,
@@ -58,7 +59,7 @@ METADATA_KINDS: Kinds = {
     "seconds": NUMBER + OR_NULL,
     "steps_per_minute": NUMBER + OR_NULL,
     "corpus": {"sha256": TEXT + OR_NULL, "entropy_rate": NUMBER + OR_NULL},
-    "baselines": {"unigram_fitted": NUMBER + OR_NULL, "unigram_oracle": NUMBER + OR_NULL, "bigram": NUMBER + OR_NULL},
+    "baselines": dict.fromkeys(BASELINES, NUMBER + OR_NULL),
     "last_evaluation": {
         "step": WHOLE + OR_NULL,
         "val_loss": NUMBER + OR_NULL,
@@ -69,7 +70,6 @@ METADATA_KINDS: Kinds = {
     },
 }
 Content = TypeVar("Content")
-BASELINES = ("unigram_fitted", "unigram_oracle", "bigram")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Run:
 
     @property
     def baselines(self) -> dict[str, float]:
-        """Loss in nats per token of `unigram_fitted`, `unigram_oracle`, `bigram`; empty where unknown."""
+        """Loss in nats per token of `unigram_fitted`, `unigram_tempered`, `unigram_oracle`, `bigram`, where known."""
         losses: dict[str, Any] = self.metadata.get("baselines") or {}
         return {name: losses[name] for name in BASELINES if losses.get(name) is not None}
 

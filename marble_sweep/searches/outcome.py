@@ -12,6 +12,7 @@ from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.humanize import counted, duration, perplexity
+from marble_sweep.metadata import baselines_in_words
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.pass_rate import PassRate, Standard, standard_of
 from marble_sweep.searches.seeds import trial_seed
@@ -273,8 +274,11 @@ class SearchResult:
         measured = [result for result in results if "margin" in result]
         return max(measured, key=lambda result: result["margin"], default={})
 
-    def as_json(self, ended: str) -> dict[str, Any]:
-        """What search.json holds. Losses and margins are in nats per token."""
+    def as_json(self, ended: str, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What search.json holds. Losses and margins are in nats per token.
+
+        `data` has the corpus and the baselines of a trial's metadata.json; None where there is none yet.
+        """
         config, answer = self.base, self.answer()
         statuses, state = self.statuses, self.state
         below = {size: status for size, status in statuses.items() if size in self._below(state)}
@@ -291,6 +295,7 @@ class SearchResult:
                 "batch_size": config.trainer.batch_size,
                 "seq_len": config.trainer.seq_len,
             },
+            "data": data,
             "ended": ended,
             "standard": standard_json(self.standard, config),
             "answer": answer,
@@ -394,6 +399,8 @@ class SearchResult:
             f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
+        if summary["data"] is not None:
+            lines.append(_data_in_words(summary["data"]))
         if answer is not None:
             lines.append(f"To train it: {answer['command']}")
         return lines
@@ -420,6 +427,13 @@ class SearchResult:
         if (smaller := summary["smaller_unconfirmed"]) is not None:
             lines.append(f"A smaller size is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")
         return lines
+
+
+def _data_in_words(data: Mapping[str, Any]) -> str:
+    """The baselines that the trials were judged by, and what they were measured on."""
+    dropped = data["corpus"]["num_duplicates_dropped"]
+    without = f"; {counted(dropped, 'held-out paragraph')} that training has too left out" if dropped else ""
+    return f"Baselines of the search's trials: {baselines_in_words(data['baselines'])}{without}."
 
 
 def _crashes(crashes: Sequence[Mapping[str, Any]]) -> str:

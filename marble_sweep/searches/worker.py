@@ -24,7 +24,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.damage import flat
 from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.run import Run
-from marble_sweep.runs.status import RunStatus, find_run, mark_start, run_directories
+from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metadata, run_directories
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.pass_rate import standard_of
@@ -32,7 +32,7 @@ from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value, build
 from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide, forget_crashes
-from marble_sweep.searches.study import Result, SharedStudy, as_record, open_study
+from marble_sweep.searches.study import Result, SharedStudy, as_record, open_study, result_of
 from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
 from marble_sweep.terminal import warning_on_error
@@ -96,6 +96,7 @@ class Search:
         require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
         require(self.base.objective is None, "objective", self.base.objective, "null in a search")
         self.first_trial = 0  # of this start; known once there is a study
+        self.data: dict[str, Any] | None = None  # of the first trial: the corpus and the baselines
         self.error: str | None = None  # that every trial would meet
         self._worker_failed = threading.Event()
         self._stop_requested: Callable[[], bool] = lambda: False
@@ -263,12 +264,23 @@ class Search:
             self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
             self.view.end(trial, result, so_far.bracket())
-        write_json(self.directory / layout.SEARCH, so_far.as_json("running"))
+        write_json(self.directory / layout.SEARCH, so_far.as_json("running", self._data(so_far)))
+
+    def _data(self, result: SearchResult) -> dict[str, Any] | None:
+        """The corpus and the baselines of the search's own trials; None while none on this machine has any."""
+        if self.data is None:
+            ended = zip(result.trials, result.records, strict=True)
+            directories = [result_of(trial).get("directory") for trial, record in ended if record.seed == 0]
+            for metadata in (read_metadata(Path(directory)) for directory in directories if directory):
+                if metadata.get("baselines") and metadata.get("corpus"):
+                    self.data = {"corpus": metadata["corpus"], "baselines": metadata["baselines"]}
+                    break
+        return self.data
 
     def _conclude(self, ended: str) -> list[dict[str, Any]]:
         """Write the result and print it; returns the crashes that keep the answer from being proved."""
         result = self.result()
-        summary = result.as_json(ended) | {"error": self.error}
+        summary = result.as_json(ended, self._data(result)) | {"error": self.error}
         write_json(self.directory / layout.SEARCH, summary)
         self.shared.study.set_user_attr("answer", summary["answer"])
         with warning_on_error(f"the comparison in {self.directory}"):

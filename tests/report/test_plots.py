@@ -48,7 +48,7 @@ def loss_plot(run: Path) -> Figure:
 def test_the_loss_plot_names_every_line(make_run: MakeRun, tmp_path: Path) -> None:
     figure = loss_plot(make_run(tmp_path / "run", loss=4.0))
     text = " ".join(label.get_text() for label in figure.axes[0].texts)
-    for label in ("training loss", "held-out loss", "unigram, fitted 6.200", "unigram, oracle 6.000", "bigram 4.400"):
+    for label in ("training loss", "held-out loss", "unigram, tempered 6.200", "unigram, oracle 6.000", "bigram 4.400"):
         assert label in text
     assert "entropy" not in text
 
