@@ -39,6 +39,19 @@ def test_a_cloud_of_rows_that_started_alike_is_given_back(tmp_path: Path) -> Non
     assert suspected(tmp_path, rows) == dead.tolist()
 
 
+def test_distances_are_those_from_the_mean_of_the_cluster(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((500, 32)).astype(np.float32)
+    rows[:60] = rng.standard_normal((60, 32)) * 0.05 + 1
+    census = census_of(write(tmp_path / "a.safetensors", torch.from_numpy(rows)))
+    distances = np.linalg.norm(rows.astype(np.float64) - rows[:60].astype(np.float64).mean(axis=0), axis=1)
+    cluster = census.summary["cluster"]
+    assert cluster["num_rows"] == 60
+    assert cluster["radius"] == pytest.approx(distances[:60].max(), rel=1e-12)
+    assert cluster["next_distance"] == pytest.approx(distances[60:].min(), rel=1e-12)
+    np.testing.assert_allclose(census.tokens["distance"], distances[:60], rtol=1e-12)
+
+
 def test_a_ball_of_trained_rows_is_not_taken_for_the_dead(tmp_path: Path) -> None:
     """The dead have gone far from all others, so a ball around the others ends before them as well."""
     rng = np.random.default_rng(0)

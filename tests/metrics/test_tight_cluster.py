@@ -23,6 +23,9 @@ def test_no_other_row_is_within_twice_the_radius(following: float, expected: int
 
 def test_a_few_rows_in_between_are_left_out() -> None:
     assert size_of((100, 0.5, 1.0), (4, 1.3, 1.8), (150, 2.2, 20)) == 100
+    assert size_of((100, 0.5, 1.0), (2, 1.6, 1.8), (150, 2.5, 60)) == 100, (
+        "the gap before them is wider than that after"
+    )
     assert size_of((100, 0.5, 1.0), (6, 1.3, 1.8), (150, 1.9, 20)) is None, "6 % more are too many"
 
 
