@@ -1,13 +1,12 @@
 """`python -m marble_sweep.inspect FILE[:TENSOR]`: an embedding's identical rows and suspected dead rows."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 
 from marble_sweep.checks import CheckError
-from marble_sweep.runs.files import user_path, write_text
+from marble_sweep.runs.files import user_path, write_json
 from marble_sweep.terminal import printable, use_replacements
 
 EXIT_ERROR = 2
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             user_path(options.path), options.tokenizer, step=options.step, as_bfloat16=options.as_bfloat16
         )
         if options.json:
-            write_text(options.json, json.dumps(census.as_dict(), allow_nan=False) + "\n")
+            write_json(options.json, census.as_dict())
     except (CheckError, OSError) as error:
         print(f"marble_sweep.inspect: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR

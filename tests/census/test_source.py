@@ -69,6 +69,8 @@ def test_of_several_embeddings_none_is_guessed(tmp_path: Path) -> None:
         "TENSOR, one of decoder.embed_tokens.weight (30 x 4), encoder.embed_tokens.weight (30 x 4)"
     )
     assert find_source(f"{path}:{names[1]}").tensor == names[1]
+    path = write(path, WEIGHTS, names[0], **{names[1]: WEIGHTS[:20].clone(), "head": WEIGHTS[:20].clone()})
+    assert find_source(path, num_tokens=20).tensor == names[1], "the one of them that the vocabulary fits"
 
 
 def test_a_path_may_have_colons(tmp_path: Path) -> None:
