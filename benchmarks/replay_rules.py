@@ -1,7 +1,9 @@
 """Rules for giving a run up, and the sizes that a climb over recipes would refute for them."""
 
+import math
+
 from replay_contenders import Trial, layers_and_width
-from replay_recording import RATE, STEPS, Curve, Failed, Recording, Rule, current_rule, stopped
+from replay_recording import RATE, TOTAL_STEPS, Curve, Failed, Recording, Rule, current_rule, stopped
 
 from marble_sweep.early_stopping import FASTEST_FALL
 from marble_sweep.searches import space as spaces
@@ -14,8 +16,10 @@ def falls_by(share: float) -> Rule:
     def rule(curve: Curve, look: int, failed: Failed) -> bool:
         if look == 0:
             return False
-        fastest = max(curve.margins[look] - curve.margins[look - 1], share * curve.losses[look])
-        return not curve.margins[look] + (len(STEPS) - 1 - look) * fastest > 0
+        before, now = curve.steps[look - 1], curve.steps[look]
+        as_before = (TOTAL_STEPS - now) * (curve.margins[look] - curve.margins[look - 1]) / (now - before)
+        at_most = math.log2(TOTAL_STEPS / now) * share * curve.losses[look]
+        return not curve.margins[look] + max(as_before, at_most) > 0
 
     return rule
 
@@ -55,9 +59,10 @@ RULES: dict[str, Rule] = {
     "never stop": never,
     "certify.is_hopeless": current_rule,
     "without its rule on the context": falls_by(FASTEST_FALL),
+    "fastest fall 0.08 of the loss": falls_by(0.08),
+    "fastest fall 0.04 of the loss": falls_by(0.04),
     "fastest fall 0.02 of the loss": falls_by(0.02),
-    "fastest fall 0.01 of the loss": falls_by(0.01),
-    "the last fall at every look": falls_by(0.0),
+    "the last fall at every step": falls_by(0.0),
     "or context gain < 1e-3 from step 200": without_context(200, 1e-3),
     "or context gain < 1e-4 from step 200": without_context(200, 1e-4),
     "or context gain < 1e-6 from step 100": without_context(100, 1e-6),

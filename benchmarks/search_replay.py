@@ -345,9 +345,10 @@ BOUNDARY_NOTES = """The same curves with some nats per token taken off every mar
 numbers, each with its best setting in hindsight. Widths above 4 are recorded on one seed, and 5 plays 6."""
 RULE_NOTES = """*False stops*: recorded curves that certify later than the rule would give them up. *False refutations*:
 climbs over recipes (from each lr recorded for all sizes, on each seed) that refute a size which certifies on that seed
-with a recorded lr. *Saved*: share of the tokens of all recorded curves that never certify. The rules that begin with
-*or* extend `certify.is_hopeless`. A rule that compares is given all other curves of the size and seed that never
-certify; in the replays of this project's search, only the trials that have failed so far."""
+with a recorded lr. *Saved*: share of the tokens of all recorded curves that never certify. A fastest fall is that with
+each doubling of the steps. The rules that begin with *or* extend `certify.is_hopeless`; [truth.md](truth.md) tries that
+on other corpora. A rule that compares is given all other curves of the size and seed that never certify; in the replays
+of this project's search, only the trials that have failed so far."""
 
 
 def main() -> None:

@@ -24,13 +24,12 @@ from marble_sweep.training.schedule import evaluation_steps
 from marble_sweep.uncertainty.student import student_errors
 
 # A model ignores its context when exchanging contexts changes its held-out loss by less than this, in nats per token.
-# Of the recorded runs that ignored it with so few evaluations left, none certified (docs/search_replay.md).
-NO_CONTEXT = 1e-6
-EVALS_LEFT_WITHOUT_CONTEXT = 3
-# How much held-out loss falls at most between two evaluations once the first descent is over, as a share of itself: so
-# fast does a model leave the unigram plateau. Of 270 recorded curves two fell faster, once each (by 0.044 and 0.048);
-# none that certified would have been given up (docs/search_replay.md).
-FASTEST_FALL = 0.04
+# Of the recorded runs that ignored it after so large a part of their steps, none certified (docs/truth.md).
+NO_CONTEXT = 1e-7
+PART_WITHOUT_CONTEXT = 1 / 4
+# How much held-out loss may yet fall with each doubling of the steps, as a share of itself. Once the first descent is
+# over, no recorded curve of the default corpus falls faster between two evaluations (docs/truth.md).
+FASTEST_FALL = 0.12
 
 
 class EarlyStopping:
@@ -111,20 +110,20 @@ def shortfall(config: CertifyConfig, row: dict[str, float], errors: float) -> fl
 def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps: Sequence[int]) -> bool:
     """Whether a run that is not certified can no longer be by its last evaluation.
 
-    Either its predictions do not depend on the context at all when only EVALS_LEFT_WITHOUT_CONTEXT evaluations are
-    left, and the threshold cannot be reached without. Or not even falling as fast as it ever could brings its loss to
-    the threshold: at each evaluation that is left by as much as it fell up to this one, or by FASTEST_FALL of itself,
-    whichever is more.
+    Either its predictions do not depend on the context at all after PART_WITHOUT_CONTEXT of its steps, and the
+    threshold cannot be reached without. Or its loss misses the threshold even if it goes on falling at each step as it
+    did since the evaluation before, or by FASTEST_FALL of itself with each doubling of the steps, whichever is more.
     """
     last = evals[-1]
-    evals_left = sum(step > last["step"] for step in steps)
     ignores_context = config.loss is None and abs(last["context_gain"]) < NO_CONTEXT
-    if ignores_context and evals_left <= EVALS_LEFT_WITHOUT_CONTEXT:
+    if ignores_context and last["step"] >= PART_WITHOUT_CONTEXT * steps[-1]:
         return True
     if len(evals) < 2:
         return False
     (prev_margin, _), (last_margin, _) = margin(config, evals[-2]), margin(config, last)
     if math.isnan(prev_margin):  # an evaluation by an earlier version, which did not measure it
         return False
-    fastest = max(last_margin - prev_margin, FASTEST_FALL * last["val_loss"])
-    return not last_margin + evals_left * fastest > 0
+    steps_left = steps[-1] - last["step"]
+    as_before = steps_left * (last_margin - prev_margin) / (last["step"] - evals[-2]["step"])
+    at_most = math.log2(steps[-1] / last["step"]) * FASTEST_FALL * last["val_loss"]
+    return not last_margin + max(as_before, at_most) > 0

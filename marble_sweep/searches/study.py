@@ -46,7 +46,7 @@ WITHDRAWN = "withdrawn"  # the outcome of a trial that was created when nothing 
 LOSS, SPEED = "held_out_loss", "speed"  # the constraints
 # By which trials are judged; a study keeps those that it began with. 1 took windows for independent; 2 took the fitted
 # unigram for the best one, and asked for no use of the context; 3 confirmed on a few seeds; 4 looked at no more than
-# trainer.eval_windows.
+# trainer.eval_windows, and gave runs up by a fall for each evaluation.
 RULES = 5
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
 STATES: dict[str, TrialState] = {
