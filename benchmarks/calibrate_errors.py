@@ -12,8 +12,13 @@ import math
 
 from error_sources import TAIL, Source, ar1, documents, simulate
 
+NOT_NOISE = 0.2  # of the variance, where a series is in noise
+
 SOURCES: dict[str, Source] = {
     **{f"AR(1) {rho:g}, {num} windows": ar1(num, rho) for num in (64, 256, 1024) for rho in (0.0, 0.3, 0.6, 0.8, 0.9)},
+    **{
+        f"AR(1) {rho:g} in noise, {num} windows": ar1(num, rho, NOT_NOISE) for num in (256, 1024) for rho in (0.8, 0.95)
+    },
     **{
         f"{num} windows in {how_many} documents, spread {spread:g}, shared {shared:g}": documents(
             num, how_many, spread, shared

@@ -28,8 +28,16 @@ def autoregressive(rng: np.random.Generator, num: int, correlation: float) -> Nu
     return series
 
 
-def ar1(num: int, correlation: float) -> Source:
-    return lambda rng: (autoregressive(rng, num, correlation), None)
+def ar1(num: int, correlation: float, share: float = 1.0) -> Source:
+    """An AR(1) series that has the given share of the variance; the rest is noise, which hides the dependence."""
+
+    def draw(rng: np.random.Generator) -> tuple[Numbers, Documents]:
+        series = autoregressive(rng, num, correlation)
+        if share < 1:
+            series = math.sqrt(share) * series + math.sqrt(1 - share) * rng.standard_normal(num)
+        return series, None
+
+    return draw
 
 
 def documents(num: int, how_many: int, spread: float, shared: float, correlation: float = 0.0) -> Source:

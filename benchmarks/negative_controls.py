@@ -1,23 +1,27 @@
-"""Does the verdict say "beats unigram" where no context was learnt? Made-up sources, and predictors that know none.
+"""Does the verdict say "beats unigram" where no context was learnt, and do its intervals hold the truth?
 
-    python benchmarks/negative_controls.py [--rounds 1000]
+    nice python benchmarks/negative_controls.py [--rounds 1000] [--models 200] [--sets 10]
 
 Every round has a vocabulary with frequencies of its own, a training part of independent tokens, and two held-out parts:
 one of the same source (iid), one of another (shift). Five predictors that have no use of the context are judged on
-each. Nothing is trained, so a thousand rounds take minutes. Printed are the verdicts that pass criterion 1, those that
-do without criterion 2, and those whose loss is below the fitted unigram and the oracle by 3 standard errors.
+each. Printed are the verdicts that pass criterion 1, those that do without criterion 2, and those whose loss is below
+the fitted unigram and the oracle by 3 standard errors. Then models are trained, and each is evaluated on several
+held-out sets of a source whose windows depend on each other (trained_calibration.py): how often the 95 % interval
+holds the model's true value, and how often that is 3 standard errors away, as a multiple of the 0.27 % promised.
 """
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Callable
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from trained_calibration import calibrate
 
 from marble_sweep.config import VerdictConfig
-from marble_sweep.data.baselines import measure_baselines
+from marble_sweep.data.baselines import Baselines, measure_baselines
 from marble_sweep.metrics.step import MEASURED
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.training.evaluation import Evaluator
@@ -26,6 +30,7 @@ from marble_sweep.verdict import Verdict, judge
 
 VOCAB_SIZE, SEQ_LEN, NUM_WINDOWS, NUM_TRAIN = 50, 17, 64, 4_000
 NOISE = 0.3  # standard deviation of logits that depend on the context and have nothing to do with the target
+STEPS = pd.DataFrame([dict.fromkeys(["loss", "h_autocorr", "h_autocorr_lag", *MEASURED], 0.5)])  # of a run; no matter
 
 
 class TablePredictor(Transformer):
@@ -42,13 +47,11 @@ class TablePredictor(Transformer):
         return self.table[torch.arange(tokens.shape[1]), tokens]
 
 
-def verdict_of(model: nn.Module, train_tokens: Tensor, windows: Tensor, vocab_size: int) -> Verdict:
+def verdict_of(model: nn.Module, windows: Tensor, baselines: Baselines) -> Verdict:
     """What a run that ended with this model on these held-out windows (num_windows, T) would be told."""
     assert isinstance(model, Transformer)
-    baselines = measure_baselines(train_tokens, windows, vocab_size)
-    row = Evaluator(windows, baselines, 0, POLICIES["fp32"], len(windows)).evaluate(model, step=1)
-    steps = pd.DataFrame([dict.fromkeys(["loss", "h_autocorr", "h_autocorr_lag", *MEASURED], 0.5)])
-    return judge(VerdictConfig(), steps, pd.DataFrame([row]), lag=1)
+    row, _ = Evaluator(windows, baselines, 0, POLICIES["fp32"], len(windows)).evaluate(model, step=1)
+    return judge(VerdictConfig(), STEPS, pd.DataFrame([row]), lag=1)
 
 
 def is_below(verdict: Verdict, name: str) -> bool:
@@ -134,25 +137,36 @@ def count_passes(num_rounds: int) -> dict[tuple[str, str], Counter[str]]:
         generator = torch.Generator().manual_seed(number)
         train, held_out = sources(generator)
         for control, windows in held_out.items():
+            baselines = measure_baselines(train, windows, VOCAB_SIZE)
             for name, predictor in PREDICTORS.items():
-                verdict = verdict_of(predictor(train, windows, generator), train, windows, VOCAB_SIZE)
+                verdict = verdict_of(predictor(train, windows, generator), windows, baselines)
                 counts = passes.setdefault((control, name), Counter())
                 counts["beats unigram"] += verdict.criteria[0].passed is True
                 counts["without context"] += verdict.criteria[0].passed is True and not verdict.criteria[1].passed
                 counts["below fitted"] += is_below(verdict, "unigram")
                 counts["below oracle"] += is_below(verdict, "oracle")
+        show_progress("rounds", number + 1)
     return passes
+
+
+def show_progress(what: str, number: int) -> None:
+    if number % 20 == 0:
+        print(f"{number:,} {what}", file=sys.stderr)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1000)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--models", type=int, default=200)
+    parser.add_argument("--sets", type=int, default=10, help="held-out sets of every model")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     columns = ("beats unigram", "without context", "below fitted", "below oracle")
-    print(f"of {rounds:,} rounds", *columns, sep=" | ")
-    for (control, name), counts in count_passes(rounds).items():
+    print(f"of {arguments.rounds:,} rounds", *columns, sep=" | ")
+    for (control, name), counts in count_passes(arguments.rounds).items():
         print(f"{control}, {name}", *(counts[column] for column in columns), sep=" | ", flush=True)
+    calibrated = calibrate(arguments.models, arguments.sets, lambda number: show_progress("models", number))
+    print("\n".join(["", *calibrated]))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,25 @@
 
     run = ms.train(["experiment=quick"])
 
-`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.sweep`, `ms.search` and `ms.inspect` are the public
-functions.
+`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.compare_pairs`, `ms.sweep`, `ms.search` and `ms.inspect`
+are the public functions.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marble_sweep.api import Search, Sweep, compose, inspect, load_run, load_runs, search, sweep, train
+    from marble_sweep.api import (
+        Search,
+        Sweep,
+        compare_pairs,
+        compose,
+        inspect,
+        load_run,
+        load_runs,
+        search,
+        sweep,
+        train,
+    )
     from marble_sweep.census.census import Census
     from marble_sweep.config import Config
     from marble_sweep.groups import ModelConfig
@@ -26,6 +37,7 @@ __all__ = [
     "Run",
     "Search",
     "Sweep",
+    "compare_pairs",
     "compose",
     "inspect",
     "load_run",

@@ -36,6 +36,7 @@ SIGNATURES = {
     "step: int | None = None, as_bfloat16: bool = False) -> marble_sweep.census.census.Census",
     "load_run": "(path: str | pathlib.Path) -> marble_sweep.loaded_run.Run",
     "load_runs": "(*paths: str | pathlib.Path) -> pandas.DataFrame",
+    "compare_pairs": "(*paths: str | pathlib.Path) -> pandas.DataFrame",
     "sweep": "(overrides: collections.abc.Sequence[str], grid: collections.abc.Mapping[str, "
     "collections.abc.Sequence[typing.Any]], directory: str | pathlib.Path | None = None) -> marble_sweep.api.Sweep",
     "search": "(overrides: collections.abc.Sequence[str] = (), directory: str | pathlib.Path | None = None) -> "

@@ -117,7 +117,8 @@ def test_use_of_the_context_passes() -> None:
     for guess in torch.randint(VOCAB_SIZE, (5000,), generator=generator).tolist():
         stream.append(guess if guess % 4 == 0 else (3 * stream[-1] + 1) % VOCAB_SIZE)
     train, windows = torch.tensor(stream[:4000]), eval_windows(torch.tensor(stream[4000:]), SEQ_LEN, 64)
-    verdict = verdict_of(PREDICTORS["memorised pairs"](train, windows, generator), train, windows, VOCAB_SIZE)
+    baselines = measure_baselines(train, windows, VOCAB_SIZE)
+    verdict = verdict_of(PREDICTORS["memorised pairs"](train, windows, generator), windows, baselines)
     assert [criterion.passed for criterion in verdict.criteria[:2]] == [True, True]
 
 
@@ -127,7 +128,8 @@ def test_below_the_oracle_is_not_yet_context() -> None:
     by_position = torch.softmax(2 * torch.randn(SEQ_LEN, VOCAB_SIZE, generator=generator), dim=1)
     tokens = torch.multinomial(by_position, 300, replacement=True, generator=generator).T  # (num_windows, T)
     table = by_position.roll(-1, 0).log()[:, None].expand(-1, VOCAB_SIZE, -1)
-    verdict = verdict_of(TablePredictor(table), tokens[:200].flatten(), tokens[200:].contiguous(), VOCAB_SIZE)
+    windows = tokens[200:].contiguous()
+    verdict = verdict_of(TablePredictor(table), windows, measure_baselines(tokens[:200].flatten(), windows, VOCAB_SIZE))
     assert is_below(verdict, "oracle")
     assert is_below(verdict, "tempered")
     assert [criterion.passed for criterion in verdict.criteria[:2]] == [False, False]
@@ -146,11 +148,11 @@ def test_another_kind_of_text_is_named_and_beaten_by_nothing_that_knows_no_conte
     config = text_config(tmp_path, paragraphs(prose(9_000)) + "\n\n" + other(1_200))
     corpus, held_out, baselines, warned = measured(config)
     assert any("the held-out part is of another kind than training" in line for line in warned)
-    vocab_size, train = len(corpus.dead_mask), corpus.train_tokens.long()
+    vocab_size = len(corpus.dead_mask)
     assert baselines.unigram_tempered.mean().item() <= math.log(vocab_size) + 1e-12
     uniform = TablePredictor(everywhere(torch.zeros(vocab_size).log_softmax(0), 32))
     for model in (uniform, *(Transformer(vocab_size, 32, 1, 8, 2, 16, seed) for seed in range(3))):
-        verdict = verdict_of(model, train, held_out, vocab_size)
+        verdict = verdict_of(model, held_out, baselines)
         assert verdict.criteria[0].passed is not True
         require_no_pass_without_evidence(verdict)
 
