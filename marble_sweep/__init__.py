@@ -4,14 +4,26 @@
 
     run = ms.train(["experiment=quick"])
 
-`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.compare_pairs`, `ms.sweep` and `ms.search` are the public
-functions.
+`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.compare_pairs`, `ms.sweep`, `ms.search` and `ms.inspect`
+are the public functions.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marble_sweep.api import Search, Sweep, compare_pairs, compose, load_run, load_runs, search, sweep, train
+    from marble_sweep.api import (
+        Search,
+        Sweep,
+        compare_pairs,
+        compose,
+        inspect,
+        load_run,
+        load_runs,
+        search,
+        sweep,
+        train,
+    )
+    from marble_sweep.census.census import Census
     from marble_sweep.config import Config
     from marble_sweep.groups import ModelConfig
     from marble_sweep.loaded_run import Run
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Census",
     "Config",
     "ModelConfig",
     "Run",
@@ -26,6 +39,7 @@ __all__ = [
     "Sweep",
     "compare_pairs",
     "compose",
+    "inspect",
     "load_run",
     "load_runs",
     "search",

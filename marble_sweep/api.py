@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from marble_sweep.census.census import Census, take_census
 from marble_sweep.checks import CheckError, require
 from marble_sweep.commands import override
 from marble_sweep.config import Config
@@ -122,6 +124,29 @@ def compare_pairs(*paths: str | Path) -> pd.DataFrame:
     frame = pd.DataFrame(pairs.rows)
     frame.attrs["notes"] = pairs.notes
     return frame
+
+
+def inspect(
+    path: str | Path,
+    tokenizer: str | Path | Tokenizer | None = None,
+    *,
+    step: int | None = None,
+    as_bfloat16: bool = False,
+) -> Census:
+    """The census of anybody's embedding: black holes, suspected dead rows, distances in lattice cells, as DataFrames.
+
+    `path` is a .safetensors file, the .index.json of a sharded model, a folder that holds them, or a run directory,
+    with `:tensor` behind it where the embedding cannot be told by its name. Rows are read in chunks, however large the
+    file. `tokenizer` is a tokenizer.json, or the tokenizer; the one beside the file if it is not given. `step` chooses
+    a checkpoint of a run; with `as_bfloat16` float32 weights are rounded first, as a run's metrics see them.
+
+    Raises CheckError, in one line, for what cannot be read.
+
+    >>> import marble_sweep as ms
+    >>> census = ms.inspect("model.safetensors")  # doctest: +SKIP
+    >>> census.black_holes[["hole", "size"]]  # doctest: +SKIP
+    """
+    return take_census(path, tokenizer, step=step, as_bfloat16=as_bfloat16)
 
 
 @dataclass(frozen=True)

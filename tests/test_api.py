@@ -32,6 +32,8 @@ SIGNATURES = {
     "train": "(config: marble_sweep.config.Config | collections.abc.Sequence[str] = (), directory: str | "
     "pathlib.Path | None = None, *, tokens: torch.Tensor | None = None, resume: bool = False) -> "
     "marble_sweep.loaded_run.Run",
+    "inspect": "(path: str | pathlib.Path, tokenizer: str | pathlib.Path | tokenizers.Tokenizer | None = None, *, "
+    "step: int | None = None, as_bfloat16: bool = False) -> marble_sweep.census.census.Census",
     "load_run": "(path: str | pathlib.Path) -> marble_sweep.loaded_run.Run",
     "load_runs": "(*paths: str | pathlib.Path) -> pandas.DataFrame",
     "compare_pairs": "(*paths: str | pathlib.Path) -> pandas.DataFrame",
@@ -48,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ms.Run:
 
 
 def test_public_names_and_signatures() -> None:
-    classes = {"Config", "ModelConfig", "Run", "Search", "Sweep"}
+    classes = {"Census", "Config", "ModelConfig", "Run", "Search", "Sweep"}
     assert set(ms.__all__) == classes | SIGNATURES.keys()
     signatures = {name: str(inspect.signature(getattr(ms, name))) for name in SIGNATURES}
     for defined, public in (

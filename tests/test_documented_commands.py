@@ -35,6 +35,7 @@ NOT_HERE = {
     "pip install": "downloads packages",
     "python benchmarks/": "measures for half an hour, from a checkout; tests/test_step_benchmark.py drives it",
     "python -m marble_sweep.compare [PATH…]": "says which arguments there are",
+    "python -m marble_sweep.inspect FILE[:TENSOR]": "says which arguments there are",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=submitit_slurm": "needs a Slurm cluster",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=ray": "answers SIGTERM with Ray's own exit code",
     "python -m marble_sweep --multirun hydra/sweeper=smallest search.storage=postgresql": "needs the reader's database",
@@ -45,6 +46,7 @@ READS = (
     "python -m marble_sweep --help",
     "python -m marble_sweep --cfg",
     "python -m marble_sweep.compare",
+    "python -m marble_sweep.inspect",
     "python -m marble_sweep.sample",
 )
 

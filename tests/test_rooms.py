@@ -16,14 +16,14 @@ ROWS = (
     ("config",),
     ("data", "kernels", "model", "metrics", "runs", "uncertainty"),
     ("early_stopping", "training", "verdict"),
-    ("metadata", "report"),
+    ("census", "metadata", "report"),
     ("compare", "run"),
     ("sample", "searches", "sweeps"),
     ("loaded_run",),
     ("hydra_app",),
     ("hydra_plugins",),
     ("api",),
-    ("__init__", "__main__"),
+    ("__init__", "__main__", "inspect"),
 )
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 

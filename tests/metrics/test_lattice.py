@@ -12,9 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marble_sweep.metrics.lattice import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    Lattice,
     Motion,
     Regimes,
     black_holes,
+    cells_apart,
+    equal_groups,
     lattice_displacement,
     moving,
     regimes,
@@ -268,3 +274,55 @@ def test_black_holes_equal_a_plain_grouping(rows: list[tuple[int, int]]) -> None
     found = black_holes(tensor(rows))
     assert sorted(found) == sorted(expected)
     assert [len(group) for group in found] == sorted((len(group) for group in expected), reverse=True)
+
+
+# --------------------------------------------------------------------- other lattices
+
+
+def spacing_of(values: np.ndarray) -> np.ndarray:
+    """The distance in float64 from each number, but the largest, to its neighbour away from zero."""
+    away = np.where(np.signbit(values), -np.inf, np.inf).astype(values.dtype)
+    with np.errstate(over="ignore"):
+        return np.abs(np.nextafter(values, away).astype(np.float64) - values.astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("lattice", "dtype"), [(BFLOAT16, ml_dtypes.bfloat16), (FLOAT16, np.float16), (FLOAT32, np.float32)]
+)
+def test_cells_apart_are_differences_on_the_coarser_grid(lattice: Lattice, dtype: np.dtype[np.generic]) -> None:
+    generator = np.random.default_rng(0)
+    scales = 10.0 ** generator.uniform(-7, 4, (2, 4000))
+    scales[1, :1000] = scales[0, :1000]
+    first, second = (generator.standard_normal((2, 4000)) * scales).astype(dtype)
+    second[1000:2000] = np.nextafter(first[1000:2000], second[1000:2000])
+    first[:10], second[5:15] = 0, -np.asarray(0, dtype)
+    start = np.where(np.abs(first.astype(np.float64)) >= np.abs(second.astype(np.float64)), first, second)
+    expected = np.abs(first.astype(np.float64) - second.astype(np.float64)) / spacing_of(start)
+    to_torch = torch.from_numpy if dtype != ml_dtypes.bfloat16 else lambda values: tensor(values.view(np.uint16))
+    first_weights, second_weights = to_torch(first), to_torch(second)
+    cells = cells_apart(first_weights, second_weights, lattice)
+    assert cells.dtype == torch.float32
+    np.testing.assert_allclose(cells.numpy(), expected, rtol=gamma(2))  # a difference and a quotient in float32
+    assert torch.equal(cells, cells_apart(second_weights, first_weights, lattice)), "the same in both directions"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cells"),
+    [
+        (0x3F80, 0x3F7F, 0.5),  # 1 and the number below it, whose own cell is half as wide
+        (0x3F80, 0x3F81, 1),
+        (0x3F80, 0xBF80, 256),  # 1 and -1
+        (0x0000, 0x8000, 0),  # the two zeros
+        (0x0000, 0x0001, 1),  # zero and the smallest subnormal
+        (0x8001, 0x0001, 2),
+        (0x007F, 0x0080, 1),  # the largest subnormal and the smallest normal number
+        (0x0001, 0x3F80, 128),  # next to zero: not thousands of its own cells
+    ],
+)
+def test_cells_apart_at_the_edges(first: int, second: int, cells: float) -> None:
+    assert cells_apart(tensor([first]), tensor([second])).item() == cells
+
+
+def test_groups_of_equal_keys() -> None:
+    assert equal_groups([b"a", b"b", b"a", b"c", b"b", b"b"]) == [[1, 4, 5], [0, 2]]
+    assert equal_groups([b"b", b"a", b"a", b"b"]) == [[0, 3], [1, 2]], "of the same size: by their first position"
