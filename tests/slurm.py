@@ -92,7 +92,16 @@ class Cluster:
     def logs(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.out")))
 
+    def _has_jobs(self) -> bool:
+        command = ["squeue", "--noheader"]
+        shown = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        return bool(shown.stdout.strip())
+
     def stop(self) -> None:
+        """Once its jobs have ended: without a controller their last processes would wait for one for ever."""
+        give_up = time.monotonic() + PATIENCE
+        while self._has_jobs() and time.monotonic() < give_up:
+            time.sleep(0.2)
         for process in reversed(self.processes):
             process.send_signal(signal.SIGTERM)
         for process in reversed(self.processes):
