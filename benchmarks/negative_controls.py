@@ -50,7 +50,7 @@ class TablePredictor(Transformer):
 def verdict_of(model: nn.Module, windows: Tensor, baselines: Baselines) -> Verdict:
     """What a run that ended with this model on these held-out windows (num_windows, T) would be told."""
     assert isinstance(model, Transformer)
-    row = Evaluator(windows, baselines, 0, POLICIES["fp32"], len(windows)).evaluate(model, step=1)
+    row, _ = Evaluator(windows, baselines, 0, POLICIES["fp32"], len(windows)).evaluate(model, step=1)
     return judge(VerdictConfig(), STEPS, pd.DataFrame([row]), lag=1)
 
 

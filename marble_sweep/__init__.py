@@ -4,13 +4,14 @@
 
     run = ms.train(["experiment=quick"])
 
-`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.sweep` and `ms.search` are the public functions.
+`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.compare_pairs`, `ms.sweep` and `ms.search` are the public
+functions.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marble_sweep.api import Search, Sweep, compose, load_run, load_runs, search, sweep, train
+    from marble_sweep.api import Search, Sweep, compare_pairs, compose, load_run, load_runs, search, sweep, train
     from marble_sweep.config import Config
     from marble_sweep.groups import ModelConfig
     from marble_sweep.loaded_run import Run
@@ -23,6 +24,7 @@ __all__ = [
     "Run",
     "Search",
     "Sweep",
+    "compare_pairs",
     "compose",
     "load_run",
     "load_runs",

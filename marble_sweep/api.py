@@ -24,11 +24,14 @@ from marble_sweep.config import Config
 from marble_sweep.groups import TokensConfig
 from marble_sweep.hydra_app.compose import compose_config
 from marble_sweep.loaded_run import Run
-from marble_sweep.report.summary import compare_directories
+from marble_sweep.report.pairs import compare_pairs as test_pairs
+from marble_sweep.report.rows import group_rows, repeats
+from marble_sweep.report.summary import compare_directories, compare_runs
 from marble_sweep.run import run as run_in_directory
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import read_json
 from marble_sweep.runs.discovery import find_runs
+from marble_sweep.runs.run import Run as RunFiles
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
 
@@ -100,6 +103,25 @@ def load_runs(*paths: str | Path) -> pd.DataFrame:
     Raises CheckError for a path that holds no run.
     """
     return compare_directories(find_runs([Path(path) for path in paths]))
+
+
+def compare_pairs(*paths: str | Path) -> pd.DataFrame:
+    """Whether the settings of the runs at or below `paths` differ, a row a pair, as `compare --pairs` tests them.
+
+    Two paths of single runs compare these two. `difference` is the held-out loss of `setting` - that of `other`, in
+    nats per token; `p_corrected` is for all pairs. `attrs["notes"]` says how it was tested and what was left out.
+
+    Raises CheckError for a path that holds no run, and where no pair can be tested.
+
+    >>> import marble_sweep as ms
+    >>> ms.compare_pairs("multirun/lr")  # doctest: +SKIP
+    """
+    comparison = compare_runs([RunFiles.read(path) for path in find_runs([Path(path) for path in paths])])
+    pairs = test_pairs(comparison, group_rows(comparison.rows, repeats(comparison)))
+    require(bool(pairs.rows), "paths", ", ".join(map(str, paths)), f"runs to compare. {' '.join(pairs.notes)}")
+    frame = pd.DataFrame(pairs.rows)
+    frame.attrs["notes"] = pairs.notes
+    return frame
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,8 @@ class SweepConfig(Checked):
 
     # start no further job once so many have failed; null: never stop
     max_failures: int | None = bounded(None, COUNT)
-    # jobs, or trials of a search, that this machine trains at once; auto: one a core, as far as they fit in memory
+    # jobs, or trials of a search, that this machine trains at once; auto: one a core, as far as they fit in memory.
+    # In a search with a launcher: the workers that it starts
     workers: str = AUTO_WORKERS
 
     def __post_init__(self) -> None:

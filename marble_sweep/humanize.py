@@ -2,11 +2,23 @@
 
 import math
 import sys
+from collections.abc import Sequence
 
 
 def counted(number: int, what: str) -> str:
     """1 head, 2 heads."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def plain(value: object) -> str:
+    """A value of a config."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def some_of(names: Sequence[str], max_names: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more
 
 
 def duration(seconds: float) -> str:

@@ -38,6 +38,7 @@ from marble_sweep.runs.files import (
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
+from marble_sweep.runs.window_losses import HeldOut
 from marble_sweep.training.device import choose_device, cpu_threads, recorded_threads
 from marble_sweep.training.estimate import seconds_per_step
 from marble_sweep.training.evaluation import AllWindows, Evaluator
@@ -106,7 +107,7 @@ def prepare(
         model,
         batches,
         corpus.dead_mask.to(device),
-        RunWriter(directory, corpus.dead_mask),
+        RunWriter(directory, corpus.dead_mask, None if evaluator is None else described_windows(config, corpus)),
         Progress(config.trainer.total_steps, show=show),
         evaluator=evaluator,
         all_windows=None if evaluator is None else build_all_windows(config, corpus, device),
@@ -281,6 +282,12 @@ def held_out_windows(config: Config, corpus: Corpus) -> tuple[torch.Tensor, torc
     """The numbers of the held-out windows that the run is evaluated on, and their documents, if known."""
     trainer, num_tokens = config.trainer, len(corpus.val_tokens)
     return choose_windows(trainer.eval_part, num_tokens, corpus.val_documents, trainer.seq_len, trainer.eval_windows)
+
+
+def described_windows(config: Config, corpus: Corpus) -> HeldOut:
+    """The same as lists, for windows.csv."""
+    numbers, documents = held_out_windows(config, corpus)
+    return HeldOut(numbers.tolist(), None if documents is None else documents.tolist())
 
 
 def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | None, Baselines]:

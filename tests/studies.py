@@ -1,6 +1,5 @@
 """Studies without training: a small space, made-up results, and a storage that fails."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -8,8 +7,8 @@ from optuna.storages import BaseStorage, InMemoryStorage
 
 from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.searches.space import Space, Value, build
-from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
-from marble_sweep.searches.study import Decide, Result, SharedStudy, open_study
+from marble_sweep.searches.strategy import Proposal, Settled, Wait, decide
+from marble_sweep.searches.study import Decide, Result, SharedStudy, Snapshot, open_study
 
 CONFIRM_SEEDS = 2
 SWEEPS = ("model.num_layers=0,1", "model.hidden_dim=range(2,6)", "optimizer.lr=tag(log,interval(1e-3,1))")
@@ -25,8 +24,8 @@ def num_parameters(size: dict[str, Value]) -> int:
     return 80 * width + int(size["model.num_layers"]) * 12 * width**2
 
 
-def decide_freely(records: Sequence[TrialRecord]) -> Proposal | Wait | Settled:
-    return decide(small_space(), records, CONFIRM_SEEDS)
+def decide_freely(snapshot: Snapshot) -> Proposal | Wait | Settled:
+    return decide(small_space(), snapshot.records, CONFIRM_SEEDS)
 
 
 def join(storage: BaseStorage, decide: Decide = decide_freely, *, timeout: float = 60.0) -> SharedStudy:

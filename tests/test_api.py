@@ -34,6 +34,7 @@ SIGNATURES = {
     "marble_sweep.loaded_run.Run",
     "load_run": "(path: str | pathlib.Path) -> marble_sweep.loaded_run.Run",
     "load_runs": "(*paths: str | pathlib.Path) -> pandas.DataFrame",
+    "compare_pairs": "(*paths: str | pathlib.Path) -> pandas.DataFrame",
     "sweep": "(overrides: collections.abc.Sequence[str], grid: collections.abc.Mapping[str, "
     "collections.abc.Sequence[typing.Any]], directory: str | pathlib.Path | None = None) -> marble_sweep.api.Sweep",
     "search": "(overrides: collections.abc.Sequence[str] = (), directory: str | pathlib.Path | None = None) -> "

@@ -179,8 +179,13 @@ def hydra_config(asked: str, launcher: str, sweeper: str, *callbacks: str) -> ob
 @pytest.mark.parametrize(
     ("launcher", "sweeper", "callback", "allowed"),
     [
-        (JOBLIB, GRID_SWEEPER, None, "another launcher than Hydra's own; joblib has hydra.launcher.n_jobs"),
-        ("ray.Launcher", GRID_SWEEPER, None, "another launcher than Hydra's own"),
+        (
+            JOBLIB,
+            GRID_SWEEPER,
+            None,
+            "another launcher than Hydra's own, except in a search; joblib has hydra.launcher.n_jobs",
+        ),
+        ("ray.Launcher", GRID_SWEEPER, None, "another launcher than Hydra's own, except in a search"),
         (BASIC_LAUNCHER, BASIC_SWEEPER, None, "another sweeper than grid or smallest"),
         (BASIC_LAUNCHER, GRID_SWEEPER, "mine", "hydra.callbacks, which are called for one job after the other"),
     ],

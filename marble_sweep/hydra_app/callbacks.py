@@ -25,7 +25,7 @@ from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, one_lin
 from marble_sweep.hydra_app.grid import grid_jobs
 from marble_sweep.hydra_app.private import BASIC_SWEEPER, leaving_hydra
 from marble_sweep.hydra_app.rerun import as_written, rerun_command
-from marble_sweep.hydra_app.side_by_side import require_launchable
+from marble_sweep.hydra_app.side_by_side import is_search, require_launchable
 from marble_sweep.hydra_app.sweep_length import require_few
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, user_path
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from marble_sweep.sweeps.watch import SweepWatch
 
 OF_SWEEPS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher", "hydra.sweep", "sweep", "search")
-SEARCH = "hydra_plugins.marble_sweeper.smallest_sweeper.SmallestSweeper"
 GRIDS = ("hydra_plugins.marble_sweeper.grid_sweeper.GridSweeper", BASIC_SWEEPER)
 
 
@@ -180,11 +179,6 @@ def fix_directory(config: DictConfig, mode: str) -> None:
     with read_write(config.hydra):
         config.hydra[mode].dir = literal(str(path))
         config.hydra.overrides.hydra.append(override(key, path))
-
-
-def is_search(config: DictConfig) -> bool:
-    """Whether the sweeper is the one that searches for the smallest model."""
-    return str(config.hydra.sweeper._target_) == SEARCH
 
 
 def check_jobs(config: DictConfig) -> list[schema.Config]:

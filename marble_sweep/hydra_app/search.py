@@ -2,21 +2,20 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
-from marble_sweep.hydra_app.launch import LocalRunner, Runner, TrialComposer, lone_train
+from marble_sweep.hydra_app.launch import LocalRunner, Runner, lone_train
+from marble_sweep.hydra_app.launched import WorkerTask, make_search
 from marble_sweep.hydra_app.private import launches_here
-from marble_sweep.hydra_app.rerun import config_arguments, rerun_command
-from marble_sweep.hydra_app.side_by_side import job_environment, other_callbacks, plan
-from marble_sweep.hydra_app.sweep_syntax import parse
+from marble_sweep.hydra_app.rerun import rerun_command
+from marble_sweep.hydra_app.side_by_side import is_launched, job_environment, other_callbacks, plan
+from marble_sweep.searches.launched import LaunchingSearch
 from marble_sweep.searches.worker import Ending, Search, Train
+from marble_sweep.sweeps.workers import Workers
 
 # Trials at once that end a search sooner (docs/search.md); of more, most would turn out not to have been needed.
 MAX_AT_ONCE = 8
@@ -29,26 +28,38 @@ def search(
 
     `overrides` are the sweeper's overrides and the command line's. Raises CheckError for what cannot be searched.
     """
-    dimensions, by_key = parse(overrides, OverridesParser.create(context.config_loader))
-    fixed = list(by_key.values())
-    composer = TrialComposer(Composer(context.config_loader, config), fixed)
-    directory = Path(config.hydra.sweep.dir)
-    rerun = rerun_command(config, directory)
-    files = config_arguments(config)
-    whole = Search(dimensions, composer.resolve, directory, overrides=fixed, config_options=files)
+    if is_launched(config):
+        return search_launched(config, overrides, context)
+    whole, composer = make_search(Search, config, overrides, context)
+    rerun = rerun_command(config, whole.directory)
     with job_environment(config):
-        settings = whole.base.search
-        # Whoever shares a study may have started several processes on this machine already.
-        useful = MAX_AT_ONCE if settings.storage is None else 1
-        workers = plan(config, whole.largest(), "trial", settings.n_trials, useful)
+        workers = plan_trials(config, whole)
         train: Train
         if workers.number > 1:
-            train = LocalRunner(composer, directory, workers.threads, whole.should_stop).run
+            train = LocalRunner(composer, whole.directory, workers.threads, whole.should_stop).run
         elif launches_here(config) and not other_callbacks(config):
-            train = lone_train(composer, directory)
+            train = lone_train(composer, whole.directory)
         else:
             train = Runner(composer, launcher, context, task).run
         return conclude(whole.run(train, workers.number), rerun)
+
+
+def search_launched(config: DictConfig, overrides: Sequence[str], context: HydraContext) -> int:
+    """Search with workers that the user's launcher starts; returns the exit code."""
+    whole, _ = make_search(LaunchingSearch, config, overrides, context)
+    rerun = rerun_command(config, whole.directory)
+    with job_environment(config):
+        workers = plan_trials(config, whole)
+        launch = WorkerTask(config, list(overrides), context, workers).launch
+        return conclude(whole.run_launched(launch, workers.number), rerun)
+
+
+def plan_trials(config: DictConfig, whole: Search) -> Workers:
+    """How many trials train at once."""
+    settings = whole.base.search
+    # Whoever shares a study may have started several processes on this machine already.
+    useful = MAX_AT_ONCE if settings.storage is None else 1
+    return plan(config, whole.largest(), "trial", settings.n_trials, useful)
 
 
 def conclude(ending: Ending, rerun: str) -> int:

@@ -18,6 +18,9 @@ from marble_sweep.sweeps.jobs import train_jobs
 from marble_sweep.sweeps.workers import ONE, Workers, plan_workers
 
 OWN_SWEEPERS = "hydra_plugins.marble_sweeper."  # what their names begin with
+SEARCH = f"{OWN_SWEEPERS}smallest_sweeper.SmallestSweeper"
+# Launchers beside Hydra's own whose jobs run on this machine.
+JOBLIB, SUBMITIT_LOCAL = "hydra_joblib_launcher", "submitit_launcher.LocalLauncher"
 OWN_CALLBACKS = {"check_and_watch"}
 
 
@@ -27,11 +30,35 @@ def require_launchable(config: DictConfig) -> None:
     if asked in (AUTO_WORKERS, "1"):
         return
     allowed = f"{AUTO_WORKERS} or 1 with"
-    at_once = "; joblib has hydra.launcher.n_jobs" if "joblib" in str(config.hydra.launcher._target_) else ""
-    require(launches_here(config), "sweep.workers", asked, f"{allowed} another launcher than Hydra's own{at_once}")
+    at_once = "; joblib has hydra.launcher.n_jobs" if JOBLIB in launcher(config) else ""
+    fits = launches_here(config) or is_search(config)
+    require(fits, "sweep.workers", asked, f"{allowed} another launcher than Hydra's own, except in a search{at_once}")
     require(is_own_sweeper(config), "sweep.workers", asked, f"{allowed} another sweeper than grid or smallest")
     none = not other_callbacks(config)
     require(none, "sweep.workers", asked, f"{allowed} hydra.callbacks, which are called for one job after the other")
+
+
+def is_launched(config: DictConfig) -> bool:
+    """Whether a search's workers are the launcher's jobs. Elsewhere `auto` is a job a trial, one after the other."""
+    if launches_here(config) or other_callbacks(config):
+        return False
+    return jobs_run_here(config) or str(config.sweep.workers) != AUTO_WORKERS
+
+
+def jobs_run_here(config: DictConfig) -> bool:
+    """Whether the launcher's jobs run on this machine."""
+    name = launcher(config)
+    return launches_here(config) or JOBLIB in name or SUBMITIT_LOCAL in name
+
+
+def launcher(config: DictConfig) -> str:
+    """The name of the launcher's class, in full."""
+    return str(config.hydra.launcher._target_)
+
+
+def is_search(config: DictConfig) -> bool:
+    """Whether the sweeper is the one that searches for the smallest model."""
+    return str(config.hydra.sweeper._target_) == SEARCH
 
 
 def is_own_sweeper(config: DictConfig) -> bool:
@@ -48,8 +75,11 @@ def plan(config: DictConfig, jobs: Sequence[Config], noun: str, num_jobs: int, u
 
     Says so where they are several.
     """
-    if not launches_here(config) or other_callbacks(config):
+    if other_callbacks(config) or not (launches_here(config) or is_search(config)):
         return ONE
+    if not jobs_run_here(config):
+        asked = jobs[0].sweep.workers
+        return ONE if asked == AUTO_WORKERS else Workers(min(int(asked), num_jobs), None)
     workers = plan_workers(jobs, num_jobs, useful)
     if workers.number > 1:
         threads = counted(jobs[0].device.num_threads or workers.threads or 1, "CPU thread")

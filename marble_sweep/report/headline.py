@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from marble_sweep.humanize import plain
 from marble_sweep.metrics.margin import Outcome
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.runs.status import RunStatus
@@ -14,21 +15,21 @@ IN_NAME = ("num_layers", "hidden_dim")  # the parameters that a model's name giv
 
 
 def labels(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
-    """A label for each group: the model's name and what else differs, with the directory where that is not unique."""
-    others = [column for column in comparison.varied if column not in IN_NAME]
+    """A label for each group: the model's name and what else differs, with the directory where that is not unique.
+
+    A group of runs of several names has the parameters alone that they share.
+    """
     names = []
     for group in groups:
-        parts = [f"{column}={plain(group[column])}" for column in others if group[column] is not None]
-        names.append(", ".join([group["name"], *parts]))
+        in_name = [] if group["name"] is None else IN_NAME
+        shown = [column for column in comparison.varied if column not in in_name and group[column] is not None]
+        parts = [f"{column}={plain(group[column])}" for column in shown]
+        names.append(", ".join(parts if group["name"] is None else [group["name"], *parts]))
     counts = Counter(names)
     return [
         printable(name if counts[name] == 1 else f"{name} ({group['run']})")
         for name, group in zip(names, groups, strict=True)
     ]
-
-
-def plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:

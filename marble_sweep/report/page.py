@@ -13,10 +13,11 @@ from plotly.offline import get_plotlyjs
 
 from marble_sweep.report.curves import shorten
 from marble_sweep.report.headline import OBJECTIVES, UNITS, headline, labels
+from marble_sweep.report.pairs import compare_pairs
 from marble_sweep.report.rows import group_rows, repeats, sort_rows
 from marble_sweep.report.search import can_be_drawn, read_search
 from marble_sweep.report.summary import Comparison, Row
-from marble_sweep.report.table import cell, default_columns, with_short_paths
+from marble_sweep.report.table import Table, cell, default_columns, with_short_paths
 from marble_sweep.runs.files import write_text
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
@@ -82,6 +83,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
             [(cell(group, column), sort_value(group.get(column))) for column in columns if column in group]
             for group in groups
         ],
+        pairs=None if comparison.stopping or len(groups) < 2 else page_table(compare_pairs(comparison, groups)),
         data=data,
         sections=SECTIONS,
         titles=TITLES,
@@ -89,6 +91,12 @@ def write_page(comparison: Comparison, path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
+
+
+def page_table(table: Table) -> dict[str, Any]:
+    """A table as the page shows it."""
+    rows = [[cell(row, column) for column in table.columns] for row in table.rows]
+    return {"columns": table.columns, "rows": rows, "notes": list(map(printable, table.notes))}
 
 
 def sort_value(value: Any) -> str:

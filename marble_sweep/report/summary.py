@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_sweep.humanize import perplexity
+from marble_sweep.humanize import perplexity, some_of
 from marble_sweep.metrics.margin import (
     DECIDING_MARGINS,
     Outcome,
@@ -19,6 +19,7 @@ from marble_sweep.metrics.margin import (
     measured,
     outcome_with_context,
 )
+from marble_sweep.report.twins import twin_notes
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 from marble_sweep.training.schedule import evaluation_steps
@@ -146,6 +147,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         notes.append(PARTS_NOTE)
     if any(_lacks_tempered(run.evals[-1]) for run in runs if run.evals):
         notes.append(EARLIER_NOTE)
+    notes += twin_notes(runs, {key: columns[key] for key in keys})
     corpus_notes = _corpus_notes(runs, rows)
     return Comparison(list(runs), rows, varied, step, notes + corpus_notes, not corpus_notes)
 
@@ -284,10 +286,10 @@ def _step_notes(runs: Sequence[Run], rows: Sequence[Row], step: int | None) -> l
             if run.status in UNFINISHED and max(run.eval_at, default=0) == step
         ]
         if behind:
-            notes.append(f"Not beyond it yet: {_some(behind)}. --filter status==finished leaves them out.")
+            notes.append(f"Not beyond it yet: {some_of(behind)}. --filter status==finished leaves them out.")
     without = [f"{row['run']} ({row['status']})" for row in rows if row["val_loss"] is None]
     if without and evaluated:
-        notes.append(f"No evaluation at step {step:,}: {_some(without)}.")
+        notes.append(f"No evaluation at step {step:,}: {some_of(without)}.")
     return notes
 
 
@@ -307,8 +309,3 @@ def _corpus_notes(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     if most > 1:
         return [f"Warning: runs were evaluated on {most} different sets of windows: {instead}"]
     return []
-
-
-def _some(names: Sequence[str], max_names: int = 3) -> str:
-    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
-    return ", ".join(names[:max_names]) + more

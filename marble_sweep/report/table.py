@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from marble_sweep.metrics.margin import Outcome
 from marble_sweep.report.summary import Comparison, Row
@@ -19,6 +19,7 @@ UNKNOWN, UNDECIDED = "–", "undecided"
 DECIMALS = {  # formats of nats, shares and errors; anything else has six significant digits
     "val_loss": ".4f",
     "val_loss_se": ".4f",
+    "val_loss_sd": ".4f",
     "val_margin": "+.4f",
     "val_margin_se": ".4f",
     "oracle_margin": "+.4f",
@@ -37,7 +38,24 @@ DECIMALS = {  # formats of nats, shares and errors; anything else has six signif
     "steps_per_minute": ",.1f",
     "freeze_step": ",.0f",
     "n_params": ",.0f",
+    "difference": "+.4f",  # of pairs
+    "df": ".1f",
+    "p": ".2g",
+    "p_corrected": ".2g",
+    "sd_low": ".4f",  # of noise
+    "sd_high": ".4f",
+    "least_difference": ".4f",
+    "seeds_needed": ",.0f",
+    "seeds_needed_high": ",.0f",
 }
+
+
+class Table(NamedTuple):
+    """A table below that of the runs."""
+
+    columns: Sequence[str]  # that people see; the rows may have more
+    rows: list[Row]
+    notes: list[str]  # sentences on what was computed, and on what could not be
 
 
 def default_columns(comparison: Comparison, rows: Sequence[Row], grouped_by: Sequence[str] = ()) -> list[str]:
@@ -71,7 +89,7 @@ def cell(row: Row, column: str) -> str:
         more = row.get("n", 1) - 1 if column == "run" else 0
         return printable(" ".join(value.split())) + (f" +{more}" if more else "")
     form = DECIMALS.get(column, ".6g")
-    error = row.get(f"{column}_se" if column.endswith("_margin") else f"{column}_sd")
+    error = row.get(f"{column}_se" if column.endswith(("_margin", "difference")) else f"{column}_sd")
     return f"{value:{form}}" + (f" ± {error:{form.lstrip('+')}}" if error is not None else "")
 
 
@@ -110,9 +128,16 @@ def render(rows: Sequence[Row], columns: Sequence[str], form: str) -> str:
     return _markdown(columns, cells, right) if form == "markdown" else _table(columns, cells, right)
 
 
+def render_table(table: Table, form: str) -> str:
+    """A table in one of FORMATS; CSV and JSON have all its columns. Empty, for people, where it has no rows."""
+    if form in ("csv", "json"):
+        return render(table.rows, list(table.rows[0]) if table.rows else table.columns, form)
+    return render(table.rows, table.columns, form) if table.rows else ""
+
+
 def with_short_paths(rows: Sequence[Row]) -> list[Row]:
-    """The rows with `run` relative to the folder that all runs share."""
-    if len(rows) < 2:
+    """The rows with `run`, if they have it, relative to the folder that all runs share."""
+    if len(rows) < 2 or "run" not in rows[0]:
         return list(rows)
     paths = [os.path.abspath(row["run"]) for row in rows]  # the user may have given some as relative paths
     shared = os.path.commonpath([os.path.dirname(path) for path in paths])

@@ -8,6 +8,8 @@ CONFIG = "config.yaml"
 METADATA = "metadata.json"
 METRICS = "metrics.csv"
 EVALS = "evals.csv"
+WINDOWS = "windows.csv"  # which held-out windows are evaluated
+WINDOW_LOSSES = "window_losses.csv"
 VERDICT = "verdict.json"
 LOG = "run.log"
 TOKENIZER = "tokenizer.json"
@@ -18,7 +20,10 @@ STATE = "state.safetensors"
 UNIGRAM = "unigram.safetensors"
 PLOTS = "plots"  # a folder
 LAST_PLOT = f"{PLOTS}/hidden.png"  # drawn after all others
-FILES = (CONFIG, METADATA, METRICS, EVALS, VERDICT, LOG, TOKENIZER, SNAPSHOTS, MODEL, STATE, UNIGRAM)
+FILES = (
+    *(CONFIG, METADATA, METRICS, EVALS, WINDOWS, WINDOW_LOSSES, VERDICT),
+    *(LOG, TOKENIZER, SNAPSHOTS, MODEL, STATE, UNIGRAM),
+)
 
 # Of a run and of a sweep.
 LOCK, SOFT_LOCK = ".lock", ".lock.held"
@@ -31,3 +36,7 @@ PAGE = "compare.html"
 SEARCH = "search.json"
 JOURNAL = "study.log"
 FRONTIER = "frontier.png"
+
+# Of a search whose workers a launcher starts: a folder for each worker, by its number, with its log.
+WORKERS = "workers"
+WORKER_LOG = "worker.log"

@@ -112,6 +112,16 @@ class StepFile:
         header = ",".join(self._survey.columns).encode("ascii")
         return pd.read_csv(io.BytesIO(header + b"".join(parts)), usecols=known, dtype=np.float64)[known]
 
+    def text_without(self, columns: Collection[str], num_rows: int) -> bytes:
+        """The first `num_rows` rows as written, without `columns`, each after a newline; quicker than `table`."""
+        names = self._survey.columns
+        text = np.frombuffer(b"\n" + b"".join(map(self._read, self._survey.parts))[:-1], np.uint8)
+        begins = np.flatnonzero((text == COMMA) | (text == NEWLINE))
+        num_rows = min(num_rows, len(begins) // len(names))  # fewer where the file was cut since it was checked
+        begins = np.append(begins, len(text))[: num_rows * len(names) + 1]
+        kept = np.tile([name not in columns for name in names], num_rows)
+        return text[: begins[-1]][np.repeat(kept, np.diff(begins))].tobytes()
+
     @functools.cached_property
     def _survey(self) -> Survey:
         try:

@@ -18,9 +18,10 @@ class FreshSeeds:
         self.results = results
         self.numbers = {candidate: number for number, candidate in enumerate(results, 1)}
         self.tallies = {candidate: self._judge(candidate) for candidate in results}
+        self._untested = judge(standard, len(self.numbers) + 1, ())
 
     def tally(self, candidate: Candidate) -> Tally:
-        return self.tallies.get(candidate) or self._judge(candidate)
+        return self.tallies.get(candidate, self._untested)
 
     def verdict(self, candidate: Candidate) -> Verdict:
         return self.tally(candidate).verdict

@@ -78,11 +78,18 @@ class SearchResult:
     first_trial: int = 0  # of this start of the search: earlier ones that crashed are retried
     config_options: Sequence[str] = ()  # for a command that reads the same config files
     workers: int = 1  # of this process: so many trials at once
+    recorded: Sequence[TrialRecord] | None = None  # the trials' records, where they are known
 
     @functools.cached_property
     def records(self) -> list[TrialRecord]:
-        records = [record for trial in self.trials if (record := as_record(trial)) is not None]
-        return forget_crashes(records, self.first_trial)
+        return forget_crashes(self.as_recorded, self.first_trial)
+
+    @functools.cached_property
+    def as_recorded(self) -> Sequence[TrialRecord]:
+        """The records with all crashes."""
+        if self.recorded is not None:
+            return self.recorded
+        return [record for trial in self.trials if (record := as_record(trial)) is not None]
 
     @functools.cached_property
     def state(self) -> SearchState:
@@ -283,7 +290,7 @@ class SearchResult:
         statuses, state = self.statuses, self.state
         below = {size: status for size, status in statuses.items() if size in self._below(state)}
         refuted = [size for size, status in below.items() if status == self.ruled_out]
-        counts = Counter(record.outcome for trial in self.trials if (record := as_record(trial)) is not None)
+        counts = Counter(record.outcome for record in self.as_recorded)
         early_stopping = EarlyStopping(config)
         summary = {
             "threshold": config.certify.threshold,

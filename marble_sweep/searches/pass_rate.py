@@ -16,7 +16,9 @@ probability that a search accepts or rules out any recipe wrongly is therefore a
 """
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from marble_sweep.config import SearchConfig
 
 POWER = 0.8  # with which a recipe of the aimed-at pass rate is accepted
+TESTS_AT_ONCE = 32  # that are tried for their power together, in arrays
 AIM = 0.25  # which fails this share of the seeds that the asked pass rate allows to fail: 0.95 where 0.8 is asked
 
 
@@ -151,35 +154,51 @@ def _with_verdict(standard: Standard, number: int, tally: Tally) -> Tally:
 def design(rate: float, level: float) -> Design:
     """The test with the fewest seeds that accepts a recipe of the aimed-at pass rate with probability POWER."""
     aim = 1 - AIM * (1 - rate)
-    max_seeds = 1
-    while True:
-        accept = tuple(least_passes(rate, level, max_seeds))
+    for first in itertools.count(1, TESTS_AT_ONCE):
+        sizes = np.arange(first, first + TESTS_AT_ONCE)
+        accept = least_passes(rate, level, sizes)
+        if max(_accepted(sizes, accept, np.full_like(accept, -1), aim)) < POWER:
+            continue  # ruling out makes acceptance no likelier
         # The most passes that rule out are, of n seeds, the least failures of a recipe that fails 1 - rate of them.
-        failures = least_passes(1 - rate, level, max_seeds)
-        rule_out = tuple(seeds - least for seeds, least in enumerate(failures, 1))
-        bounds = Design(accept, rule_out)
-        if crossing(bounds, aim)[0] >= POWER:
-            return bounds
-        max_seeds += 1
+        rule_out = np.arange(1, sizes[-1] + 1) - least_passes(1 - rate, level, sizes)
+        for row in np.nonzero(_accepted(sizes, accept, rule_out, aim) >= POWER)[0]:
+            seeds = sizes[row]
+            return Design(tuple(accept[row, :seeds].tolist()), tuple(rule_out[row, :seeds].tolist()))
+    raise AssertionError("with enough seeds any power is reached")
 
 
-def least_passes(rate: float, level: float, max_seeds: int) -> list[int]:
+def least_passes(rate: float, level: float, sizes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     """After every seed, the least passes to exclude a pass rate below `rate` with an error of at most `level` in all.
 
-    n + 1 of n seeds where so few cannot show it.
+    A row for every test, which has so many seeds as `sizes` says; n + 1 of n seeds where so few cannot show it. Columns
+    beyond a test's last seed mean nothing.
     """
-    distribution, spent = np.ones(1), 0.0
-    bounds = []
-    for seeds in range(1, max_seeds + 1):
+    most = np.asarray(sizes)
+    distribution, spent = np.ones((len(most), 1)), np.zeros(len(most))
+    rows, bounds = np.arange(len(most)), []
+    for seeds in range(1, max(most) + 1):
         distribution = _next(distribution, rate)
-        tails = np.cumsum(distribution[::-1])[::-1]  # the probability of so many passes or more
-        allowed = np.nonzero(tails <= level * seeds / max_seeds - spent)[0]
-        bound = int(allowed[0]) if len(allowed) else seeds + 1
-        if bound <= seeds:
-            spent += float(tails[bound])
-            distribution[bound:] = 0.0
+        tails = np.cumsum(distribution[:, ::-1], axis=1)[:, ::-1]  # the probability of so many passes or more
+        allowed = tails <= (level * seeds / most - spent)[:, np.newaxis]
+        bound = np.where(allowed[:, -1], np.argmax(allowed, axis=1), seeds + 1)
+        spent += np.where(bound <= seeds, tails[rows, np.minimum(bound, seeds)], 0.0)
+        distribution[np.arange(seeds + 1) >= bound[:, np.newaxis]] = 0.0
         bounds.append(bound)
-    return bounds
+    return np.stack(bounds, axis=1)
+
+
+def _accepted(
+    sizes: NDArray[np.int64], accept: NDArray[np.int64], rule_out: NDArray[np.int64], rate: float
+) -> NDArray[np.float64]:
+    """How likely every test accepts a recipe of this pass rate."""
+    distribution, accepted = np.ones((len(sizes), 1)), np.zeros(len(sizes))
+    for seeds in range(1, accept.shape[1] + 1):
+        distribution = _next(distribution, rate)
+        passes, has_seed = np.arange(seeds + 1), seeds <= sizes
+        is_accepted = passes >= accept[:, seeds - 1, np.newaxis]
+        accepted += np.where(has_seed, np.where(is_accepted, distribution, 0.0).sum(axis=1), 0.0)
+        distribution[is_accepted | (passes <= rule_out[:, seeds - 1, np.newaxis])] = 0.0
+    return accepted
 
 
 def crossing(bounds: Design, rate: float) -> tuple[float, float, float]:
@@ -197,10 +216,10 @@ def crossing(bounds: Design, rate: float) -> tuple[float, float, float]:
 
 
 def _next(distribution: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
-    """The distribution of the number of passes after one more seed."""
-    following = np.zeros(len(distribution) + 1)
-    following[:-1] += (1 - rate) * distribution
-    following[1:] += rate * distribution
+    """The distribution of the number of passes, which is the last axis, after one more seed."""
+    following = np.zeros((*distribution.shape[:-1], distribution.shape[-1] + 1))
+    following[..., :-1] += (1 - rate) * distribution
+    following[..., 1:] += rate * distribution
     return following
 
 

@@ -4,6 +4,7 @@ A *size* is one choice of everything that the number of parameters depends on; a
 everything else, the learning rate first of all. Sizes are known before anything is trained, and are ordered.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -89,6 +90,19 @@ class Space:
     @property
     def recipes(self) -> tuple[Dimension, ...]:
         return tuple(dimension for dimension in self.dimensions if not dimension.decides_size)
+
+    @functools.cached_property
+    def wider(self) -> tuple[frozenset[int], ...]:
+        """For every size, the indices of those that differ from it by a larger width alone."""
+        families: dict[tuple[tuple[str, Value], ...], list[int]] = {}
+        for index, size in enumerate(self.sizes):
+            others = tuple((key, value) for key, value in size.params if key != WIDTH)
+            families.setdefault(others, []).append(index)
+        family = {index: members for members in families.values() for index in members}
+        return tuple(
+            frozenset(other for other in family[index] if size.narrower_than(self.sizes[other]))
+            for index, size in enumerate(self.sizes)
+        )
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:

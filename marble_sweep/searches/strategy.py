@@ -21,6 +21,7 @@ A crash says nothing about a size or a recipe. A trial that crashed is repeated 
 *crashed*: it can still certify with another recipe, and a wider size can imply it, but it is not refuted.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,7 +51,7 @@ class TrialRecord:
     outcome: str  # running, certified, below, undecided, pruned, diverged, too_slow, failed, stale
     margins: dict[int, float] = field(default_factory=dict)  # by step: nats per token above what certifies
 
-    @property
+    @functools.cached_property
     def seed_result(self) -> SeedResult:
         """What it shows as a run on a fresh seed."""
         if self.outcome == RunStatus.CERTIFIED:
@@ -61,11 +62,11 @@ class TrialRecord:
             return SeedResult.CRASHED
         return SeedResult.UNDECIDED if self.outcome == Outcome.UNDECIDED else SeedResult.FAILED
 
-    @property
+    @functools.cached_property
     def last_step(self) -> int:
         return max(self.margins, default=0)
 
-    @property
+    @functools.cached_property
     def margin(self) -> float:
         """At the last evaluation; -inf where there was none, the loss diverged or the trial crashed."""
         return self.margins[self.last_step] if self.margins and self.outcome not in NO_MARGIN else -math.inf
@@ -104,12 +105,15 @@ class SearchState:
             first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
             if first_crash:
                 crashed_before.add(configuration)
-            if record.outcome != STALE:
+            if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
                 latest[configuration] = record
             (self.to_retry if first_crash or record.outcome == STALE else self.records).append(record)
         # A later trial of the same configuration replaces a crash.
         self.crashed = {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
+        self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
+        self._best: dict[int, Recipe | None] = {}
+        self._starts: list[tuple[int, Recipe]] | None = None
         self.confirmations: dict[tuple[int, Recipe], dict[int, TrialRecord]] = {}
         for record in self.records:
             if record.seed == 0:
@@ -126,13 +130,8 @@ class SearchState:
         verdicts = {size: self._excluded(size) for size in climbed}
         self.refuted = {size for size, verdict in verdicts.items() if verdict == Verdict.RULED_OUT}
         self.undecided = {size for size, verdict in verdicts.items() if verdict == Verdict.UNDECIDED}
-        self.refuted_by_loss = {
-            size for size in self.refuted if all(record.outcome != RunStatus.TOO_SLOW for record in self._of(size))
-        }
-
-    def _of(self, size: int) -> list[TrialRecord]:
-        """All records of a size."""
-        return [record for record in self.records if record.size == size]
+        too_slow = {record.size for record in self.records if record.outcome == RunStatus.TOO_SLOW}
+        self.refuted_by_loss = self.refuted - too_slow
 
     # ------------------------------------------------------------------ what is known about a recipe
 
@@ -158,6 +157,11 @@ class SearchState:
         With `running`, a running trial counts as well. A recipe whose confirmation crashes twice does not count:
         another recipe may work. An accepted recipe counts even if it failed on the search's own seed.
         """
+        if (size, running) not in self._certified:
+            self._certified[size, running] = self._find_certified(size, running=running)
+        return self._certified[size, running]
+
+    def _find_certified(self, size: int, *, running: bool) -> TrialRecord | None:
         good = (RunStatus.CERTIFIED, RunStatus.RUNNING) if running else (RunStatus.CERTIFIED,)
 
         def rank(record: TrialRecord) -> tuple[bool, bool, int]:
@@ -220,7 +224,7 @@ class SearchState:
 
     def implied(self, size: int) -> bool:
         """Whether a wider size of the same depth is refuted by its losses; slowness implies nothing."""
-        return any(self.space.sizes[size].narrower_than(self.space.sizes[other]) for other in self.refuted_by_loss)
+        return not self.space.wider[size].isdisjoint(self.refuted_by_loss)
 
     def smallest(self, *, running: bool = False) -> int | None:
         """The smallest certified size; with `running`, running trials are assumed to succeed."""
@@ -240,14 +244,19 @@ class SearchState:
 
         A crashed size cannot be refuted, so narrower ones do not wait for it.
         """
-        sizes, still_open = self.space.sizes, self.open_below(top)
-        wider = [size for size in still_open if size not in self.crashed]
-        return [size for size in still_open if not any(sizes[size].narrower_than(sizes[other]) for other in wider)]
+        still_open = self.open_below(top)
+        not_crashed = set(still_open) - self.crashed
+        return [size for size in still_open if self.space.wider[size].isdisjoint(not_crashed)]
 
     # ------------------------------------------------------------------ the climb over recipes
 
     def best(self, size: int) -> Recipe | None:
         """The ended recipe of this size that no other beats at the last step where both were evaluated."""
+        if size not in self._best:
+            self._best[size] = self._find_best(size)
+        return self._best[size]
+
+    def _find_best(self, size: int) -> Recipe | None:
         ended = [record for record in self.by_size.get(size, {}).values() if record.outcome != RunStatus.RUNNING]
         leader: TrialRecord | None = None
         for record in ended:
@@ -316,16 +325,21 @@ class SearchState:
             return False
         return not any(self.next_recipes(size))
 
+    def _find_starts(self) -> Iterator[tuple[int, Recipe]]:
+        """The sizes that others begin from, with their recipes: those that certified, else all that did not crash."""
+        certified = [(size, record.recipe) for size in self.by_size if (record := self.certified(size)) is not None]
+        yield from certified
+        for size in self.by_size if not certified else ():
+            best = self.best(size)
+            if best is not None and self.by_size[size][best].outcome != RunStatus.FAILED:
+                yield size, best
+
     def first_recipe(self, size: int) -> Recipe:
         """Where a size begins: what certified the nearest size, else what was best there, else the middle."""
-        nearest = sorted(self.by_size, key=lambda other: abs(other - size))
-        for other in nearest:
-            if (record := self.certified(other)) is not None:
-                return record.recipe
-        for other in nearest:
-            best = self.best(other)
-            if best is not None and self.by_size[other][best].outcome != RunStatus.FAILED:
-                return best
+        if self._starts is None:
+            self._starts = list(self._find_starts())
+        if self._starts:
+            return min(self._starts, key=lambda start: abs(start[0] - size))[1]
         dimensions = self.space.recipes
         return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
 
@@ -342,11 +356,15 @@ def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialReco
 
 
 def decide(space: Space, records: Sequence[TrialRecord], standard: Standard) -> Proposal | Wait | Settled:
+    """The next trial by these records, as next_trial has it."""
+    return next_trial(SearchState(space, records, standard))
+
+
+def next_trial(state: SearchState) -> Proposal | Wait | Settled:
     """The next trial; Wait where none can start now; Settled where none is left.
 
     None is left where every question has its answer, or where only crashed sizes stand in the way.
     """
-    state = SearchState(space, records, standard)
     answer = state.smallest()
     for record in state.to_retry:
         if proposal := _retry(state, record, answer):

@@ -17,7 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import optuna
@@ -56,7 +56,16 @@ STATES: dict[str, TrialState] = {
 TICKET_SECONDS = 0.02  # between two checks of the trials with lower numbers
 HEARTBEATS_PER_TIMEOUT = 6.0  # a trial without a heartbeat for the whole timeout is stale
 
-Decide = Callable[[list[TrialRecord]], Proposal | Wait | Settled]
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The trials with a plan at one moment, by number."""
+
+    trials: list[FrozenTrial]
+    records: list[TrialRecord]  # the same as the strategy sees them
+
+
+Decide = Callable[[Snapshot], Proposal | Wait | Settled]
 
 
 class HeartbeatMonitor:
@@ -87,6 +96,21 @@ class Sampler(BaseSampler):
         self.decide = decide
         self.heartbeats = heartbeats
         self.decision: Proposal | Wait | Settled = Wait()
+        self._ended: dict[int, TrialRecord | None] = {}  # by number: trials that have ended do not change
+
+    def snapshot(self, study: Study) -> Snapshot:
+        """The study's trials now; of those that have ended only the new ones are read."""
+        pairs = []
+        for trial in study.get_trials(deepcopy=False):
+            if trial.number in self._ended:
+                record = self._ended[trial.number]
+            else:
+                record = as_record(trial)
+                if trial.state.is_finished():
+                    self._ended[trial.number] = record
+            if record is not None:
+                pairs.append((trial, record))
+        return Snapshot([trial for trial, _ in pairs], [record for _, record in pairs])
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.space.distributions
@@ -95,7 +119,7 @@ class Sampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Value]:
         self._await_turn(study, trial)
-        self.decision = self.decide(records(study))
+        self.decision = self.decide(self.snapshot(study))
         if isinstance(self.decision, Proposal):
             return self.space.params(self.decision.size, self.decision.recipe)
         return self.space.params(0, (0.0,) * len(self.space.recipes))  # withdrawn at once
@@ -188,6 +212,12 @@ def result_of(trial: FrozenTrial) -> dict[str, Any]:
     return result
 
 
+def as_result(trial: FrozenTrial) -> Result:
+    """The Result of a trial that has one."""
+    needed = {field.name: None for field in fields(Result) if field.default is MISSING}
+    return Result(**(needed | result_of(trial)))
+
+
 def heartbeat_of(trial: FrozenTrial) -> float | None:
     """Seconds from the beginning of the trial to its last heartbeat; None where there was none."""
     attributes = trial.user_attrs
@@ -201,6 +231,9 @@ class SharedStudy:
 
     study: Study
     sampler: Sampler
+
+    def snapshot(self) -> Snapshot:
+        return self.sampler.snapshot(self.study)
 
     def ask(self) -> tuple[Trial, Proposal] | None:
         """A new trial with its plan; None where there is nothing to start after all."""
@@ -228,7 +261,7 @@ class SharedStudy:
             trial.set_user_attr(RESULT, fields)
             trial.set_user_attr(OUTCOME, result.outcome)
             if result.outcome != RunStatus.FAILED:
-                reported = self.study.trials[trial.number].intermediate_values
+                reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
                 measured = reported and result.outcome != RunStatus.DIVERGED
                 trial.set_constraint(LOSS, reported[max(reported)] if measured else DIVERGED_VIOLATION)
                 if min_steps_per_minute is not None and result.steps_per_minute is not None:

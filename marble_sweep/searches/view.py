@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Mapping
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -17,21 +18,22 @@ from marble_sweep.terminal import printable
 class View:
     """Prints lines and a progress bar on standard error. Threads may share it."""
 
-    def __init__(self, total_steps: int) -> None:
-        """`total_steps` is the budget of a trial."""
+    def __init__(self, total_steps: int, stream: TextIO | None = None) -> None:
+        """`total_steps` is the budget of a trial; lines go to `stream`, by default standard error."""
         self.budget = total_steps
+        self.stream = stream
         self.bracket = ""
         self.steps: dict[str, int] = {}  # by running trial
         self.bar = tqdm(
             total=total_steps,
-            disable=not sys.stderr.isatty(),
+            disable=stream is not None or not sys.stderr.isatty(),
             bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} steps",
             leave=False,
         )
         self._lock = threading.Lock()
 
     def line(self, text: str) -> None:
-        tqdm.write(printable(text, keep="\n"), file=sys.stderr)
+        tqdm.write(printable(text, keep="\n"), file=self.stream or sys.stderr)
 
     def begin(self, trial: str, bracket: str) -> None:
         """Show a trial that starts, and the bracket of the search."""
@@ -45,6 +47,12 @@ class View:
             if trial in self.steps:  # one that has ended may report once more
                 self.steps[trial] = step
                 self._draw()
+
+    def lose(self, trial: str) -> None:
+        """Print a line for a trial whose worker died or was stopped."""
+        self.line(f"{trial:<32}  stale: its worker died or was stopped; it is retried")
+        with self._lock:
+            self.steps.pop(trial, None)
 
     def end(self, trial: str, result: Result, bracket: str) -> None:
         """Print a line for a trial that ended, with the bracket."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from optuna.trial import Trial
@@ -27,12 +27,11 @@ from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metadata, run_directories
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.outcome import SearchResult
-from marble_sweep.searches.pass_rate import standard_of
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value, build
 from marble_sweep.searches.storage import StorageError, open_storage
-from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide, forget_crashes
-from marble_sweep.searches.study import Result, SharedStudy, as_record, open_study, result_of
+from marble_sweep.searches.strategy import Proposal, Settled, Wait, next_trial
+from marble_sweep.searches.study import Result, SharedStudy, Snapshot, open_study, result_of
 from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
 from marble_sweep.terminal import warning_on_error
@@ -95,6 +94,8 @@ class Search:
         part = self.base.trainer.eval_part
         require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
         require(self.base.objective is None, "objective", self.base.objective, "null in a search")
+        self.workers = 1  # so many trials at once
+        self._latest: SearchResult | None = None
         self.first_trial = 0  # of this start; known once there is a study
         self.data: dict[str, Any] | None = None  # of the first trial: the corpus and the baselines
         self.error: str | None = None  # that every trial would meet
@@ -116,29 +117,45 @@ class Search:
         KeyboardInterrupt once `should_stop` says so.
         """
         self.train, self.workers = train, workers
-        alone = self.base.search.storage is None
+        return self._run()
+
+    def _run(self) -> Ending:
         # Workers of a shared study may share the directory too: each trial has a number of its own.
+        alone = self.base.search.storage is None
         lock = lock_directory(self.directory, "hydra.sweep.dir") if alone else None
         try:
-            return self._run(alone=alone)
+            self._begin(alone=alone)
+            return self._search()
         finally:
             if lock is not None:
                 lock.release()
 
-    def _run(self, *, alone: bool) -> Ending:
-        search = self.base.search
+    def _begin(self, *, alone: bool) -> None:
+        """Open the storage, create or join the study, and say so."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        journal = str((self.directory / layout.JOURNAL).resolve())
-        self.storage = open_storage(search.storage or journal, search.storage_patience)
-        self.shared = self._join()
+        self._open(self.address)
         self.first_trial = len(self.shared.study.get_trials(deepcopy=False))
+        self._latest = None
         mark_start(self.directory)
-        self.view = View(self.base.trainer.total_steps)
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}")
         self.shared.fail_stale_trials(alone=alone)
+
+    @property
+    def address(self) -> str:
+        """Of the study's storage."""
+        return self.base.search.storage or str((self.directory / layout.JOURNAL).resolve())
+
+    def _open(self, address: str, log: TextIO | None = None) -> None:
+        """Create the study, or join it. Lines about trials go to `log`, by default to standard error."""
+        self.storage = open_storage(address, self.base.search.storage_patience)
+        self.shared = self._join()
+        self.view = View(self.base.trainer.total_steps, log)
+
+    def _search(self) -> Ending:
+        """Work until the search has ended, and conclude."""
         ended = "error"
         try:
-            ended = self._loop(self.shared) if self.workers == 1 else self._side_by_side()
+            ended = self._work_all()
         except KeyboardInterrupt:
             ended = "interrupted"
             self.storage.hurry()
@@ -156,11 +173,13 @@ class Search:
         search = self.base.search
         return open_study(self.storage, search.study, self.space, self._decide, self._settings(), search.worker_timeout)
 
-    def _side_by_side(self) -> str:
-        """Run the workers in threads; returns what ended the search.
+    def _work_all(self) -> str:
+        """Run the workers, several of them in threads; returns what ended the search.
 
         Raises what a worker raised, once all have ended.
         """
+        if self.workers == 1:
+            return self._loop(self.shared)
         studies = [self.shared, *(self._join() for _ in range(self.workers - 1))]
         with stop_requests() as self._stop_requested, ThreadPoolExecutor(self.workers) as pool:
             futures = [pool.submit(self._work, study) for study in studies]
@@ -192,16 +211,23 @@ class Search:
 
     def result(self) -> SearchResult:
         """The result of the trials so far."""
-        trials = [trial for trial in self.shared.study.get_trials(deepcopy=False) if as_record(trial) is not None]
-        return SearchResult(
-            self.space, self.base, trials, self.overrides, self.first_trial, self.config_options, self.workers
-        )
+        return self._result_of(self.shared.snapshot())
 
-    def _decide(self, records: list[TrialRecord]) -> Proposal | Wait | Settled:
+    def _result_of(self, snapshot: Snapshot) -> SearchResult:
+        """The result of these trials: the last one where nothing has changed since."""
+        latest = self._latest
+        if latest is None or latest.recorded != snapshot.records:
+            options = self.first_trial, self.config_options, self.workers
+            records = snapshot.records
+            latest = SearchResult(self.space, self.base, snapshot.trials, self.overrides, *options, records)
+            self._latest = latest
+        return latest
+
+    def _decide(self, snapshot: Snapshot) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
-        tried = forget_crashes(records, self.first_trial)
-        decision = decide(self.space, tried, standard_of(self.base.search))
-        return Settled() if isinstance(decision, Proposal) and self._ended_by(self.result(), decision) else decision
+        result = self._result_of(snapshot)
+        decision = next_trial(result.state)
+        return Settled() if isinstance(decision, Proposal) and self._ended_by(result, decision) else decision
 
     @staticmethod
     def _ended_by(result: SearchResult, decision: Proposal | Wait | Settled) -> str | None:
@@ -217,7 +243,7 @@ class Search:
                 raise KeyboardInterrupt
             shared.fail_stale_trials()
             result = self.result()
-            decision = decide(self.space, result.records, standard_of(self.base.search))
+            decision = next_trial(result.state)
             reason = self._ended_by(result, decision)
             others = any(record.outcome == RunStatus.RUNNING for record in result.records)
             if reason is not None and not others:
@@ -229,13 +255,16 @@ class Search:
                 self._train(shared, *asked)
         return "error"
 
+    def _params(self, plan: Proposal) -> dict[str, Value]:
+        """What a trial searches, and its seed."""
+        params = self.space.params(plan.size, plan.recipe)
+        return params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
+
     def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> None:
         """Train one trial by its plan, and record its end in the study."""
-        params = self.space.params(plan.size, plan.recipe)
-        params = params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
-        size = self.space.sizes[plan.size]
+        params, size = self._params(plan), self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
-        params |= held_out_part(self.base, plan)
+        params = params | held_out_part(self.base, plan)
         config = self.resolve(params)
         self.view.begin(description, self.result().bracket())
         directory = self.directory / str(trial.number)
@@ -264,6 +293,9 @@ class Search:
             self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
             self.view.end(trial, result, so_far.bracket())
+        self._write(so_far)
+
+    def _write(self, so_far: SearchResult) -> None:
         write_json(self.directory / layout.SEARCH, so_far.as_json("running", self._data(so_far)))
 
     def _data(self, result: SearchResult) -> dict[str, Any] | None:

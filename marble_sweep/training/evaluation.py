@@ -75,8 +75,11 @@ class Evaluator:
         self.shift = len(self.windows) // 2
         self.unigram_top = self.baselines.unigram_log_probs.topk(UNIGRAM_TOP).indices.to(targets.device)
 
-    def evaluate(self, model: Transformer, step: int) -> dict[str, float]:
-        """One row of evals.csv, in nats per token. Margins are baseline - model, paired by window."""
+    def evaluate(self, model: Transformer, step: int) -> tuple[dict[str, float], Tensor]:
+        """One row of evals.csv, and the loss of each window (num_windows,) float64, in nats per token.
+
+        Margins are baseline - model, paired by window.
+        """
         losses = self.losses(model)
         targets = self.windows[:, 1:]
         row: dict[str, float] = {"step": step}
@@ -86,7 +89,7 @@ class Evaluator:
         nats = losses.own.sum().item() * targets.shape[1]
         row["bits_per_byte"] = nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
         row["non_unigram_top1"] = (~torch.isin(losses.predicted, self.unigram_top)).float().mean().item()
-        return {column: row.get(column, math.nan) for column in EVAL_COLUMNS}
+        return {column: row.get(column, math.nan) for column in EVAL_COLUMNS}, losses.own
 
     def values(self, losses: "WindowLosses") -> dict[str, Tensor]:
         """What is known of each window, (num_windows,) float64, by the name of its mean."""

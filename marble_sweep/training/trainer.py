@@ -186,11 +186,11 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the model on the held-out windows, and ask early stopping whether the run ends here."""
         assert self.evaluator is not None
-        row = self.evaluator.evaluate(self.model, self.step)
+        row, window_losses = self.evaluator.evaluate(self.model, self.step)
         if self.all_windows is not None and self.may_decide(row):
             row |= self.all_windows.evaluate(self.model)
         self.evals.append(row)
-        self.writer.eval_rows.write([row])
+        self.writer.write_evaluation(row, window_losses)
         self.progress.evaluated(row)
         if self.early_stopping is not None:
             self.stop_reason = self.early_stopping.stop_reason(self.evals, self.steps_per_minute())

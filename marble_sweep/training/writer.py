@@ -1,4 +1,4 @@
-"""What a run writes while it trains: the rows of metrics.csv and evals.csv, and snapshots of the embedding."""
+"""What a run writes while it trains: a row a step, rows of every evaluation, and snapshots of the embedding."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.checkpoints import EmbeddingSnapshots
 from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.renamed import ADDED_COLUMNS
+from marble_sweep.runs.window_losses import HeldOut, write_windows
 from marble_sweep.training.evaluation import ERROR_COLUMNS, EVAL_COLUMNS
 
 # The notebook's eight first, then what it could not see.
@@ -25,9 +26,13 @@ class RunWriter:
 
     step_rows: CsvLog
     eval_rows: CsvLog
+    window_rows: CsvLog
 
-    def __init__(self, directory: Path, dead_mask: Tensor) -> None:
+    def __init__(self, directory: Path, dead_mask: Tensor, held_out: HeldOut | None = None) -> None:
+        """`held_out` says which windows are evaluated; None: none are."""
         self.directory = directory
+        self.held_out = held_out
+        self.window_columns = ("step", *map(str, held_out.numbers if held_out else ()))
         self.snapshots = EmbeddingSnapshots(directory / layout.SNAPSHOTS, dead_mask)
 
     def open(self, step: int, eval_steps: Sequence[int], hashes: Mapping[str, str]) -> None:
@@ -51,13 +56,26 @@ class RunWriter:
             sha256=hashes.get(layout.EVALS),
             later_columns=(*ERROR_COLUMNS, *ADDED_COLUMNS),
         )
+        # A run that an earlier version began has no such file, and someone may have removed it: it then begins here.
+        path = self.directory / layout.WINDOW_LOSSES
+        sha256 = hashes.get(layout.WINDOW_LOSSES) if path.exists() else None
+        self.window_rows = CsvLog(path, self.window_columns, 0 if sha256 is None else step, sha256=sha256)
+        if self.held_out is not None:
+            write_windows(self.directory / layout.WINDOWS, self.held_out)
+
+    def write_evaluation(self, row: Mapping[str, float], window_losses: Tensor) -> None:
+        """Write a row of evals.csv, and the losses (num_windows,) of its windows."""
+        self.eval_rows.write([row])
+        losses = [row["step"], *window_losses.tolist()]
+        self.window_rows.write([dict(zip(self.window_columns, losses, strict=True))])
 
     def sync(self) -> dict[str, str]:
         """Wait until all rows are on the disk; returns their hashes by file name."""
-        self.step_rows.sync()
-        self.eval_rows.sync()
-        return {layout.METRICS: self.step_rows.hash.hexdigest(), layout.EVALS: self.eval_rows.hash.hexdigest()}
+        logs = (self.step_rows, self.eval_rows, self.window_rows)
+        for rows in logs:
+            rows.sync()
+        return {rows.path.name: rows.hash.hexdigest() for rows in logs}
 
     def close(self) -> None:
-        self.step_rows.close()
-        self.eval_rows.close()
+        for rows in (self.step_rows, self.eval_rows, self.window_rows):
+            rows.close()

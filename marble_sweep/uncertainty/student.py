@@ -18,3 +18,17 @@ def student_errors(normal_errors: float, df: float) -> float:
 
     tail = math.erfc(normal_errors / math.sqrt(2)) / 2
     return float(-stdtrit(df, tail)) if tail > SMALLEST_TAIL else math.inf
+
+
+def two_sided_p(errors: float, df: float) -> float:
+    """The probability of a value so many standard errors from 0, or farther, under Student's t; NaN stays NaN."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(df, -abs(errors)))
+
+
+def two_sided_errors(confidence: float, df: float) -> float:
+    """The standard errors to either side of 0 between which Student's t is with this probability."""
+    from scipy.special import stdtrit
+
+    return float(-stdtrit(df, (1 - confidence) / 2))

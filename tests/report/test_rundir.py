@@ -107,3 +107,15 @@ def test_the_newest_sweep_comes_before_any_single_run(make_run: MakeRun, tmp_pat
     make_run(tmp_path / "multirun" / "day" / "b" / "0", steps=2)
     make_run(tmp_path / "multirun" / "day" / "a" / "0", steps=2)
     assert newest(tmp_path) == tmp_path / "multirun" / "day" / "a"
+
+
+def test_a_file_without_some_columns(tmp_path: Path) -> None:
+    rows = [f"{step},{9 / step:.9g},,{step % 7}" for step in range(1, 20_001)]
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,loss,lr,top1", *rows]) + "\n20001,0.")
+    file = StepFile(tmp_path / "metrics.csv")
+    for num_rows in (0, 1, 7, 20_000):
+        expected = "".join(f"\n{step},{9 / step:.9g}" for step in range(1, num_rows + 1))
+        assert file.text_without(("lr", "top1"), num_rows).decode() == expected
+    assert file.text_without(("loss",), 2) == b"\n1,,1\n2,,2"
+    (tmp_path / "metrics.csv").unlink()
+    assert file.text_without(("loss",), 2) == b""

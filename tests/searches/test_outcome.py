@@ -19,7 +19,7 @@ from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.pass_rate import standard_of
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
-from marble_sweep.searches.study import as_record, open_study
+from marble_sweep.searches.study import Snapshot, as_record, open_study
 
 SPACE = small_space()
 BUDGET = (
@@ -36,12 +36,12 @@ def searched(*overrides: str, smallest: int | None, max_trials: int = 1000) -> S
     """A search where the sizes from index `smallest` on certify at step 71, and no other size does."""
     base = tiny_config(*BUDGET, *overrides)
 
-    def decide_next(records: list[TrialRecord]) -> Proposal | Wait | Settled:
-        return decide(SPACE, records, standard_of(base.search))
+    def decide_next(now: Snapshot) -> Proposal | Wait | Settled:
+        return decide(SPACE, now.records, standard_of(base.search))
 
     shared = open_study(InMemoryStorage(), "test", SPACE, decide_next, {}, timeout=60.0)
     number = 0
-    while isinstance(decide_next(_records(shared)), Proposal) and number < max_trials:
+    while isinstance(decide_next(shared.snapshot()), Proposal) and number < max_trials:
         asked = shared.ask()
         assert asked is not None
         trial, plan = asked
@@ -64,7 +64,7 @@ def _records(shared: Any) -> list[TrialRecord]:
 
 def test_a_retried_trial_is_counted_once_and_a_crash_saves_nothing() -> None:
     base = tiny_config(*BUDGET)
-    shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, 2), {}, timeout=60.0)
+    shared = open_study(InMemoryStorage(), "test", SPACE, lambda now: decide(SPACE, now.records, 2), {}, timeout=60.0)
 
     def so_far() -> SearchResult:
         return SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
@@ -188,7 +188,7 @@ def test_an_answer_that_is_not_confirmed_says_so() -> None:
 def crashing(crashes: set[int], smallest: int | None, *, max_trials: int = 100) -> SearchResult:
     """A search where the sizes with these indices crash, and of the others those from `smallest` on certify."""
     base = tiny_config(*BUDGET)
-    shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, 2), {}, timeout=60.0)
+    shared = open_study(InMemoryStorage(), "test", SPACE, lambda now: decide(SPACE, now.records, 2), {}, timeout=60.0)
 
     def so_far() -> SearchResult:
         return SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
@@ -275,7 +275,7 @@ def test_crashes_of_an_earlier_start_are_forgotten() -> None:
 def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
     base = tiny_config(*BUDGET, "certify.min_steps_per_minute=1000")
     space = small_space("model.num_layers=0,1", "model.hidden_dim=2,4")
-    shared = open_study(InMemoryStorage(), "test", space, lambda tried: decide(space, tried, 2), {}, timeout=60.0)
+    shared = open_study(InMemoryStorage(), "test", space, lambda now: decide(space, now.records, 2), {}, timeout=60.0)
     while asked := shared.ask():
         trial, plan = asked
         trial.report(-0.1 if plan.size >= 2 else 0.3, 71)
@@ -351,7 +351,7 @@ def test_a_seed_that_is_only_not_certified_leaves_a_size_undecided() -> None:
     base = tiny_config(*BUDGET, "search.confirm_seeds=null")
     space = small_space("model.num_layers=0,1", "model.hidden_dim=2,4")
     standard = standard_of(base.search)
-    shared = open_study(InMemoryStorage(), "test", space, lambda tried: decide(space, tried, standard), {}, 60.0)
+    shared = open_study(InMemoryStorage(), "test", space, lambda now: decide(space, now.records, standard), {}, 60.0)
     while asked := shared.ask():
         trial, plan = asked
         trial.report(-0.1 if plan.size else 0.01, 71)
@@ -377,7 +377,7 @@ def test_a_seed_that_is_only_not_certified_leaves_a_size_undecided() -> None:
 def test_a_confirmed_answer_comes_before_a_smaller_one_that_is_not() -> None:
     base = tiny_config(*BUDGET, "search.confirm_seeds=null")
     standard = standard_of(base.search)
-    shared = open_study(InMemoryStorage(), "test", SPACE, lambda tried: decide(SPACE, tried, standard), {}, 60.0)
+    shared = open_study(InMemoryStorage(), "test", SPACE, lambda now: decide(SPACE, now.records, standard), {}, 60.0)
     confirmed = False
     while True:
         trial, plan = shared.ask() or pytest.fail("there is more to do")

@@ -49,7 +49,7 @@ def test_a_bound_could_not_be_lower(number: int) -> None:
     """At every seed the bound is the least that the spending allows, by a walk of plain numbers."""
     level, most = STANDARD.level(number), STANDARD.design(number).max_seeds
     reached, spent = {0: 1.0}, 0.0
-    for count, bound in enumerate(pass_rate.least_passes(0.8, level, most), 1):
+    for count, bound in enumerate(pass_rate.least_passes(0.8, level, [most])[0], 1):
         after: dict[int, float] = {}
         for passes, probability in reached.items():
             after[passes + 1] = after.get(passes + 1, 0.0) + 0.8 * probability
@@ -71,7 +71,9 @@ def test_the_level_and_the_power(number: int) -> None:
         assert crossing(bounds, rate)[1] <= level
     assert crossing(bounds, 0.8)[0] > level / 2  # it is not merely careful
     assert crossing(bounds, 0.95)[0] >= pass_rate.POWER
-    shorter = Design(tuple(pass_rate.least_passes(0.8, level, bounds.max_seeds - 1)), (-1,) * (bounds.max_seeds - 1))
+    shorter = Design(
+        tuple(pass_rate.least_passes(0.8, level, [bounds.max_seeds - 1])[0]), (-1,) * (bounds.max_seeds - 1)
+    )
     assert crossing(shorter, 0.95)[0] < pass_rate.POWER  # no smaller number of seeds has the power
 
 

@@ -1,7 +1,6 @@
 """Several workers of one search in one process: they work at the same time, and the answer is that of one alone."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -14,26 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import TINY, tiny_config
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from helpers import TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from pretender import Pretender
 from studies import made_up
 from worlds import FEW_SIZES, SEEDS, World, answer, hill
 from worlds import search as search_alone
 from worlds import train as train_record
 
-from marble_sweep.config import Config, dump
-from marble_sweep.groups import AdamWConfig, ModelConfig
-from marble_sweep.hydra_app.sweep_syntax import parse
-from marble_sweep.runs.files import write_json, write_text
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, decide
 from marble_sweep.searches.view import View
-from marble_sweep.searches.worker import Params, Search
-
-BASE = tiny_config("certify.stop=true", "certify.threshold=5.0", "trainer.num_evals=2", "search.confirm_seeds=2")
-
+from marble_sweep.searches.worker import Params
 
 # ------------------------------------------------------------------------- the strategy alone
 
@@ -79,43 +71,6 @@ def test_the_answer_of_several_workers_is_that_of_one(
 
 
 # ------------------------------------------------------------------------- threads of one process
-
-
-class Pretender:
-    """Stands in for training: writes what a run of some width leaves, when it is allowed to."""
-
-    def __init__(self, folder: Path, at_once: int) -> None:
-        dimensions, _ = parse(
-            ["model.num_layers=0", "model.hidden_dim=range(2,9)", "optimizer.lr=0.01,0.1"], OverridesParser.create()
-        )
-        self.folder = folder
-        self.search = Search(dimensions, self.resolve, folder)
-        self.at_once = threading.Barrier(at_once)  # the first trials wait for each other
-        self.started: list[int] = []
-
-    def resolve(self, params: Params) -> Config:
-        model = ModelConfig(num_layers=0, hidden_dim=int(params["model.hidden_dim"]))
-        optimizer = AdamWConfig(lr=float(params.get("optimizer.lr", 0.01)))
-        return replace(BASE, model=model, optimizer=optimizer, seed=int(params.get("seed", BASE.seed)))
-
-    def train(self, number: int, params: Params) -> Path:
-        self.started.append(number)
-        if len(self.started) <= self.at_once.parties:
-            self.at_once.wait(20)
-        return self.leave_run(number, params)
-
-    def leave_run(self, number: int, params: Params) -> Path:
-        """Width 4 and more certify with lr 0.1, at the last evaluation."""
-        width, lr = int(params["model.hidden_dim"]), float(params["optimizer.lr"])
-        margin = 0.3 * math.log2(width / 3.5) - (lr != 0.1)
-        directory = self.folder / str(number)
-        directory.mkdir(parents=True)
-        row = f"40,{5.0 - margin},0.01"
-        write_text(directory / "config.yaml", dump(self.resolve(params)))
-        write_text(directory / "evals.csv", f"step,val_loss,val_loss_se\n{row}\n")
-        status = "certified" if margin > 0.1 * 0.3 else "finished"
-        write_json(directory / "metadata.json", {"status": status, "step": 40, "seconds": 0.1, "corpus": {}})
-        return directory
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from studies import decide_freely, join, made_up
 
 from marble_sweep.searches.storage import open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait
-from marble_sweep.searches.study import OUTCOME, PLAN, records
+from marble_sweep.searches.study import OUTCOME, PLAN, Snapshot
 
 TIMEOUT = 0.5
 HANGING = 20.0  # seconds after which a worker is counted as hanging
@@ -35,8 +35,8 @@ class Worker(threading.Thread):
         self.dies = dies  # before its plan, with it, or never
         self.error: Exception | None = None
 
-    def decide(self, tried: list[TrialRecord]) -> Proposal | Wait | Settled:
-        decision = decide_freely(tried)
+    def decide(self, now: Snapshot) -> Proposal | Wait | Settled:
+        decision = decide_freely(now)
         time.sleep(self.random.random() / 100)  # workers that decide at the same time decide the same
         if self.dies == "before its plan":
             raise DeathError
@@ -51,7 +51,7 @@ class Worker(threading.Thread):
             self.error = error
 
     def work(self) -> None:
-        while not isinstance(decide_freely(records(self.shared.study)), Settled):
+        while not isinstance(decide_freely(self.shared.snapshot()), Settled):
             self.shared.fail_stale_trials()
             asked = self.shared.ask()
             if asked is None:
@@ -81,8 +81,9 @@ def work_together(
 
 
 def check(storage: BaseStorage) -> None:
-    tried = records(join(storage).study)
-    assert isinstance(decide_freely(tried), Settled)
+    now = join(storage).snapshot()
+    assert isinstance(decide_freely(now), Settled)
+    tried = now.records
     kept = {configuration(record): record for record in tried if record.outcome != "stale"}
     assert len(kept) == sum(record.outcome != "stale" for record in tried)
     assert {record.outcome for record in kept.values()} == {"certified", "below"}
@@ -124,10 +125,10 @@ def test_a_dead_workers_ticket_ends_no_other() -> None:
 def test_a_worker_whose_trial_became_stale_plans_nothing() -> None:
     storage, asleep, wake = InMemoryStorage(), threading.Event(), threading.Event()
 
-    def doze(tried: list[TrialRecord]) -> Proposal | Wait | Settled:
+    def doze(now: Snapshot) -> Proposal | Wait | Settled:
         asleep.set()
         wake.wait()
-        return decide_freely(tried)
+        return decide_freely(now)
 
     answers = []
     dozing, awake = join(storage, doze, timeout=TIMEOUT), join(storage, timeout=TIMEOUT)
@@ -154,7 +155,7 @@ def test_a_late_end_changes_nothing() -> None:
     late.release(asked[0])
     (trial,) = other.study.get_trials()
     assert trial.state == TrialState.FAIL
-    assert [record.outcome for record in records(other.study)] == ["stale"]
+    assert [record.outcome for record in other.snapshot().records] == ["stale"]
     again = other.ask()
     assert again is not None
     assert again[1].reason == "retry"

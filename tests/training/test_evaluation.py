@@ -38,7 +38,8 @@ def log_probs_of(model: Transformer, windows: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
     model, held_out, baselines = example()
-    row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], batch_size).evaluate(model, step=12)
+    evaluator = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], batch_size)
+    row, window_losses = evaluator.evaluate(model, step=12)
     assert tuple(row) == EVAL_COLUMNS
     of_all = {name: row.pop(name) for name in EVAL_COLUMNS if name.startswith("all_")}
     assert all(map(math.isnan, of_all.values())), "these are of AllWindows"
@@ -79,18 +80,20 @@ def test_every_column_equals_a_plain_recomputation(batch_size: int) -> None:
     truth |= {"bits_per_byte": nats / math.log(2) / NUM_BYTES}
     # The hidden states come from batches of another size, so from kernels that may add up in another order: some 100
     # roundings on the way through the layers, then the head's, on logits of up to 4.
-    assert row == pytest.approx(truth, rel=0, abs=4 * gamma(100 + 8 + VOCAB))
+    tolerance = 4 * gamma(100 + 8 + VOCAB)
+    assert row == pytest.approx(truth, rel=0, abs=tolerance)
+    assert window_losses.tolist() == pytest.approx(losses, rel=0, abs=tolerance)
 
 
 def test_another_windows_context_is_never_ones_own() -> None:
     model, held_out, baselines = example(num_windows=2)
-    row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 2).evaluate(model, step=1)
+    row, _ = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 2).evaluate(model, step=1)
     assert row["context_gain"] != 0
 
 
 def test_a_single_window_has_no_spread_and_no_other_context() -> None:
     model, held_out, baselines = example(num_windows=1)
-    row = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 2).evaluate(model, step=1)
+    row, _ = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 2).evaluate(model, step=1)
     undefined = {name for name, value in row.items() if math.isnan(value) and not name.startswith("all_")}
     errors = {name for name in EVAL_COLUMNS if name.endswith(("_se", "_df", "_se_factor"))}
     errors -= {name for name in errors if name.startswith("all_")}
@@ -99,7 +102,7 @@ def test_a_single_window_has_no_spread_and_no_other_context() -> None:
 
 def test_tokens_without_bytes_have_no_bits_per_byte() -> None:
     model, held_out, baselines = example()
-    row = Evaluator(held_out, baselines, 0, POLICIES["fp32"], 4).evaluate(model, step=1)
+    row, _ = Evaluator(held_out, baselines, 0, POLICIES["fp32"], 4).evaluate(model, step=1)
     assert math.isnan(row["bits_per_byte"])
 
 
@@ -115,7 +118,7 @@ def test_bfloat16_stays_close_to_float64(precision: str) -> None:
     model, held_out, baselines = example()
     policy = POLICIES[precision]
     model.to(policy.param_dtype)
-    row = Evaluator(held_out, baselines, NUM_BYTES, policy, 4).evaluate(model, step=1)
+    row, _ = Evaluator(held_out, baselines, NUM_BYTES, policy, 4).evaluate(model, step=1)
     exact = -log_probs_of(model.float(), held_out).gather(-1, held_out[:, 1:, None].long()).mean().item()
     # Eight roundings on the way: two sums, two norms, and four products, of logits about 1 in size.
     assert row["val_loss"] == pytest.approx(exact, abs=gamma(8, BFLOAT16))
@@ -126,7 +129,7 @@ def test_an_error_counts_documents_where_they_are_known() -> None:
     model, held_out, baselines = example(num_windows=60)
     documents = np.repeat(np.arange(20), 3)
     plain, clustered = (
-        Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 8, numbers).evaluate(model, step=1)
+        Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 8, numbers).evaluate(model, step=1)[0]
         for numbers in (None, documents)
     )
     of_errors = ("_se", "_df", "_se_factor", "_clusters", "_by_document")
@@ -170,7 +173,7 @@ def test_where_every_stretch_is_one_window_all_windows_are_the_evaluated_ones() 
     model, held_out, baselines = example(num_windows=60)
     documents = np.repeat(np.arange(20), 3)
     evaluator = Evaluator(held_out, baselines, NUM_BYTES, POLICIES["fp32"], 8, documents)
-    row = evaluator.evaluate(model, step=1)
+    row, _ = evaluator.evaluate(model, step=1)
     of_all = AllWindows(lambda: evaluator, torch.arange(60), documents).evaluate(model)
     assert of_all.pop("all_windows") == 60
     assert of_all == {name: row[name.removeprefix("all_")] for name in of_all}

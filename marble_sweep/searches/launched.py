@@ -1,0 +1,235 @@
+"""A search whose workers are started elsewhere, by a launcher: all join one study, and this process watches it.
+
+There is no batch: every worker takes trials until the search has ended. A worker that dies leaves a stale trial, which
+another one retries. The study alone says how the search stands, so it does not matter who runs the workers, nor when
+each of them begins.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from optuna.trial import FrozenTrial
+
+from marble_sweep.checks import CheckError
+from marble_sweep.humanize import counted
+from marble_sweep.runs.status import RunStatus
+from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.storage import StorageError
+from marble_sweep.searches.strategy import Proposal, next_trial
+from marble_sweep.searches.study import PLAN, as_result, result_of
+from marble_sweep.searches.view import describe_trial
+from marble_sweep.searches.worker import WAIT_SECONDS, Ending, Search, Train
+from marble_sweep.training.signals import stop_requests
+
+STOP_SECONDS = 1.0  # between two looks at whether the workers are asked to stop
+SAVING_SECONDS = 10.0  # that workers are given to save their trials' states after Ctrl-C
+WORKING, STOPPED = "working", "stopped"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the workers of one start of a search have in common. It is pickled."""
+
+    name: str
+    address: str  # of the study's storage
+    first_trial: int
+
+    @property
+    def key(self) -> str:
+        """The study's user attribute that says whether these workers go on."""
+        return f"workers {self.name}"
+
+
+Launch = Callable[[Start], Sequence[Ending | Exception]]  # starts the workers; returns how they ended, once all have
+
+
+class LaunchedWorker(Search):
+    """One of the workers that a launcher starts."""
+
+    def work(self, start: Start, train: Train, log: TextIO) -> Ending:
+        """Take trials until the search has ended; lines about them go to `log`.
+
+        Raises CheckError where this worker is on a machine that does not reach the study. `train` raises
+        KeyboardInterrupt once `should_stop` says so.
+        """
+        self.train, self.workers, self.first_trial = train, 1, start.first_trial
+        if "://" not in start.address and not Path(start.address).exists():
+            raise unreachable(start.address)
+        self._open(start.address, log)
+        study = self.shared.study
+        try:
+            if start.key not in study.user_attrs:
+                raise unreachable(start.address)
+            with stop_requests() as self._stop_requested, self._heeding(start):
+                ended = self._loop(self.shared)
+            if self.error is not None:
+                study.set_user_attr(start.key, STOPPED)  # the other workers would meet it too
+            return Ending(ended, self.error, [])
+        except KeyboardInterrupt:
+            return Ending("interrupted", None, [])
+        except Exception:
+            with contextlib.suppress(StorageError):
+                study.set_user_attr(start.key, STOPPED)
+            raise
+        finally:
+            self.view.close()
+            self.storage.close()
+
+    def _write(self, so_far: SearchResult) -> None:
+        """Nothing: the process that watches writes for all workers."""
+
+    @contextlib.contextmanager
+    def _heeding(self, start: Start) -> Iterator[None]:
+        """Stop, as after a signal, once the study says that the workers of this start are to stop."""
+        ended = threading.Event()
+
+        def listen() -> None:
+            while not ended.wait(STOP_SECONDS):
+                with contextlib.suppress(StorageError):  # the worker itself raises it
+                    if self.shared.study.user_attrs.get(start.key) == STOPPED:
+                        self._worker_failed.set()
+                        return
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def unreachable(address: str) -> CheckError:
+    needed = "one that every worker reaches: a file in a folder that all machines share, or a database"
+    return CheckError(f"search.storage = {address}: must be {needed}; on {socket.gethostname()} it is not there")
+
+
+class LaunchingSearch(Search):
+    """The process that has a launcher start the workers, shows how the search goes, and concludes."""
+
+    def run_launched(self, launch: Launch, workers: int) -> Ending:
+        """Search with so many workers until the question is settled, the budget is spent or the user interrupts."""
+        self.launch, self.workers = launch, workers
+        return self._run()
+
+    def _work_all(self) -> str:
+        start = Start(uuid.uuid4().hex, self.address, self.first_trial)
+        self.shared.study.set_user_attr(start.key, WORKING)
+        self.view.line(f"{counted(self.workers, 'worker')} to start, each of which trains one trial after the other")
+        with self._watching():
+            try:
+                return self._await_workers(start)
+            except KeyboardInterrupt:
+                self.storage.hurry()
+                self.shared.study.set_user_attr(start.key, STOPPED)
+                self._await_states()
+                raise
+
+    def _await_workers(self, start: Start) -> str:
+        """What ended the search. Raises what every worker raised, and KeyboardInterrupt where all were interrupted."""
+        try:
+            returned = self.launch(start)
+        except Exception as error:  # whatever a launcher raises where a worker died
+            if not any(record.number >= self.first_trial for record in self.result().records):
+                self.shared.study.set_user_attr(start.key, STOPPED)
+                raise  # it could not start them
+            return self._await_survivors(error)
+        errors = [ending for ending in returned if isinstance(ending, Exception)]
+        endings = [ending for ending in returned if isinstance(ending, Ending) and ending.reason != "interrupted"]
+        if not endings and errors:
+            raise errors[0]
+        for failure in errors:
+            self.view.line(f"A worker ended with {type(failure).__name__}: {failure}")
+        for ending in endings:
+            self.error = self.error or ending.error
+        if not endings:
+            raise KeyboardInterrupt
+        return "error" if self.error is not None else endings[0].reason
+
+    def _await_survivors(self, death: Exception) -> str:
+        """Wait for the workers that are left once one has died; where none is, the search ends in an error."""
+        line = " ".join(f"{type(death).__name__}: {death}".split())
+        self.view.line(f"A worker died, and any others go on ({line})")
+        idle_since = time.monotonic()
+        while time.monotonic() - idle_since < self.base.search.worker_timeout:
+            result = self.result()
+            if any(record.outcome == RunStatus.RUNNING for record in result.records):
+                idle_since = time.monotonic()
+            else:
+                if (reason := self._ended_by(result, next_trial(result.state))) is not None:
+                    return reason
+            time.sleep(WAIT_SECONDS)
+        self.error = f"the workers ended before the search did ({line}); the same command continues"
+        return "error"
+
+    def _await_states(self) -> None:
+        """Give the workers some seconds to save their trials' states."""
+        give_up = time.monotonic() + SAVING_SECONDS
+        while time.monotonic() < give_up:
+            if not any(record.outcome == RunStatus.RUNNING for record in self.result().records):
+                return
+            time.sleep(WAIT_SECONDS)
+
+    # ------------------------------------------------------------------ what a person sees
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Show trials that begin and end, and write search.json, from a thread: the launcher has this one."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _watch(self, ended: threading.Event) -> None:
+        shown: dict[int, str] = {}  # the outcome of every trial, as it was shown
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(WAIT_SECONDS)
+            with contextlib.suppress(StorageError):  # the workers wait for it too, and a line has said so
+                self.shared.fail_stale_trials()
+                self._show(self.result(), shown)
+
+    def _show(self, result: SearchResult, shown: dict[int, str]) -> None:
+        """Show what is new since the last look."""
+        pairs = [
+            (trial, record)
+            for trial, record in zip(result.trials, result.records, strict=True)
+            if record.number >= self.first_trial
+        ]
+        news = [(trial, record.outcome) for trial, record in pairs if shown.get(record.number) != record.outcome]
+        bracket = result.bracket() if news else ""
+        for trial, outcome in news:
+            self._show_trial(trial, outcome, bracket, is_new=trial.number not in shown)
+            shown[trial.number] = outcome
+        for trial, record in pairs:
+            if record.outcome == RunStatus.RUNNING:
+                self.view.step(self._describe(trial), record.last_step)
+        if news:
+            self._write(result)
+
+    def _show_trial(self, trial: FrozenTrial, outcome: str, bracket: str, *, is_new: bool) -> None:
+        description = self._describe(trial)
+        if is_new:
+            self.view.begin(description, bracket)
+        if outcome == RunStatus.RUNNING:
+            return
+        if result_of(trial):
+            self.view.end(description, as_result(trial), bracket)
+        else:
+            self.view.lose(description)
+
+    def _describe(self, trial: FrozenTrial) -> str:
+        planned = trial.user_attrs[PLAN]
+        plan = Proposal(planned["size"], tuple(planned["recipe"]), planned["seed"], planned["reason"])
+        return describe_trial(trial.number, plan, self.space.sizes[plan.size], self._params(plan))

@@ -1,0 +1,203 @@
+"""One search by real joblib, submitit, Ray and Slurm: the answer of one worker alone, nothing lost, nothing twice."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from slurm import Cluster
+
+from marble_sweep.runs import layout
+from marble_sweep.runs.status import DONE, read_metadata, run_directories
+from marble_sweep.searches.storage import open_storage
+from marble_sweep.searches.study import WORKER, records
+
+SEARCH = (
+    "hydra/sweeper=smallest",
+    "data=markov",
+    "data.vocab_size=64",
+    "data.num_tokens=20000",
+    "model.num_layers=0,1",
+    "model.hidden_dim=range(2,5)",
+    "trainer.total_steps=200",
+    "trainer.batch_size=8",
+    "trainer.seq_len=16",
+    "trainer.num_evals=2",
+    "search.confirm_seeds=2",
+    "device.num_threads=1",
+    "device.matmul=float32",
+    "device.head=float32",
+    "precision=fp32",
+)
+SUBMITIT = ("hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
+PATIENCE = 500  # seconds
+NUM_WORKERS = 4
+SEED = 7  # of when workers are killed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def command(sweep_dir: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "marble_sweep", "--multirun", *SEARCH, *overrides, f"hydra.sweep.dir={sweep_dir}"]
+
+
+def search(sweep_dir: Path, *overrides: str, environment: dict[str, str] | None = None) -> str:
+    """Search to the end; returns what was said."""
+    words = command(sweep_dir, *overrides)
+    result = subprocess.run(
+        words, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=sweep_dir.parent, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def summary(sweep_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((sweep_dir / layout.SEARCH).read_text())
+    return content
+
+
+def answer(sweep_dir: Path) -> dict[str, Any]:
+    """What does not depend on which worker did what. With the same products also the numbers are the same."""
+    found = summary(sweep_dir)
+    assert found["ended"] == "settled"
+    kept = ("size", "params", "seed", "confirmed", "confirming_seeds", "val_loss", "margin", "step")
+    return {key: found["answer"][key] for key in kept}
+
+
+def trials(sweep_dir: Path, storage: str | None = None) -> list[optuna.trial.FrozenTrial]:
+    opened = open_storage(storage or str(sweep_dir / layout.JOURNAL))
+    try:
+        return optuna.load_study(study_name="smallest", storage=opened).get_trials()
+    finally:
+        opened.close()
+
+
+def check(sweep_dir: Path) -> None:
+    """Nothing was lost, and nothing trained twice."""
+    opened = open_storage(str(sweep_dir / layout.JOURNAL))
+    tried = records(optuna.load_study(study_name="smallest", storage=opened))
+    kept = [(record.size, record.recipe, record.seed) for record in tried if record.outcome != "stale"]
+    assert Counter(kept).most_common(1)[0][1] == 1
+    assert not [record for record in tried if record.outcome == "running"]
+    runs = run_directories(sweep_dir)
+    ended = Counter((path / "config.yaml").read_text() for path in runs if read_metadata(path).get("status") in DONE)
+    assert ended.most_common(1)[0][1] == 1
+    # A run may have ended before its worker died, and nothing may have depended on it afterwards.
+    lost = {(record.size, record.recipe, record.seed) for record in tried} - set(kept)
+    assert len(kept) <= sum(ended.values()) <= len(kept) + len(lost)
+    assert summary(sweep_dir)["trials"] == len(kept) + len(lost)
+
+
+def check_all_worked(sweep_dir: Path, number: int) -> None:
+    assert len({trial.user_attrs[WORKER] for trial in trials(sweep_dir) if WORKER in trial.user_attrs}) == number
+    assert len(list(sweep_dir.glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))) == number
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The answer of a single worker."""
+    sweep_dir = tmp_path_factory.mktemp("alone") / "search"
+    search(sweep_dir, "sweep.workers=1")
+    return answer(sweep_dir)
+
+
+@pytest.mark.parametrize(("launcher", "options"), [("joblib", ()), ("submitit_local", SUBMITIT)])
+def test_workers_on_this_machine(launcher: str, options: Sequence[str], alone: dict[str, Any], tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "search"
+    said = search(sweep_dir, f"hydra/launcher={launcher}", *options, "sweep.workers=2")
+    assert "2 trials at a time, 1 CPU thread each\n" in said
+    assert answer(sweep_dir) == alone
+    check(sweep_dir)
+    check_all_worked(sweep_dir, 2)
+
+
+def test_ray_on_two_nodes(alone: dict[str, Any], tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster as RayCluster
+
+    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        sweep_dir = tmp_path / "search"
+        given = [f"hydra.launcher.ray.init.address='{cluster.address}'"]
+        given.append("+hydra.launcher.ray.init.object_store_memory=null")  # which the launcher sets, and a cluster has
+        search(sweep_dir, "hydra/launcher=ray", *given, "sweep.workers=2")
+        assert answer(sweep_dir) == alone
+        check(sweep_dir)
+        check_all_worked(sweep_dir, 2)
+    finally:
+        cluster.shutdown()
+
+
+def test_an_array_of_slurm(alone: dict[str, Any], tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = Cluster(Path(folder), cores=2)
+        try:
+            sweep_dir = tmp_path / "search"
+            given = ["hydra/launcher=submitit_slurm", *SUBMITIT, "sweep.workers=2"]
+            search(sweep_dir, *given, environment=cluster.environment)
+        finally:
+            cluster.stop()
+    assert answer(sweep_dir) == alone
+    check(sweep_dir)
+    check_all_worked(sweep_dir, 2)
+
+
+def test_a_signal_stops_workers_that_do_not_hear_it(alone: dict[str, Any], tmp_path: Path) -> None:
+    """submitit's jobs are in groups of their own: a signal reaches the process that watches alone."""
+    sweep_dir = tmp_path / "search"
+    given = ["hydra/launcher=submitit_local", *SUBMITIT, "sweep.workers=2"]
+    with subprocess.Popen(command(sweep_dir, *given), stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        wait_for(lambda: len(list(sweep_dir.glob("*/metrics.csv"))) > 2, process)
+        process.terminate()  # as Ctrl-C does, which a process in the background would not hear
+        _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, said
+    assert "To go on:\n  python -m marble_sweep --multirun" in said
+    assert summary(sweep_dir)["ended"] == "interrupted"
+    assert "running" not in summary(sweep_dir)["outcomes"]
+    search(sweep_dir, *given)
+    assert answer(sweep_dir) == alone
+    check(sweep_dir)
+
+
+def has_more_runs(sweep_dir: Path, number: int) -> bool:
+    return len(list(sweep_dir.glob("*/config.yaml"))) > number
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[Any]") -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def test_two_of_four_plain_workers_are_killed_at_random(alone: dict[str, Any], tmp_path: Path) -> None:
+    """SIGKILL reaches a worker wherever it happens to be: between trials, in one, or while it writes to the journal."""
+    sweep_dir, chance = tmp_path / "search", random.Random(SEED)
+    storage = f"search.storage={sweep_dir / layout.JOURNAL}"
+    words = command(sweep_dir, storage, "search.worker_timeout=5", "trainer.checkpoint_interval=10")
+    workers = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.DEVNULL) for _ in range(NUM_WORKERS)]
+    try:
+        for victim in chance.sample(workers, 2):
+            wait_for(partial(has_more_runs, sweep_dir, len(list(sweep_dir.glob("*/config.yaml")))), victim)
+            time.sleep(chance.uniform(0.0, 1.0))
+            victim.kill()
+        codes = sorted(worker.wait(PATIENCE) for worker in workers)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
+    assert answer(sweep_dir) == alone
+    check(sweep_dir)

@@ -1,0 +1,217 @@
+"""Workers that a launcher starts: they join one study, and the process that watches says and writes what they do."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pretender import Pretender
+
+from marble_sweep.checks import CheckError
+from marble_sweep.config import Config
+from marble_sweep.searches.launched import LaunchedWorker, LaunchingSearch, Start
+from marble_sweep.searches.worker import Ending, Params
+
+REFUSED = (
+    "search.storage = .*study.log: must be one that every worker reaches: a file in a folder that all machines share"
+)
+
+Trains = Callable[[Pretender, int, Params], Path]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("worker", "launched"):
+        monkeypatch.setattr(f"marble_sweep.searches.{module}.WAIT_SECONDS", 0.02)
+    monkeypatch.setattr("marble_sweep.searches.launched.STOP_SECONDS", 0.02)
+    monkeypatch.setattr("marble_sweep.searches.launched.SAVING_SECONDS", 20.0)
+    for name in ("draw_frontier", "write_page"):  # they take longer than such a search
+        monkeypatch.setattr(f"marble_sweep.searches.worker.{name}", lambda *_: None)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "search.json").read_text())
+    return content
+
+
+def trains(pretender: Pretender, number: int, params: Params) -> Path:
+    return pretender.train(number, params)
+
+
+class Engine:
+    """A launcher whose jobs are threads: each is a worker with a search of its own, as in another process."""
+
+    def __init__(self, folder: Path, number: int, train: Trains = trains) -> None:
+        self.folder = folder
+        self.number = number
+        self.train = train
+        self.workers = [Pretender(folder, number, LaunchedWorker) for _ in range(number)]
+        for worker in self.workers:  # their first trials wait for each other
+            worker.at_once, worker.started = self.workers[0].at_once, self.workers[0].started
+
+    def work(self, start: Start, place: int) -> Ending | Exception:
+        worker = self.workers[place]
+        assert isinstance(worker.search, LaunchedWorker)
+        with (self.folder / f"{place}.log").open("w") as log:
+            try:
+                return worker.search.work(start, partial(self.train, worker), log)
+            except Exception as error:
+                return error
+
+    def launch(self, start: Start) -> Sequence[Ending | Exception]:
+        with ThreadPoolExecutor(self.number) as pool:
+            return list(pool.map(partial(self.work, start), range(self.number)))
+
+    def run(self, launch: Callable[[Start], Sequence[Ending | Exception]] | None = None) -> Ending:
+        watching = Pretender(self.folder, 1, LaunchingSearch).search
+        assert isinstance(watching, LaunchingSearch)
+        return watching.run_launched(launch or self.launch, self.number)
+
+
+def test_workers_of_a_launcher_share_one_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = Pretender(tmp_path / "alone", 1)
+    assert alone.search.run(alone.train).reason == "settled"
+    capsys.readouterr()
+    assert Engine(tmp_path / "together", 3).run() == Ending("settled", None, [])
+    printed = capsys.readouterr().err
+    expected, together = summary(tmp_path / "alone"), summary(tmp_path / "together")
+    for key in ("size", "params", "confirming_seeds", "margin"):
+        assert together["answer"][key] == expected["answer"][key]
+    assert together["ended"] == "settled"
+    pattern = r"^ *(\d+)  (?:probe|confirm|refute).* at step "
+    shown = sorted(map(int, re.findall(pattern, printed, re.MULTILINE)))
+    assert len(shown) == len(set(shown)) == together["trials"]  # a line a trial, from the process that watches
+    assert " of 3 workers together; stopping" in printed
+    logs = [(tmp_path / "together" / f"{place}.log").read_text() for place in range(3)]
+    by_worker = [re.findall(pattern, log, re.MULTILINE) for log in logs]
+    assert sorted(int(number) for numbers in by_worker for number in numbers) == shown
+    assert all(by_worker)
+
+
+def test_a_worker_that_ends_in_a_bug_stops_the_others(tmp_path: Path) -> None:
+    stopped = threading.Event()
+
+    def train(pretender: Pretender, number: int, params: Params) -> Path:
+        pretender.at_once.wait(20)
+        if number == 0:
+            raise RuntimeError("a bug")
+        while not pretender.search.should_stop():
+            time.sleep(0.01)
+        stopped.set()
+        raise KeyboardInterrupt  # as train_job does
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        Engine(tmp_path, 2, train).run()
+    assert stopped.is_set()
+    assert summary(tmp_path)["outcomes"] == {"stale": 2}  # to be retried
+    assert Engine(tmp_path, 1).run().reason == "settled"
+
+
+def test_ctrl_c_stops_workers_wherever_they_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The launcher is interrupted, and leaves its workers alone, as Slurm does."""
+    begun = threading.Barrier(3)
+
+    def train(pretender: Pretender, number: int, params: Params) -> Path:
+        begun.wait(20)
+        while not pretender.search.should_stop():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    engine, threads = Engine(tmp_path, 2, train), []
+
+    def launch(start: Start) -> Sequence[Ending | Exception]:
+        for place in range(2):
+            threads.append(threading.Thread(target=engine.work, args=(start, place)))
+            threads[-1].start()
+        begun.wait(20)
+        raise KeyboardInterrupt
+
+    assert engine.run(launch).reason == "interrupted"
+    assert summary(tmp_path)["outcomes"] == {"stale": 2}
+    assert capsys.readouterr().err.count("stale: its worker died or was stopped") == 2
+    for thread in threads:
+        thread.join()
+
+
+def test_the_death_of_a_worker_leaves_the_others_at_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Launchers raise an error as soon as one of their jobs has died."""
+    engine, threads = Engine(tmp_path, 1), []
+
+    def launch(start: Start) -> Sequence[Ending | Exception]:
+        threads.append(threading.Thread(target=engine.work, args=(start, 0)))
+        threads[-1].start()
+        while not engine.workers[0].started:
+            time.sleep(0.01)
+        raise RuntimeError("a job\nhas died")
+
+    assert engine.run(launch).reason == "settled"
+    assert "A worker died, and any others go on (RuntimeError: a job has died)\n" in capsys.readouterr().err
+    assert summary(tmp_path)["answer"]["size"] == "hidden_dim=4"
+    threads[0].join()
+
+
+def test_a_search_whose_workers_have_all_died_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hasty(monkeypatch)
+    watching = Pretender(tmp_path, 1, LaunchingSearch).search
+    assert isinstance(watching, LaunchingSearch)
+
+    def launch(start: Start) -> Sequence[Ending | Exception]:
+        assert watching.shared.ask() is not None  # a worker's last deed
+        raise RuntimeError("no machine")
+
+    ending = watching.run_launched(launch, 1)
+    assert ending.reason == "error"
+    assert ending.error == (
+        "the workers ended before the search did (RuntimeError: no machine); the same command continues"
+    )
+
+
+def test_a_launcher_that_cannot_start_workers_keeps_its_error(tmp_path: Path) -> None:
+    def launch(start: Start) -> Sequence[Ending | Exception]:
+        raise FileNotFoundError("sbatch")
+
+    with pytest.raises(FileNotFoundError, match="sbatch"):
+        Engine(tmp_path, 1).run(launch)
+
+
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have trials be stale after 0.1 s."""
+    resolve = Pretender.resolve
+
+    def resolved(self: Pretender, params: Params) -> Config:
+        config = resolve(self, params)
+        return replace(config, search=replace(config.search, worker_timeout=0.1))
+
+    monkeypatch.setattr(Pretender, "resolve", resolved)
+
+
+def test_a_worker_that_does_not_reach_the_study_is_refused(tmp_path: Path) -> None:
+    """On a machine without the shared folder there is no journal; in a folder of the same name, another study."""
+    with pytest.raises(CheckError, match=REFUSED):
+        Engine(tmp_path / "a", 1).run(lambda _: [elsewhere(tmp_path / "b")])
+    (tmp_path / "b" / "study.log").touch()
+    with pytest.raises(CheckError, match=REFUSED):
+        Engine(tmp_path / "a", 1).run(lambda _: [elsewhere(tmp_path / "b")])
+    assert not list(tmp_path.glob("b/*/config.yaml"))
+
+
+def elsewhere(folder: Path) -> Ending | Exception:
+    folder.mkdir(exist_ok=True)
+    return Engine(folder, 1).work(Start("name", str(folder / "study.log"), 0), 0)
+
+
+def test_one_refused_worker_does_not_end_the_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(tmp_path, 1)
+
+    def launch(start: Start) -> Sequence[Ending | Exception]:
+        return [elsewhere(tmp_path / "b"), engine.work(start, 0)]
+
+    assert engine.run(launch).reason == "settled"
+    assert "A worker ended with CheckError: search.storage = " in capsys.readouterr().err
