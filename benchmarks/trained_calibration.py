@@ -155,7 +155,7 @@ def rounds_of(number: int, sets: int) -> Iterator[Round]:
     for _ in range(sets):
         windows, documents = source.draw(NUM_HELD_OUT, rng)
         baselines = measure_baselines(train_tokens, windows, VOCAB_SIZE)
-        row = Evaluator(windows, baselines, 0, POLICIES["fp32"], NUM_HELD_OUT, documents).evaluate(model, step=1)
+        row, _ = Evaluator(windows, baselines, 0, POLICIES["fp32"], NUM_HELD_OUT, documents).evaluate(model, step=1)
         for name in NUMBERS:
             deviation, parts = row[name] - truth[name], (row[f"{name}_{part}"] for part in ("se", "df", "se_factor"))
             yield Round("documents" if of_documents else "neighbours", name, deviation, *parts)

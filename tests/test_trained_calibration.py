@@ -64,7 +64,7 @@ def test_the_truth_is_what_an_evaluation_measures_without_error() -> None:
     with torch.no_grad():
         model.embedding.weight *= 20  # far from uniform
     baselines = measure_baselines(train.flatten(), windows, VOCAB_SIZE)
-    row = Evaluator(windows, baselines, 0, POLICIES["fp32"], 64).evaluate(model, step=1)
+    row, _ = Evaluator(windows, baselines, 0, POLICIES["fp32"], 64).evaluate(model, step=1)
     truth = true_values(model, train.flatten(), windows)
     assert abs(truth["context_gain"]) > 1e-3
     for name in NUMBERS:
