@@ -102,6 +102,7 @@ def test_the_names_are_those_of_directories_on_disk() -> None:
     assert set(layout.FILES) == {
         *("config.yaml", "metadata.json", "metrics.csv", "evals.csv", "verdict.json", "run.log", "tokenizer.json"),
         *("checkpoints.safetensors", "model.safetensors", "state.safetensors", "unigram.safetensors"),
+        *("window_losses.csv", "windows.csv"),
     }
     assert (layout.LOCK, layout.STARTED, layout.LAST_PLOT) == (".lock", ".started", "plots/hidden.png")
     assert (layout.SUMMARY, layout.PAGE, layout.SEARCH) == ("summary.csv", "compare.html", "search.json")
