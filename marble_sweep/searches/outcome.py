@@ -51,8 +51,8 @@ ENDINGS = {
 }
 SIZES = {  # status of the sizes below the answer, in words
     "ruled_out": "ruled out",
-    "refuted": "refuted by training",
-    "implied": "narrower than a refuted one and otherwise the same",
+    "refuted": "not certified with the recipes tried",
+    "implied": "narrower than one of these and otherwise the same",
     "too_slow": "ruled out as too slow",
     "undecided": "undecided",
     "crashed": "crashed",
@@ -416,15 +416,15 @@ class SearchResult:
             within += f" at {slowest:g} steps a minute or more"
         if answer is None:
             if summary["outcomes"].keys() - {RunStatus.RUNNING, STALE, RunStatus.FAILED}:
-                return [f"Nothing is certified: no size tried beats {threshold} {within}."]
+                return [f"Nothing is certified: no size tried is shown to beat {threshold} {within}."]
             return [f"Nothing is certified: every trial {'crashed' if summary['crashes'] else 'was cut short'}."]
         so_far = "" if summary["ended"] in ("settled", "undecided") else " so far"  # a smaller one may be left
         lines = [
             f"The smallest certified size{so_far}: {answer['size']}, {answer['n_params']:,} parameters, beats "
             f"{threshold} {within}.",
             f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
-            f"{answer['val_loss']:.4f} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} ± "
-            f"{answer['margin_se']:.4f} nats below, at step {answer['step']:,}; {answer['evidence']}.",
+            f"{answer['val_loss']:.4f} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} nats "
+            f"below (standard error {answer['margin_se']:.4f}), at step {answer['step']:,}; {answer['evidence']}.",
         ]
         if (smaller := summary["smaller_unconfirmed"]) is not None:
             lines.append(f"A smaller size is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")

@@ -136,7 +136,8 @@ class Search:
         self.first_trial = len(self.shared.study.get_trials(deepcopy=False))
         self._latest = None
         mark_start(self.directory)
-        self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}")
+        unit = "margins in nats per token ± one standard error"
+        self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}; {unit}")
         self.shared.fail_stale_trials(alone=alone)
 
     @property

@@ -172,7 +172,7 @@ def test_words_where_nothing_certifies() -> None:
     result = searched(smallest=None)
     summary = result.as_json("settled")
     assert summary["answer"] is None
-    assert summary["summary_lines"][0].startswith("Nothing is certified: no size tried beats the best unigram loss")
+    assert summary["summary_lines"][0].startswith("Nothing is certified: no size tried is shown to beat the best")
     assert not any("To train it" in line for line in summary["summary_lines"])
     assert result.bracket().startswith("none certified")
 
