@@ -49,6 +49,10 @@ class Progress:
                 "step %d/%d  %s  %s left", step, self.total_steps, "  ".join(f"{k} {v}" for k, v in shown.items()), left
             )
 
+    def evaluating(self, num_windows: int) -> None:
+        """Say that so many windows are evaluated: all that are held out take longer than a step."""
+        self.bar.set_postfix_str(f"evaluating {num_windows:,} windows")
+
     def evaluated(self, row: dict[str, float]) -> None:
         """Show the margin of a row of evals.csv from now on."""
         self.margin = f"{row['tempered_margin']:+.3f}"

@@ -188,6 +188,7 @@ class Trainer:
         assert self.evaluator is not None
         row, window_losses = self.evaluator.evaluate(self.model, self.step)
         if self.all_windows is not None and self.may_decide(row):
+            self.progress.evaluating(len(self.all_windows.stretches))
             row |= self.all_windows.evaluate(self.model)
         self.evals.append(row)
         self.writer.write_evaluation(row, window_losses)
