@@ -115,7 +115,8 @@ class CertifyConfig(Checked):
 
     GROUP: ClassVar[str] = "certify"
 
-    threshold: str = "unigram"  # unigram (fitted), oracle, bigram, or a loss in nats per token
+    # unigram (the best of uniform, fitted and tempered), oracle, bigram, or a loss in nats per token
+    threshold: str = "unigram"
     stop: bool = False  # end the run at the first evaluation that certifies it or leaves it no hope
     # with stop: a run that is slower at an evaluation ends there, as too_slow
     min_steps_per_minute: float | None = bounded(None, POSITIVE)

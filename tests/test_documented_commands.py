@@ -39,7 +39,6 @@ NOT_HERE = {
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=submitit_slurm": "needs a Slurm cluster",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=ray": "answers SIGTERM with Ray's own exit code",
     "python -m marble_sweep --multirun hydra/sweeper=smallest search.storage=postgresql": "needs the reader's database",
-    "python -m marble_sweep --multirun hydra/sweeper=optuna": "needs another sweeper, and trails off in …",
 }
 TO_THE_END = ("python -m marble_sweep experiment=quick", "python -m marble_sweep --multirun hydra/sweeper=smallest")
 READS = (
