@@ -1,5 +1,7 @@
 """Which windows of the held-out split are evaluated, and the document of each."""
 
+import bisect
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,8 @@ def spread_over(units: Tensor, max_windows: int) -> Tensor:
     if len(sizes) >= max_windows:
         return torch.arange(max_windows) * len(units) // max_windows
     largest = int(sizes.max()) if len(sizes) else 0
-    most = max((cap for cap in range(1, largest + 1) if sizes.clamp(max=cap).sum() <= max_windows), default=1)
+    caps = range(1, largest + 1)  # of which more windows are taken, the higher they are
+    most = max(1, bisect.bisect_right(caps, max_windows, key=lambda cap: int(sizes.clamp(max=cap).sum())))
     ends = sizes.cumsum(0)
     positions = []
     for size, end in zip(sizes.tolist(), ends.tolist(), strict=True):

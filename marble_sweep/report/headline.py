@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from marble_sweep.humanize import plain
 from marble_sweep.metrics.margin import Outcome
-from marble_sweep.report.summary import Comparison, Row
+from marble_sweep.report.summary import Comparison, Row, holds_nothing_out
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.terminal import printable
 
@@ -66,7 +66,8 @@ def headline(comparison: Comparison, groups: Sequence[Row]) -> list[str]:
             f"with a margin of {closest['val_margin']:+.3f} ± {closest['val_margin_se']:.3f} nats."
         )
     else:
-        sentences.append("Nothing was held out, so it is unknown whether a run beats unigram.")
+        why = "Nothing was held out, so it" if all(map(holds_nothing_out, comparison.runs)) else "It"
+        sentences.append(f"{why} is not known whether a run beats unigram.")
     return [*sentences, _what(comparison, groups)]
 
 

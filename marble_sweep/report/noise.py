@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from marble_sweep.report.headline import labels
+from marble_sweep.report.rows import group_rows
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.report.table import Table
 from marble_sweep.uncertainty.seeds import (
@@ -22,17 +23,20 @@ def noise_floor(comparison: Comparison, groups: Sequence[Row], difference: float
     """A row for each of the grouped rows with two or more seeds: the spread of its held-out loss, in nats per token.
 
     With a `difference` that is wished for it also has the seeds a side to see it, by the spread and by the upper end of
-    the spread's interval; None where no number of seeds in reach suffices.
+    the spread's interval; None where no number of seeds in reach suffices. Copies of a run count once.
     """
     rows = []
-    measured = {row["run"] for row in comparison.rows if row["val_loss"] is not None}
+    measured = {row["run"]: row for row in comparison.rows if row["val_loss"] is not None}
     for label, group in zip(labels(comparison, groups), groups, strict=True):
-        deviation, num_seeds = group.get("val_loss_sd"), len(measured.intersection(group.get("runs", [])))
-        if deviation is None:
+        runs = [measured[run] for run in group.get("runs", []) if run in measured]
+        distinct = {(run["seed"], run["val_loss"]): run for run in runs}
+        seeds = group_rows(list(distinct.values()), [])  # one row, as damaged runs are in groups of their own
+        if not seeds or (deviation := seeds[0]["val_loss_sd"]) is None:
             continue
+        num_seeds = seeds[0]["n"]
         low, high = deviation_interval(deviation, num_seeds)
-        row: Row = {"setting": label, "n": num_seeds, "val_loss": group["val_loss"], "val_loss_sd": deviation}
-        row |= {"sd_low": low, "sd_high": high, "val_loss_se": group["val_loss_se"]}
+        row: Row = {"setting": label, "n": num_seeds, "val_loss": seeds[0]["val_loss"], "val_loss_sd": deviation}
+        row |= {"sd_low": low, "sd_high": high, "val_loss_se": seeds[0]["val_loss_se"]}
         row["least_difference"] = least_difference(deviation, num_seeds)
         if difference is not None:
             row |= {name: seeds_needed(difference, sd) for name, sd in zip(NEEDED, (deviation, high), strict=True)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from marble_sweep.humanize import counted, some_of
 from marble_sweep.report.headline import labels
-from marble_sweep.report.summary import Comparison, Row, common_step, eval_part
+from marble_sweep.report.summary import Comparison, Row, common_step, eval_part, holds_nothing_out
 from marble_sweep.report.table import Table
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import DamageError
@@ -145,6 +145,9 @@ def _read(runs: Sequence[Run], step: int) -> tuple[dict[str, NDArray[np.float64]
     left_out: dict[str, list[str]] = {}
     for run in runs:
         path = str(run.path)
+        if holds_nothing_out(run):
+            left_out.setdefault("nothing is held out (data.val_fraction = 0)", []).append(path)
+            continue
         try:
             read = None if run.status == RunStatus.DAMAGED else read_window_losses(run.path, step)
         except FileNotFoundError:

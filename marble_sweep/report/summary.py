@@ -162,6 +162,11 @@ def eval_part(run: Run) -> str:
     return str(run.config.get("trainer.eval_part", "all"))
 
 
+def holds_nothing_out(run: Run) -> bool:
+    """Whether the run trains on all of its data, so that there is nothing to evaluate it on."""
+    return run.config.get("data.val_fraction") == 0
+
+
 def common_step(runs: Sequence[Run]) -> int | None:
     """The last step that all runs were evaluated at, or reached where none has an evaluation.
 
@@ -251,8 +256,12 @@ def _held_out_columns(run: Run, held_out: dict[str, float]) -> Row:
 
 
 def _lacks_tempered(held_out: dict[str, float]) -> bool:
-    """Whether a row of evals.csv, of an earlier version, knows of the fitted unigram alone."""
-    return math.isnan(held_out.get("tempered_margin", math.nan)) and "unigram_margin" in held_out
+    """Whether a row of evals.csv, of an earlier version, knows of the fitted unigram alone.
+
+    Without a finite loss no margin is a number in any version.
+    """
+    margin, loss = (held_out.get(name, math.nan) for name in ("tempered_margin", "val_loss"))
+    return math.isnan(margin) and math.isfinite(loss) and "unigram_margin" in held_out
 
 
 def _errors_needed(run: Run) -> float:

@@ -1,7 +1,7 @@
 """Runs that agree bit for bit though a parameter differs: that parameter did nothing, or nothing yet."""
 
+import bisect
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from marble_sweep.humanize import plain, some_of
 from marble_sweep.runs.run import Run
-from marble_sweep.runs.status import UNFINISHED
+from marble_sweep.runs.status import RunStatus
+from marble_sweep.runs.steps import NEWLINE
 
 # Columns of metrics.csv that are no outcome: the clock's, what the run was given, and the share of the intended changes
 # that were lost, to which a decay that is lost adds.
@@ -22,11 +23,11 @@ OF_TRAINING = ("trainer.batch_size", "trainer.seq_len")  # of the trainer's sett
 
 
 class Twin(NamedTuple):
-    """A run and the rows of its metrics.csv up to the last step that it shares with its twins."""
+    """A run and how the rows of its metrics.csv compare."""
 
     run: Run
-    digest: bytes
-    agreement: int  # the first so many rows equal those of the first twin
+    digests: dict[int, bytes]  # of the first so many rows, up to all of them
+    agreement: int  # the first so many rows equal those of the longest twin
 
 
 def twin_notes(runs: Sequence[Run], columns: Mapping[str, str]) -> list[str]:
@@ -70,37 +71,67 @@ def _clusters(runs: Sequence[Run], step: int) -> list[list[Run]]:
 
 
 def _notes(cluster: Sequence[Run], keys: Mapping[str, str]) -> list[str]:
-    """What is to be said of runs that agree at an early step."""
+    """What is to be said of runs that agree at an early step: first of the longest."""
     if not _differing(cluster, keys):
         return []
-    num_rows = min(run.steps.num_rows for run in cluster)
-    twins = _read(cluster, num_rows)
+    twins = _read(cluster)
+    by_length = []
+    noted = None
+    for num_rows in sorted({run.steps.num_rows for run in cluster}):
+        reaching = [twin for twin in twins if num_rows in twin.digests]
+        by_length.append(_identical(reaching, num_rows, keys))
+        first_to_differ = min([num_rows, *(twin.agreement for twin in reaching)])
+        differing = _differing([twin.run for twin in reaching], keys)
+        if differing and first_to_differ not in (num_rows, noted):
+            by_length[-1].append(f"{'; '.join(differing)}: identical up to step {first_to_differ:,}.")
+            noted = first_to_differ  # not again of the longer ones alone
+    return [note for notes in reversed(by_length) for note in notes]
+
+
+def _identical(twins: Sequence[Twin], num_rows: int, keys: Mapping[str, str]) -> list[str]:
+    """What is to be said of twins that agree in `num_rows` rows, some of which have no more.
+
+    Only of runs that finished there is it known that a parameter did nothing.
+    """
+    classes: dict[bytes, list[Run]] = {}
+    for twin in twins:
+        classes.setdefault(twin.digests[num_rows], []).append(twin.run)
     notes = []
-    for digest, count in Counter(twin.digest for twin in twins).items():
-        identical = [twin.run for twin in twins if twin.digest == digest]
-        if count > 1 and (differing := _differing(identical, keys)):
-            knobs = "this knob" if len(differing) == 1 else "these knobs"
-            so_far = " so far" if any(run.status in UNFINISHED for run in identical) else ""
+    for identical in classes.values():
+        ended = [run for run in identical if run.steps.num_rows == num_rows]
+        without_effect = _differing([run for run in ended if run.status == RunStatus.FINISHED], keys)
+        if without_effect:
+            knobs = "this knob" if len(without_effect) == 1 else "these knobs"
             steps = f"{num_rows:,} of {num_rows:,} steps identical"
-            notes.append(f"{'; '.join(differing)}: {steps}: {knobs} did nothing{so_far}.")
-    first_to_differ = min(twin.agreement for twin in twins)
-    if first_to_differ < num_rows:
-        notes.append(f"{'; '.join(_differing(cluster, keys))}: identical up to step {first_to_differ:,}.")
+            notes.append(f"{'; '.join(without_effect)}: {steps}: {knobs} did nothing.")
+        differing = _differing(identical, keys)
+        if ended and differing and differing != without_effect:
+            notes.append(f"{'; '.join(differing)}: identical in the first {num_rows:,} steps that they share.")
     return notes
 
 
-def _read(cluster: Sequence[Run], num_rows: int) -> list[Twin]:
-    first = cluster[0].steps.text_without(NO_OUTCOMES, num_rows)
+def _read(cluster: Sequence[Run]) -> list[Twin]:
+    lengths = sorted({run.steps.num_rows for run in cluster})
+    longest = _text(max(cluster, key=lambda run: run.steps.num_rows))
     twins = []
     for run in cluster:
-        text = run.steps.text_without(NO_OUTCOMES, num_rows)
-        agreement = num_rows if text == first else _rows_before_difference(text, first)
-        twins.append(Twin(run, hashlib.sha256(text).digest(), agreement))
+        text = _text(run)
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == NEWLINE)  # of the rows, after that of no row
+        digests, digest, begin = {}, hashlib.sha256(), 0
+        for num_rows in lengths[: bisect.bisect_left(lengths, len(ends))]:
+            digest.update(text[begin : ends[num_rows]])
+            digests[num_rows], begin = digest.digest(), ends[num_rows]
+        twins.append(Twin(run, digests, _rows_before_difference(text, longest)))
     return twins
 
 
+def _text(run: Run) -> bytes:
+    """The outcomes of all steps, with a newline before and after every row."""
+    return run.steps.text_without(NO_OUTCOMES, run.steps.num_rows) + b"\n"
+
+
 def _rows_before_difference(text: bytes, other: bytes) -> int:
-    """The number of whole rows, a newline before each, in which two different texts agree."""
+    """The number of whole rows, a newline before and after each, in which two texts agree."""
     length = min(len(text), len(other))
     differs = np.frombuffer(text, np.uint8)[:length] != np.frombuffer(other, np.uint8)[:length]
     end = int(differs.argmax()) if differs.any() else length

@@ -77,6 +77,30 @@ def test_windows_are_spread_evenly() -> None:
     assert in_search(units).tolist() == [True] * 10 + [False] * 5
 
 
+def test_of_every_unit_as_many_windows_are_taken_as_the_highest_cap_allows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        num_units, largest, more = (int(torch.randint(1, high, (), generator=generator)) for high in (9, 30, 90))
+        sizes = torch.randint(1, largest + 1, (num_units,), generator=generator)
+        units = torch.arange(num_units).repeat_interleave(sizes)
+        by_cap = [sizes.clamp(max=cap) for cap in range(1, largest + 1)]
+        expected = [taken for taken in by_cap if taken.sum() <= num_units + more][-1]
+        assert torch.equal(units[spread_over(units, num_units + more)].bincount(), expected)
+
+
+def test_the_highest_cap_takes_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+    clamp = torch.Tensor.clamp
+
+    def counted(sizes: torch.Tensor, **cap: int) -> torch.Tensor:
+        tries.append(cap)
+        return clamp(sizes, **cap)
+
+    monkeypatch.setattr(torch.Tensor, "clamp", counted)
+    assert len(spread_over(torch.arange(30).repeat_interleave(torch.arange(1, 31) * 1000), 100_000)) <= 100_000
+    assert 1 <= len(tries) <= 16, "2^15 > 30,000"
+
+
 def test_too_few_windows_to_divide() -> None:
     with pytest.raises(ValueError, match=r"^trainer.eval_part = confirm: must be all: 5 held-out tokens are too few"):
         choose_windows("confirm", 5, None, 4, 10)

@@ -1,6 +1,7 @@
 """The comparison page: what it says, and that it works in a browser."""
 
 import base64
+import math
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
@@ -60,8 +62,20 @@ def test_the_headline_names_the_best_and_the_smallest(make_run: MakeRun, tmp_pat
 def test_the_headline_when_none_beats_unigram(make_run: MakeRun, tmp_path: Path) -> None:
     lost = [make_run(tmp_path / str(lr), f"optimizer.lr={lr}", loss=6.5) for lr in (1, 2)]
     assert sentences(compared(*lost))[1].startswith("None of 2 is shown to beat unigram; 4L128D, lr=")
-    blind = make_run(tmp_path / "blind", every=0)
-    assert "is unknown whether a run beats unigram" in " ".join(sentences(compared(blind)))
+
+
+@pytest.mark.parametrize(
+    ("val_fraction", "every", "expected"),
+    [(0, 0, "Nothing was held out, so it is"), (0.1, 0, "It is"), (0.1, 20, "It is")],
+)
+def test_the_headline_says_nothing_was_held_out_only_where_that_is_so(
+    val_fraction: float, every: int, expected: str, make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", f"data.val_fraction={val_fraction}", every=every)
+    if every:  # a single window has no error
+        evals = pd.read_csv(run / "evals.csv")
+        evals.assign(tempered_margin_se=math.nan).to_csv(run / "evals.csv", index=False)
+    assert sentences(compared(run))[-2] == f"{expected} not known whether a run beats unigram."
 
 
 def test_without_a_common_step_nothing_is_called_best(make_run: MakeRun, tmp_path: Path) -> None:

@@ -188,6 +188,15 @@ def test_a_run_without_losses_by_window_is_left_out_of_the_pairs_alone(
     assert "No pair tests: they need 2 settings with losses by window." in compare(tmp_path, "--pairs")[0]
 
 
+def test_runs_that_hold_nothing_out_are_no_damage(make: MakeRun, tmp_path: Path, compare: Any) -> None:
+    for index, name in enumerate(("a", "bb")):
+        run = make(name, "data.val_fraction=0", f"optimizer.lr={index + 1}e-3", loss=4.0, every=0)
+        (run / "window_losses.csv").write_text("step\n")
+    out, _ = compare(tmp_path, "--pairs")
+    assert f"{tmp_path / 'bb'}: nothing is held out (data.val_fraction = 0)." in out
+    assert "window_losses.csv" not in out
+
+
 def test_documents_may_be_missing(make: MakeRun, tmp_path: Path, compare: Any) -> None:
     for index, name in enumerate(("a", "bb")):
         (make(name, f"optimizer.lr={index + 1}e-3", loss=4.0 + index) / "windows.csv").unlink()
@@ -209,6 +218,9 @@ def test_noise_is_that_of_the_table(make: MakeRun, tmp_path: Path, compare: Any)
     assert row["seeds_needed"] <= row["seeds_needed_high"]
     assert "seeds_needed a side show a difference of 0.01 at 95% with a power of 80%" in err
     assert "seeds_needed" not in compare(tmp_path, "--noise")[0]
+    shutil.copytree(tmp_path / "low1", tmp_path / "copy")
+    assert json.loads(compare(tmp_path, "--noise", "--difference", "0.01", "--format", "json")[0]) == [row]
+    assert "No noise to tell" in compare(tmp_path / "low1", tmp_path / "copy", "--noise")[0]
     assert "No noise to tell" in compare(tmp_path / "single", "--noise")[0]
 
 

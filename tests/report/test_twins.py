@@ -1,6 +1,7 @@
 """Settings that did nothing: runs that agree to the last digit though a parameter differs."""
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from helpers import tiny_config, train_only
 
 from marble_sweep.report.summary import compare_runs
+from marble_sweep.report.twins import NO_OUTCOMES
 from marble_sweep.runs.run import Run
 
 MakeRun = Callable[..., Path]
@@ -96,9 +98,68 @@ def test_what_does_not_act_on_training_is_no_knob(twin: Callable[..., Path], key
     assert notes(twin("a", "optimizer.weight_decay", 0.01), twin("b", key, value)) == []
 
 
-def test_a_run_that_goes_on_has_done_nothing_so_far(twin: Callable[..., Path]) -> None:
+def cut(run: Path, steps: int, status: str) -> Path:
+    """The run as it would be, had it ended at `steps`."""
+    rows = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(rows[: steps + 1]))
+    metadata = json.loads((run / "metadata.json").read_text())
+    evaluation = metadata["last_evaluation"] | {"step": 20}
+    (run / "metadata.json").write_text(
+        json.dumps(metadata | {"status": status, "step": steps, "last_evaluation": evaluation})
+    )
+    return run
+
+
+def test_of_a_run_that_goes_on_only_the_shared_steps_are_known(twin: Callable[..., Path]) -> None:
     runs = [twin("a", "optimizer.eps", 1e-8, status="running"), twin("b", "optimizer.eps", 1e-7)]
-    assert notes(*runs) == ["eps 1e-08 and 1e-07: 60 of 60 steps identical: this knob did nothing so far."]
+    assert notes(*runs) == ["eps 1e-08 and 1e-07: identical in the first 60 steps that they share."]
+
+
+def test_a_run_that_ended_early_shows_only_its_own_steps(twin: Callable[..., Path]) -> None:
+    runs = [twin("a", "optimizer.weight_decay", 0), cut(twin("b", "optimizer.weight_decay", 0.01), 20, "failed")]
+    expected = ["weight_decay 0 and 0.01: identical in the first 20 steps that they share."]
+    assert notes(*runs) == notes(*reversed(runs)) == expected
+    cut(runs[1], 20, "finished")  # of fewer total_steps
+    assert notes(*runs) == expected
+
+
+def test_a_run_that_ended_early_hides_nothing_of_the_others(twin: Callable[..., Path]) -> None:
+    runs = [
+        twin("a", "optimizer.weight_decay", 0),
+        twin("b", "optimizer.weight_decay", 0.01, changed=51),
+        twin("c", "optimizer.weight_decay", 0.02),
+        cut(twin("d", "optimizer.weight_decay", 0.1), 40, "pruned"),
+    ]
+    assert notes(*runs) == [
+        "weight_decay 0 and 0.02: 60 of 60 steps identical: this knob did nothing.",
+        "weight_decay 0, 0.01 and 0.02: identical up to step 50.",
+        "weight_decay 0, 0.01, 0.02 and 0.1: identical in the first 40 steps that they share.",
+    ]
+    cut(runs[1], 30, "failed")
+    assert notes(runs[1], runs[3]) == ["weight_decay 0.01 and 0.1: identical in the first 30 steps that they share."]
+
+
+def test_a_difference_in_what_runs_share_is_named_once(twin: Callable[..., Path]) -> None:
+    runs = [
+        twin("a", "optimizer.weight_decay", 0),
+        twin("b", "optimizer.weight_decay", 0.01, changed=31),
+        cut(twin("c", "optimizer.weight_decay", 0.1, changed=31), 40, "failed"),
+    ]
+    assert notes(*runs) == [
+        "weight_decay 0.01 and 0.1: identical in the first 40 steps that they share.",
+        "weight_decay 0, 0.01 and 0.1: identical up to step 30.",
+    ]
+
+
+def test_a_number_that_only_begins_like_another_is_a_difference(twin: Callable[..., Path]) -> None:
+    runs = [twin("a", "optimizer.eps", 1e-8), cut(twin("b", "optimizer.eps", 1e-7), 40, "failed")]
+    header, *rows = (runs[0] / "metrics.csv").read_text().splitlines()
+    last = [column not in NO_OUTCOMES for column in header.split(",")][::-1].index(True) + 1
+    fields = rows[39].split(",")
+    fields[-last] += "5" if "." in fields[-last] else ".5"
+    rows[39] = ",".join(fields)
+    (runs[0] / "metrics.csv").write_text("\n".join([header, *rows, ""]))
+    assert notes(*runs) == ["eps 1e-08 and 1e-07: identical up to step 39."]
 
 
 def test_a_damaged_run_has_no_twin(twin: Callable[..., Path]) -> None:
@@ -115,4 +176,4 @@ def test_a_decay_that_bfloat16_rounds_away(tmp_path: Path) -> None:
         config = tiny_config("precision=bf16_pure", f"optimizer.weight_decay={decay}", "trainer.total_steps=20")
         train_only(config, tmp_path / str(decay))
         runs.append(tmp_path / str(decay))
-    assert notes(*runs) == ["weight_decay 0 and 0.001: 20 of 20 steps identical: this knob did nothing so far."]
+    assert notes(*runs) == ["weight_decay 0 and 0.001: identical in the first 20 steps that they share."]

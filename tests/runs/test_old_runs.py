@@ -5,6 +5,7 @@ step 7, and one interrupted later in development, whose state has hashes of the 
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import marble_sweep as ms
 from marble_sweep.compare import main as compare
 from marble_sweep.report.summary import EARLIER_NOTE, compare_runs
 from marble_sweep.run import run
+from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.renamed import RENAMED
 from marble_sweep.runs.run import Run
 from marble_sweep.training.evaluation import ERROR_COLUMNS, EVAL_COLUMNS
@@ -65,6 +67,13 @@ def test_whether_an_old_run_beats_unigram_is_not_known() -> None:
     assert row["val_margin"] == old.evals[-1]["unigram_margin"]
     assert row["beats_unigram"] is not True
     assert EARLIER_NOTE in comparison.notes
+
+
+def test_a_loss_that_became_nan_is_no_sign_of_an_earlier_version(tmp_path: Path) -> None:
+    file = CsvLog(tmp_path / "evals.csv", EVAL_COLUMNS)
+    file.write([dict.fromkeys(EVAL_COLUMNS, math.nan) | {"step": 4}])
+    file.close()
+    assert EARLIER_NOTE not in compare_runs([Run.read(tmp_path)]).notes
 
 
 def test_an_old_run_is_continued_under_its_own_header(interrupted: Path) -> None:
