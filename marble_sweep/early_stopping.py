@@ -121,7 +121,8 @@ def is_hopeless(config: CertifyConfig, evals: Sequence[dict[str, float]], steps:
     if len(evals) < 2:
         return False
     (prev_margin, _), (last_margin, _) = margin(config, evals[-2]), margin(config, last)
-    if math.isnan(prev_margin):  # an evaluation by an earlier version, which did not measure it
+    # An evaluation by an earlier version did not measure it; a loss of NaN or infinity ends the run as diverged.
+    if math.isnan(prev_margin) or not math.isfinite(last_margin):
         return False
     steps_left = steps[-1] - last["step"]
     as_before = steps_left * (last_margin - prev_margin) / (last["step"] - evals[-2]["step"])

@@ -201,7 +201,8 @@ def _margin(config: VerdictConfig, final: dict[str, Any] | None, name: str, unme
     margin, error, _ = number
     errors = in_standard_errors(margin, error)
     side = "below" if margin > 0 else "above"
-    shown = f"{final['val_loss']:.3f}" + (f" (perplexity {perplexity(final['val_loss']):,.1f})" if decides else "")
+    loss = measured(final, "val_loss")[0]
+    shown = f"{loss:.3f}" + (f" (perplexity {perplexity(loss):,.1f})" if decides else "")
     reading = (
         f"held-out loss {shown} is {abs(margin):.3f} ± {error:.3f} nats {side} {label} "
         f"({errors:+.1f} standard errors, {errors_needed:.3g} needed{_what_error(final, f'{name}_margin')}): "

@@ -38,6 +38,8 @@ NOT_HERE = {
     "python -m marble_sweep.inspect FILE[:TENSOR]": "says which arguments there are",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=submitit_slurm": "needs a Slurm cluster",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=ray": "answers SIGTERM with Ray's own exit code",
+    "python -m marble_sweep --multirun hydra/sweeper=smallest hydra/launcher=submitit_slurm": "needs a Slurm cluster",
+    "python -m marble_sweep --multirun hydra/sweeper=smallest hydra/launcher=ray": "needs a Ray cluster",
     "python -m marble_sweep --multirun hydra/sweeper=smallest search.storage=postgresql": "needs the reader's database",
 }
 TO_THE_END = ("python -m marble_sweep experiment=quick", "python -m marble_sweep --multirun hydra/sweeper=smallest")

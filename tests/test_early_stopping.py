@@ -95,6 +95,11 @@ def test_far_below_and_hardly_rising_is_hopeless() -> None:
     assert not is_hopeless(CertifyConfig(), [row(50, -1.98), row(71, -1.97)], STEPS)
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_a_run_as_diverged_not_as_hopeless(loss: float) -> None:
+    assert not is_hopeless(CertifyConfig(), [row(50, -1.0), row(71, -loss, math.nan, loss=loss)], STEPS)
+
+
 def test_what_still_falls_fast_has_hope() -> None:
     # 0.5 nats in 21 steps: 7.83 in the 329 that are left.
     assert is_hopeless(CertifyConfig(), [row(50, -8.4), row(71, -7.9)], STEPS)

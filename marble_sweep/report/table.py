@@ -107,7 +107,8 @@ def legend(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
         notes.append("Some group holds a seed more than once; such runs are copies of each other, not repeats.")
     if "val_margin" in columns:
         notes.append(
-            "val_margin is the best unigram loss − held-out loss, ± its standard error over documents or blocks."
+            "val_margin is the best unigram loss − held-out loss, ± its standard error over documents or blocks; "
+            "at a run's last evaluation it counts all held-out windows of its part, val_loss always the same ones."
         )
     return notes
 

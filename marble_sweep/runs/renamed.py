@@ -14,7 +14,8 @@ RENAMED = {
 # What columns of evals.csv begin with that are of all windows of the held-out part, not of the evaluated ones alone.
 OF_ALL_WINDOWS = "all_"
 NUM_ALL_WINDOWS = "all_windows"  # how many those are
-ON_ALL_WINDOWS = ("val_loss", "tempered_margin", "oracle_margin", "bigram_margin", "context_gain")
+MARGINS = tuple(f"{name}_margin" for name in ("unigram", "oracle", "bigram", "tempered", "trigram", "fourgram"))
+ON_ALL_WINDOWS = ("val_loss", *MARGINS, "context_gain")
 PARTS = ("", "_se", "_df", "_se_factor", "_clusters", "_by_document")  # of a mean: its value, and what that is worth
 # Columns of evals.csv that files of earlier versions lack. They are the last ones.
 ADDED_COLUMNS = (

@@ -206,7 +206,7 @@ class SearchResult:
         if record.outcome != RunStatus.CERTIFIED:
             record = confirmations[certified[0]]
         trial, seed = self._trial(record.number), trial_seed(self.base.seed, params, record.seed)
-        keys = ("val_loss", "margin", "margin_se", "margin_df", "step", "steps_per_minute", "directory")
+        keys = ("val_loss", "num_windows", "margin", "margin_se", "margin_df", "step", "steps_per_minute", "directory")
         return {
             "size": str(self.space.sizes[size]),
             "params": params,
@@ -419,11 +419,12 @@ class SearchResult:
                 return [f"Nothing is certified: no size tried is shown to beat {threshold} {within}."]
             return [f"Nothing is certified: every trial {'crashed' if summary['crashes'] else 'was cut short'}."]
         so_far = "" if summary["ended"] in ("settled", "undecided") else " so far"  # a smaller one may be left
+        windows = f" on {answer['num_windows']:,} windows" if answer["num_windows"] else ""
         lines = [
             f"The smallest certified size{so_far}: {answer['size']}, {answer['n_params']:,} parameters, beats "
             f"{threshold} {within}.",
             f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
-            f"{answer['val_loss']:.4f} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} nats "
+            f"{answer['val_loss']:.4f}{windows} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} nats "
             f"below (standard error {answer['margin_se']:.4f}), at step {answer['step']:,}; {answer['evidence']}.",
         ]
         if (smaller := summary["smaller_unconfirmed"]) is not None:

@@ -92,7 +92,8 @@ def evidence(standard: Standard, tally: Tally, confidence: float) -> str:
     if not isinstance(standard, PassRate):
         text = f"certified on {tally.passed} of {counted(standard, 'fresh seed')}"
         shown = f"a pass rate above {percent(quick_bound(standard, confidence))} at {percent(confidence)} confidence"
-        return f"{text}, the quick form: it shows {shown}" if accepted else f"not confirmed: {text}"
+        so_far = f"certified on {tally.passed} of {counted(tally.seeds, 'fresh seed')}, of {standard} asked for"
+        return f"{text}, the quick form: it shows {shown}" if accepted else f"not confirmed: {so_far}"
     text = f"certified on {tally.passed} of {counted(tally.seeds, 'fresh seed')}"
     if accepted:
         return f"{text}: a pass rate above {percent(standard.rate)} at {percent(confidence)} confidence"

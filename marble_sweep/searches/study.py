@@ -199,6 +199,7 @@ class Result:
     margin_se: float | None
     reason: str | None  # of a crash
     field: str | None = None  # the setting that one of our own checks complained of
+    num_windows: int | None = None  # that val_loss and margin are of; None: the evaluated ones, no more were looked at
     margin_df: float | None = None  # degrees of freedom of margin_se; None for infinitely many
     lacks_context: bool = False  # its margin would certify it, but no use of the context is shown
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training

@@ -13,7 +13,9 @@ from optuna.trial import Trial
 
 from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, margin_df, shortfall
-from marble_sweep.metrics.margin import Outcome
+from marble_sweep.humanize import finite
+from marble_sweep.metrics.margin import Outcome, measured
+from marble_sweep.runs.renamed import NUM_ALL_WINDOWS
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.searches.storage import StorageError
@@ -85,11 +87,12 @@ class TrialWatch:
             return Result(RunStatus.FAILED, directory, 0, 0, 0.0, None, None, None, None, reason=run_dir, stage="start")
         self.report_evaluations(run_dir)
         metadata = read_metadata(run_dir)
-        status, step, last = metadata["status"], metadata.get("step") or 0, Run.read(run_dir).evals[-1:]
-        value, error = margin(self.config.certify, last[0]) if last else (None, None)
-        df = margin_df(self.config.certify, last[0]) if last else math.inf
+        status, step = metadata["status"], metadata.get("step") or 0
+        row = next(iter(Run.read(run_dir).evals[-1:]), {})  # the last evaluation
+        value, error = margin(self.config.certify, row)
+        df = margin_df(self.config.certify, row)
         if status == RunStatus.FINISHED:  # not certified, or it would have ended as that
-            status = (self.early_stopping.outcome(last[0]) if last else None) or Outcome.UNDECIDED
+            status = self.early_stopping.outcome(row) or Outcome.UNDECIDED
         return Result(
             outcome=status,
             directory=str(run_dir),
@@ -97,16 +100,21 @@ class TrialWatch:
             tokens=step * self.config.trainer.batch_size * self.config.trainer.seq_len,
             seconds=metadata.get("seconds") or 0.0,
             steps_per_minute=metadata.get("steps_per_minute"),
-            val_loss=last[0]["val_loss"] if last else None,
-            margin=value,
-            margin_se=error,
+            val_loss=finite(measured(row, "val_loss")[0]),
+            margin=finite(value),
+            margin_se=finite(error),
+            num_windows=_whole(row.get(NUM_ALL_WINDOWS, math.nan)),
             margin_df=df if math.isfinite(df) else None,
-            lacks_context=bool(last) and lacks_context(self.config.certify, last[0], self.early_stopping.errors_needed),
+            lacks_context=lacks_context(self.config.certify, row, self.early_stopping.errors_needed),
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
             device=device_settings(metadata),
         )
+
+
+def _whole(value: float) -> int | None:
+    return int(value) if math.isfinite(value) else None
 
 
 def device_settings(metadata: Mapping[str, Any]) -> dict[str, str | int] | None:

@@ -150,5 +150,9 @@ class AllWindows:
         row: dict[str, float] = {NUM_ALL_WINDOWS: len(self.stretches)}
         for name in ON_ALL_WINDOWS:
             sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, self.stretches, values[name])
-            row |= mean_columns(f"{OF_ALL_WINDOWS}{name}", sums / sizes, self.documents)
+            of_all = f"{OF_ALL_WINDOWS}{name}"
+            row |= mean_columns(of_all, sums / sizes, self.documents)
+            # Means of stretches are no independent windows to compare with.
+            naive = values[name].std().item() / math.sqrt(len(self.stretches))
+            row[f"{of_all}_se_factor"] = row[f"{of_all}_se"] / naive if naive > 0 else math.nan
         return row

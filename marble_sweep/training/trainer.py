@@ -22,6 +22,7 @@ from marble_sweep.model import products
 from marble_sweep.model.loss import linear_cross_entropy
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs import layout
+from marble_sweep.runs.renamed import NUM_ALL_WINDOWS
 from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.runs.tensors import write_tensors
@@ -75,6 +76,8 @@ class Trainer:
         self.stop_reason: RunStatus | None = None  # why the run ends before its last step
         hashes = self.load_state() if resume else {}
         writer.open(self.step, [int(row["step"]) for row in self.evals], hashes)
+        if NUM_ALL_WINDOWS not in writer.eval_rows.columns:  # a run of an earlier version keeps the columns of its file
+            self.all_windows = None
 
     def train(self, should_stop: Callable[[], bool]) -> RunStatus:
         """Train to the last step: `finished`, or `interrupted` by should_stop, or `diverged`.

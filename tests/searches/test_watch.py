@@ -1,5 +1,7 @@
 """A TrialWatch reports to the study whatever happens to the storage and the run's files meanwhile."""
 
+import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -141,5 +143,17 @@ def test_a_trial_that_ends_uncertified_is_below_or_undecided(
     write_text(tmp_path / "run" / "evals.csv", f"step,val_loss,val_loss_se\n{row}\n")
     result = watching.result(tmp_path / "run")
     assert result.outcome == outcome
+    json.dumps(dataclasses.asdict(result), allow_nan=False)  # search.json has no NaN
     shared.tell(watching.trial, result, 100, None)
     assert records(shared.study)[0].outcome == outcome
+
+
+def test_loss_and_margin_are_of_the_same_windows(shared: SharedStudy, tmp_path: Path) -> None:
+    watching = watch(shared, tmp_path / "run")
+    columns = "step,val_loss,val_loss_se,all_windows,all_val_loss,all_val_loss_se"
+    write_text(tmp_path / "run" / "evals.csv", f"{columns}\n40,5.3,0.1,900,5.2,0.05\n")
+    result = watching.result(tmp_path / "run")
+    threshold = watching.config.certify.loss
+    assert threshold is not None
+    assert (result.val_loss, result.num_windows) == (5.2, 900)
+    assert result.margin == pytest.approx(threshold - 5.2)

@@ -26,6 +26,8 @@ def test_the_last_evaluation_is_on_all_windows_and_the_verdict_by_them(tmp_path:
     seq_len = files.config["trainer.seq_len"]
     assert last["all_windows"] == files.corpus["num_val_tokens"] // seq_len > 8
     assert last["all_tempered_margin"] != last["tempered_margin"]
+    # The tempered unigram is never worse than the fitted one, on the same windows.
+    assert last["all_tempered_margin"] <= last["all_unigram_margin"]
     verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
     decisive = verdict["criteria"][0]["checks"][0]
     assert decisive["value"] == pytest.approx(last["all_tempered_margin"] / last["all_tempered_margin_se"], rel=1e-6)

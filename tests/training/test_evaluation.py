@@ -167,6 +167,9 @@ def test_with_all_windows_each_evaluated_one_counts_the_mean_of_its_stretch() ->
     error = means.std().item() / 2
     assert row["all_tempered_margin_se"] == pytest.approx(error, abs=4 * gamma(100 + 8 + VOCAB))
     assert row["all_tempered_margin_clusters"] == 4, "an error counts evaluated windows, not all"
+    naive = margins.std().item() / math.sqrt(NUM_WINDOWS)
+    factor = row["all_tempered_margin_se"] / naive
+    assert row["all_tempered_margin_se_factor"] == pytest.approx(factor, rel=1e-3), "and is compared with all of them"
 
 
 def test_where_every_stretch_is_one_window_all_windows_are_the_evaluated_ones() -> None:
@@ -176,5 +179,5 @@ def test_where_every_stretch_is_one_window_all_windows_are_the_evaluated_ones() 
     row, _ = evaluator.evaluate(model, step=1)
     of_all = AllWindows(lambda: evaluator, torch.arange(60), documents).evaluate(model)
     assert of_all.pop("all_windows") == 60
-    assert of_all == {name: row[name.removeprefix("all_")] for name in of_all}
+    assert of_all == pytest.approx({name: row[name.removeprefix("all_")] for name in of_all}, rel=1e-12)
     assert {*of_all} == {name for name in EVAL_COLUMNS if name.startswith("all_") and name != "all_windows"}
