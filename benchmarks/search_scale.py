@@ -33,12 +33,12 @@ from marble_sweep.groups import AdamWConfig, ModelConfig
 from marble_sweep.hydra_app.compose import compose_config
 from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.runs.files import write_json, write_text
-from marble_sweep.searches.launched import WORKING, LaunchedWorker, Start
+from marble_sweep.searches.launched import LaunchedWorker, Start
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.storage import open_storage
 from marble_sweep.searches.strategy import Proposal, Wait, next_trial
 from marble_sweep.searches.study import OUTCOME, PLAN, RESULT, open_study
-from marble_sweep.searches.worker import Params
+from marble_sweep.searches.worker import WORKING, Params
 
 SLEEP = 0.1  # seconds
 STEPS = (25, 35, 50, 71, 100, 141, 200, 283, 400)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 import marble_sweep.hydra_app.main  # noqa: F401  # a launcher's process reads the schemas and resolvers from it
+from marble_sweep.commands import literal, override
 from marble_sweep.hydra_app.composer import Composer
 from marble_sweep.hydra_app.launch import LocalRunner, TrialComposer
 from marble_sweep.hydra_app.rerun import config_arguments
@@ -53,15 +54,17 @@ class WorkerTask:
     def launch(self, start: Start) -> list[Ending | Exception]:
         """Have the user's launcher start the workers; returns how they ended, once all have."""
         config = copy.deepcopy(self.config)
-        if "n_jobs" in config.hydra.launcher:  # joblib's, so many jobs at once
-            with open_dict(config):
+        directory = Path(config.hydra.sweep.dir).absolute()  # jobs may be in other folders than this process
+        with open_dict(config):
+            config.hydra.sweep.dir = literal(str(directory))
+            if "n_jobs" in config.hydra.launcher:  # joblib's, so many jobs at once
                 config.hydra.launcher.n_jobs = self.workers.number
-        task = WorkerJob(self, start)
+        task = WorkerJob(replace(self, config=config), start)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=task, config=config
         )
         # A trial's run has the directory of its number.
-        job = [f"hydra.sweep.subdir={layout.WORKERS}/${{hydra.job.num}}"]
+        job = [override("hydra.sweep.dir", directory), f"hydra.sweep.subdir={layout.WORKERS}/${{hydra.job.num}}"]
         return [ended(returned) for returned in launcher.launch([job] * self.workers.number, initial_job_idx=0)]
 
 

@@ -25,12 +25,11 @@ from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.strategy import Proposal, next_trial
 from marble_sweep.searches.study import PLAN, as_result, result_of
 from marble_sweep.searches.view import describe_trial
-from marble_sweep.searches.worker import WAIT_SECONDS, Ending, Search, Train
+from marble_sweep.searches.worker import STOPPED, WAIT_SECONDS, WORKERS, WORKING, Ending, Search, Train
 from marble_sweep.training.signals import stop_requests
 
 STOP_SECONDS = 1.0  # between two looks at whether the workers are asked to stop
 SAVING_SECONDS = 10.0  # that workers are given to save their trials' states after Ctrl-C
-WORKING, STOPPED = "working", "stopped"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Start:
     @property
     def key(self) -> str:
         """The study's user attribute that says whether these workers go on."""
-        return f"workers {self.name}"
+        return WORKERS + self.name
 
 
 Launch = Callable[[Start], Sequence[Ending | Exception]]  # starts the workers; returns how they ended, once all have
@@ -67,6 +66,8 @@ class LaunchedWorker(Search):
         try:
             if start.key not in study.user_attrs:
                 raise unreachable(start.address)
+            if study.user_attrs[start.key] == STOPPED:  # this job waited in a queue until the search was over
+                return Ending("interrupted", None, [])
             with stop_requests() as self._stop_requested, self._heeding(start):
                 ended = self._loop(self.shared)
             if self.error is not None:
@@ -106,6 +107,11 @@ class LaunchedWorker(Search):
             thread.join()
 
 
+def absolute(address: str) -> str:
+    """The address of a storage, for processes in other folders."""
+    return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
 def unreachable(address: str) -> CheckError:
     needed = "one that every worker reaches: a file in a folder that all machines share, or a database"
     return CheckError(f"search.storage = {address}: must be {needed}; on {socket.gethostname()} it is not there")
@@ -117,20 +123,32 @@ class LaunchingSearch(Search):
     def run_launched(self, launch: Launch, workers: int) -> Ending:
         """Search with so many workers until the question is settled, the budget is spent or the user interrupts."""
         self.launch, self.workers = launch, workers
+        self.interrupted = False
         return self._run()
 
     def _work_all(self) -> str:
-        start = Start(uuid.uuid4().hex, self.address, self.first_trial)
-        self.shared.study.set_user_attr(start.key, WORKING)
+        start = Start(uuid.uuid4().hex, absolute(self.address), self.first_trial)
         self.view.line(f"{counted(self.workers, 'worker')} to start, each of which trains one trial after the other")
         with self._watching():
             try:
+                self.shared.study.set_user_attr(start.key, WORKING)
                 return self._await_workers(start)
             except KeyboardInterrupt:
+                self.interrupted = True
                 self.storage.hurry()
-                self.shared.study.set_user_attr(start.key, STOPPED)
+                self._stop(start)
                 self._await_states()
                 raise
+            except StorageError:
+                self.storage.hurry()
+                raise
+            finally:
+                self._stop(start)
+
+    def _stop(self, start: Start) -> None:
+        """Have the workers stop, also those whose jobs begin later."""
+        with contextlib.suppress(StorageError):  # then the next start does it
+            self.shared.study.set_user_attr(start.key, STOPPED)
 
     def _await_workers(self, start: Start) -> str:
         """What ended the search. Raises what every worker raised, and KeyboardInterrupt where all were interrupted."""
@@ -138,7 +156,6 @@ class LaunchingSearch(Search):
             returned = self.launch(start)
         except Exception as error:  # whatever a launcher raises where a worker died
             if not any(record.number >= self.first_trial for record in self.result().records):
-                self.shared.study.set_user_attr(start.key, STOPPED)
                 raise  # it could not start them
             return self._await_survivors(error)
         errors = [ending for ending in returned if isinstance(ending, Exception)]
@@ -227,7 +244,7 @@ class LaunchingSearch(Search):
         if result_of(trial):
             self.view.end(description, as_result(trial), bracket)
         else:
-            self.view.lose(description)
+            self.view.lose(description, interrupted=self.interrupted)
 
     def _describe(self, trial: FrozenTrial) -> str:
         planned = trial.user_attrs[PLAN]

@@ -48,9 +48,10 @@ class View:
                 self.steps[trial] = step
                 self._draw()
 
-    def lose(self, trial: str) -> None:
-        """Print a line for a trial whose worker died or was stopped."""
-        self.line(f"{trial:<32}  stale: its worker died or was stopped; it is retried")
+    def lose(self, trial: str, *, interrupted: bool) -> None:
+        """Print a line for a trial without a result: the whole search was `interrupted`, or its worker is gone."""
+        why = "interrupted" if interrupted else "stale: its worker died or was stopped"
+        self.line(f"{trial:<32}  {why}")
         with self._lock:
             self.steps.pop(trial, None)
 

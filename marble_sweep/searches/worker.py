@@ -38,6 +38,8 @@ from marble_sweep.terminal import warning_on_error
 from marble_sweep.training.signals import await_all, stop_requests
 
 WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
+WORKERS = "workers "  # begins the user attributes that say, for every start, whether its launched workers go on
+WORKING, STOPPED = "working", "stopped"
 
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
@@ -138,7 +140,19 @@ class Search:
         mark_start(self.directory)
         unit = "margins in nats per token ± one standard error"
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}; {unit}")
-        self.shared.fail_stale_trials(alone=alone)
+        outlived = alone and self._stop_earlier_workers()
+        self.shared.fail_stale_trials(alone=alone and not outlived)
+
+    def _stop_earlier_workers(self) -> bool:
+        """Stop the launched workers of earlier starts whose process was killed; returns whether there may be any."""
+        study = self.shared.study
+        keys = [key for key, state in study.user_attrs.items() if key.startswith(WORKERS) and state == WORKING]
+        for key in keys:
+            study.set_user_attr(key, STOPPED)
+        if keys:
+            stale = f"a trial of theirs is retried after {self.base.search.worker_timeout:g} s without a heartbeat"
+            self.view.line(f"Workers of an earlier start may still be at work: they are told to stop, and {stale}")
+        return bool(keys)
 
     @property
     def address(self) -> str:

@@ -1,5 +1,6 @@
 """Workers that a launcher starts: they join one study, and the process that watches says and writes what they do."""
 
+import contextlib
 import json
 import re
 import threading
@@ -17,7 +18,9 @@ from pretender import Pretender
 from marble_sweep.checks import CheckError
 from marble_sweep.config import Config
 from marble_sweep.searches.launched import LaunchedWorker, LaunchingSearch, Start
-from marble_sweep.searches.worker import Ending, Params
+from marble_sweep.searches.storage import StorageError
+from marble_sweep.searches.study import records
+from marble_sweep.searches.worker import WORKING, Ending, Params
 
 REFUSED = (
     "search.storage = .*study.log: must be one that every worker reaches: a file in a folder that all machines share"
@@ -135,7 +138,9 @@ def test_ctrl_c_stops_workers_wherever_they_run(tmp_path: Path, capsys: pytest.C
 
     assert engine.run(launch).reason == "interrupted"
     assert summary(tmp_path)["outcomes"] == {"stale": 2}
-    assert capsys.readouterr().err.count("stale: its worker died or was stopped") == 2
+    printed = capsys.readouterr().err
+    assert len(re.findall("^ *[01]  .*  interrupted$", printed, re.MULTILINE)) == 2
+    assert "stale" not in printed
     for thread in threads:
         thread.join()
 
@@ -157,7 +162,9 @@ def test_the_death_of_a_worker_leaves_the_others_at_work(tmp_path: Path, capsys:
     threads[0].join()
 
 
-def test_a_search_whose_workers_have_all_died_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_whose_workers_have_all_died_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     hasty(monkeypatch)
     watching = Pretender(tmp_path, 1, LaunchingSearch).search
     assert isinstance(watching, LaunchingSearch)
@@ -171,6 +178,64 @@ def test_a_search_whose_workers_have_all_died_says_so(tmp_path: Path, monkeypatc
     assert ending.error == (
         "the workers ended before the search did (RuntimeError: no machine); the same command continues"
     )
+    assert re.search("^ *0  .*  stale: its worker died or was stopped$", capsys.readouterr().err, re.MULTILINE)
+
+
+def out_of_reach(*_: object) -> None:
+    raise StorageError("out of reach")
+
+
+@pytest.mark.parametrize("end", ["workers died", "storage", "interrupted", "bug"])
+def test_a_worker_that_starts_after_the_search_ended_trains_nothing(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of Slurm waits in the queue however the process that watches ended."""
+    hasty(monkeypatch)
+    watching, late = Pretender(tmp_path, 1, LaunchingSearch).search, Engine(tmp_path, 1)
+    assert isinstance(watching, LaunchingSearch)
+    starts: list[Start] = []
+
+    def launch(start: Start) -> Sequence[Ending | Exception]:
+        starts.append(start)
+        if end == "interrupted":
+            raise KeyboardInterrupt
+        assert watching.shared.ask() is not None
+        if end == "bug":
+            return [RuntimeError("a bug")]
+        if end == "storage":
+            monkeypatch.setattr(watching, "result", out_of_reach)
+        raise RuntimeError("no machine")
+
+    raised = {"storage": StorageError, "bug": RuntimeError}.get(end)
+    with pytest.raises(raised) if raised else contextlib.nullcontext():
+        assert watching.run_launched(launch, 1).reason in ("error", "interrupted")
+    assert late.work(starts[0], 0) == Ending("interrupted", None, [])
+    assert not late.workers[0].started
+
+
+def test_workers_that_outlive_their_killed_parent_stop_and_end_their_trials_themselves(tmp_path: Path) -> None:
+    """The next start tells them to, and does not take a trial of theirs that still runs for stale."""
+    killed = Pretender(tmp_path, 1, LaunchingSearch).search
+    killed._begin(alone=True)
+    start = Start("killed", killed.address, 0)
+    killed.shared.study.set_user_attr(start.key, WORKING)
+    begun = threading.Event()
+    outcomes: list[str] = []
+
+    def train(pretender: Pretender, number: int, params: Params) -> Path:
+        begun.set()
+        give_up = time.monotonic() + 20
+        while not pretender.search.should_stop() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        outcomes.extend(record.outcome for record in records(killed.shared.study) if record.number == number)
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(Engine(tmp_path, 1, train).work, start, 0)
+        begun.wait(20)
+        assert Engine(tmp_path, 1).run().reason == "settled"
+    assert ended.result() == Ending("interrupted", None, [])
+    assert outcomes == ["running"]
 
 
 def test_a_launcher_that_cannot_start_workers_keeps_its_error(tmp_path: Path) -> None:
@@ -183,13 +248,32 @@ def test_a_launcher_that_cannot_start_workers_keeps_its_error(tmp_path: Path) ->
 
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have trials be stale after 0.1 s."""
+    with_settings(monkeypatch, worker_timeout=0.1)
+
+
+def with_settings(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
     resolve = Pretender.resolve
 
     def resolved(self: Pretender, params: Params) -> Config:
         config = resolve(self, params)
-        return replace(config, search=replace(config.search, worker_timeout=0.1))
+        return replace(config, search=replace(config.search, **settings))
 
     monkeypatch.setattr(Pretender, "resolve", resolved)
+
+
+def test_workers_are_given_a_file_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have other working directories, as those of Ray that `ray start` has begun."""
+    monkeypatch.chdir(tmp_path)
+    with_settings(monkeypatch, storage="shared/study.log")
+    starts: list[Start] = []
+
+    def launch(start: Start) -> Sequence[Ending | Exception]:
+        starts.append(start)
+        raise KeyboardInterrupt
+
+    assert Engine(tmp_path, 1).run(launch).reason == "interrupted"
+    assert starts[0].address == str(tmp_path / "shared/study.log")
+    assert Path(starts[0].address).exists()
 
 
 def test_a_worker_that_does_not_reach_the_study_is_refused(tmp_path: Path) -> None:
