@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from marble_sweep.config import CertifyConfig, Config
 from marble_sweep.metrics.margin import (
     DECIDING_MARGINS,
+    DECISIONS,
     Measured,
     Outcome,
     errors_needed,
@@ -39,7 +40,7 @@ class EarlyStopping:
         trainer = config.trainer
         self.config = config.certify
         self.steps = evaluation_steps(trainer.total_steps, trainer.num_evals, trainer.eval_spacing)
-        self.errors_needed = errors_needed(config.verdict.min_standard_errors, len(self.steps))
+        self.errors_needed = errors_needed(config.verdict.min_standard_errors, len(self.steps) * DECISIONS)
 
     def stop_reason(self, evals: Sequence[dict[str, float]], steps_per_minute: float) -> RunStatus | None:
         """Why the run ends after the last of its `evals` (rows of evals.csv), or None where it goes on."""

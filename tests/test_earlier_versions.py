@@ -57,7 +57,7 @@ def test_runs_are_compared() -> None:
 def test_a_run_that_could_stop_needs_the_standard_errors_it_needed() -> None:
     early_stopping = EarlyStopping(load(EARLIER / "certified" / "config.yaml"))
     assert early_stopping.steps == [10, 14, 20, 28, 40]
-    assert early_stopping.errors_needed == errors_needed(3.0, 5)
+    assert early_stopping.errors_needed == errors_needed(3.0, 2 * 5)
 
 
 def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:

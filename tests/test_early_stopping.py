@@ -134,7 +134,7 @@ def stop_reasons(*evals: dict[str, float], overrides: tuple[str, ...] = STOPPING
 
 
 def test_a_run_is_certified_at_the_first_evaluation_that_does() -> None:
-    needed = errors_needed(3.0, 5)
+    needed = errors_needed(3.0, 2 * 5)  # of each of five evaluations two decisions
     assert stop_reasons(row(10, 0.0), row(14, 0.01 * needed - 1e-6), row(20, 0.01 * needed + 1e-6)) == [
         None,
         None,

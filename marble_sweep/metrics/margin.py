@@ -18,6 +18,8 @@ NORMAL = NormalDist()
 # The margin, in evals.csv, that decides for a baseline. Of the uniform, the fitted and the tempered unigram the
 # tempered one is never worse than the others (data/baselines.py), so to beat it is to beat all three.
 DECIDING_MARGINS = {"unigram": "tempered", "oracle": "oracle", "bigram": "bigram"}
+# At each evaluation of a run that may end there: on the evaluated windows, and where these leave it undecided on all.
+DECISIONS = 2
 Measured = tuple[float, float, float]  # a number, its standard error, and the degrees of freedom of that
 
 
@@ -84,13 +86,13 @@ def outcome_with_context(margin: Measured, context_gain: Measured, errors_needed
     return Outcome.CERTIFIED if outcomes == {Outcome.CERTIFIED} else Outcome.UNDECIDED
 
 
-def errors_needed(single: float, num_evals: int) -> float:
-    """How many standard errors of a normal distribution a margin needs at any of `num_evals` that may end a run.
+def errors_needed(single: float, num_decisions: int) -> float:
+    """How many standard errors of a normal distribution a margin needs at any of `num_decisions` about a run.
 
-    `single` is what it needs where there is one evaluation. K evaluations give chance K tries, so each of them is
-    allowed a K-th of a single one's error probability (Bonferroni; it holds however they depend on each other): with
-    9 evaluations, 3 standard errors become 3.62.
+    `single` is what it needs where there is one decision. K decisions give chance K tries, so each of them is allowed
+    a K-th of a single one's error probability (Bonferroni; it holds however they depend on each other): with 9
+    evaluations of DECISIONS each, 3 standard errors become 3.79.
     """
-    if num_evals <= 1:
+    if num_decisions <= 1:
         return single
-    return -NORMAL.inv_cdf(NORMAL.cdf(-single) / num_evals)
+    return -NORMAL.inv_cdf(NORMAL.cdf(-single) / num_decisions)

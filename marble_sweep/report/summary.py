@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from marble_sweep.humanize import perplexity, some_of
 from marble_sweep.metrics.margin import (
     DECIDING_MARGINS,
+    DECISIONS,
     Outcome,
     deciding_column,
     errors_needed,
@@ -272,7 +273,7 @@ def _errors_needed(run: Run) -> float:
         return single
     total_steps, num_evals = config.get("trainer.total_steps", 1), config.get("trainer.num_evals", 1)
     steps = evaluation_steps(total_steps, num_evals, config.get("trainer.eval_spacing", "linear"))
-    return errors_needed(single, len(steps))
+    return errors_needed(single, len(steps) * DECISIONS)
 
 
 def _plain(value: Any) -> Any:

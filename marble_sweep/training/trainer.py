@@ -190,7 +190,7 @@ class Trainer:
         """Measure the model on the held-out windows, and ask early stopping whether the run ends here."""
         assert self.evaluator is not None
         row, window_losses = self.evaluator.evaluate(self.model, self.step)
-        if self.all_windows is not None and self.may_decide(row):
+        if self.all_windows is not None and self.needs_all_windows(row):
             self.progress.evaluating(len(self.all_windows.stretches))
             row |= self.all_windows.evaluate(self.model)
         self.evals.append(row)
@@ -199,15 +199,13 @@ class Trainer:
         if self.early_stopping is not None:
             self.stop_reason = self.early_stopping.stop_reason(self.evals, self.steps_per_minute())
 
-    def may_decide(self, row: dict[str, float]) -> bool:
-        """Whether an evaluation decides what is said of the run, or may end it as certified.
-
-        It then counts all windows. An interim one whose windows already show that the model is below does not.
-        """
+    def needs_all_windows(self, row: dict[str, float]) -> bool:
+        """Whether all windows are evaluated: for the verdict of a whole run, or where `row` leaves it undecided."""
         if not math.isfinite(row["val_loss"]):
             return False
-        is_last = self.step == self.config.trainer.total_steps
-        return is_last or (self.early_stopping is not None and self.early_stopping.outcome(row) != Outcome.BELOW)
+        if self.early_stopping is None:
+            return self.step == self.config.trainer.total_steps
+        return self.early_stopping.outcome(row) == Outcome.UNDECIDED
 
     def take_snapshot(self, h_mean: Tensor) -> None:
         self.writer.snapshots.take(self.step, self.model.embedding.weight, h_mean)

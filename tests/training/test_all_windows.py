@@ -39,20 +39,20 @@ def test_where_all_windows_are_evaluated_anyway_there_is_nothing_more(tmp_path: 
     assert all(math.isnan(row["all_windows"]) for row in Run.read(tmp_path / "run").evals)
 
 
-def may_decide(config: Config, step: int, margin: float, loss: float = 6.0) -> bool:
+def needs_all(config: Config, step: int, margin: float, loss: float = 6.0) -> bool:
     early_stopping = EarlyStopping(config) if config.certify.stop else None
     trainer = SimpleNamespace(config=config, step=step, early_stopping=early_stopping)
     row: dict[str, float] = {"val_loss": loss, "tempered_margin": margin, "tempered_margin_se": 0.01}
-    return Trainer.may_decide(cast(Any, trainer), row | {"context_gain": 0.5, "context_gain_se": 0.01})
+    return Trainer.needs_all_windows(cast(Any, trainer), row | {"context_gain": 0.5, "context_gain_se": 0.01})
 
 
-def test_an_interim_evaluation_is_on_all_windows_where_it_may_certify() -> None:
+def test_a_run_that_may_stop_looks_at_all_windows_where_it_is_undecided() -> None:
     whole, stopping = tiny_config(*FEW), tiny_config(*FEW, "certify.stop=true")
     last = whole.trainer.total_steps
-    assert not may_decide(whole, last - 1, margin=0.5), "it decides nothing"
-    assert may_decide(whole, last, margin=-0.5), "the verdict rests on it"
-    assert not may_decide(whole, last, margin=math.nan, loss=math.nan)
-    assert may_decide(stopping, last - 1, margin=0.5), "it may end the run"
-    assert may_decide(stopping, last - 1, margin=-0.01), "it is undecided"
-    assert not may_decide(stopping, last - 1, margin=-0.5), "its windows show that the model is below"
-    assert may_decide(stopping, last, margin=-0.5)
+    assert not needs_all(whole, last - 1, margin=0.01), "it decides nothing"
+    assert needs_all(whole, last, margin=-0.5), "the verdict rests on it"
+    assert not needs_all(whole, last, margin=math.nan, loss=math.nan)
+    for step in (last - 1, last):
+        assert needs_all(stopping, step, margin=-0.01)
+        assert not needs_all(stopping, step, margin=0.5), "its windows certify it"
+        assert not needs_all(stopping, step, margin=-0.5), "its windows show that the model is below"
