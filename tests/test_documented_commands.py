@@ -231,6 +231,7 @@ def test_a_finished_run_that_is_resumed_trains_no_further(quick: Path, tmp_path:
     assert rows(tmp_path) == 1000
 
 
+@pytest.mark.timeout(3000)  # alone on two cores it takes 8 minutes, beside other tests twice that
 def test_the_default_search_keeps_everything_in_one_directory(tmp_path: Path, shell: None) -> None:
     output = run(TO_THE_END[1], tmp_path)
     (directory,) = map(Path, directories(tmp_path))
