@@ -26,8 +26,9 @@ run: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python $(DEFAULT_SUITE)
 
+# One after the other: many of them train in processes of their own, with as many threads as there are cores.
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow --numprocesses 2
+	$(BIN)/python -m pytest -m slow
 
 # One line of result a setting, and the whole output in .test-matrix/. TESTS=tests/model runs a part of the tests.
 test-matrix: .venv/installed-dev
