@@ -14,9 +14,11 @@ import io
 import itertools
 import logging
 import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 from marble_sweep.runs.files import atomic_write
 
@@ -31,6 +33,8 @@ NARROW, WIDE = (2, 3, 4), (6, 16, 64)  # the boundary is among the narrow ones
 RATES, FAR_RATES = (0.01, 0.0316, 0.1, 0.316), (0.001, 1.0)
 SEEDS = (1, 2, 3, 4)
 Curve = tuple[int, int, float, int]
+Key = TypeVar("Key", bound=tuple[object, ...])  # what a curve is of
+Record = Callable[[Key], list[dict[str, str]]]
 
 
 def grid() -> list[Curve]:
@@ -94,23 +98,26 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
         temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def record_missing(description: str | None, file: str, curves: Sequence[Key], record: Record[Key], shown: str) -> None:
+    """The command: record the curves that the file lacks, and print each with the column `shown` of its last look."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--file", type=Path, default=Path(__file__).with_name("curves.csv.gz"))
+    parser.add_argument("--file", type=Path, default=Path(__file__).with_name(file))
     arguments = parser.parse_args()
     rows = read(arguments.file)
-    done = {tuple(row[key] for key in KEYS) for row in rows}
-    todo = [curve for curve in grid() if tuple(map(str, curve)) not in done]
+    num_keys = len(curves[0])
+    done = {tuple(row.values())[:num_keys] for row in rows}
+    todo = [curve for curve in curves if tuple(map(str, curve)) not in done]
     print(f"{len(done)} curves recorded, {len(todo)} to do")
     # Processes of their own start with a fork server's clean memory; diverged runs end early and have fewer looks.
     with ProcessPoolExecutor(arguments.workers, get_context("forkserver")) as pool:
         for future in as_completed([pool.submit(record, curve) for curve in todo]):
             rows += future.result()
             last = rows[-1]
-            print(*(f"{name} {last[name]}" for name in (*KEYS, "step", "unigram_margin")), sep="  ", flush=True)
+            names = (*[*last][:num_keys], "step", shown)
+            print(*(f"{name} {last[name]}" for name in names), sep="  ", flush=True)
             write(arguments.file, rows)
 
 
 if __name__ == "__main__":
-    main()
+    record_missing(__doc__, "curves.csv.gz", grid(), record, "unigram_margin")

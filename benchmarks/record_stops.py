@@ -15,17 +15,14 @@ recording goes on. On two cores shared with other work the whole took about an h
 256 windows; an undecided evaluation is now repeated on all.
 """
 
-import argparse
 import csv
 import itertools
 import logging
 import sysconfig
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 
-from record_curves import read, write
+from record_curves import record_missing
 
 KEYS = ("corpus", "budget", "num_layers", "hidden_dim", "lr", "seed")
 MEASURED = ("tempered_margin", "oracle_margin", "bigram_margin", "context_gain")
@@ -102,22 +99,5 @@ def record(curve: Curve) -> list[dict[str, str]]:
     return [key | {name: f"{float(row[name] or 'nan'):.{digits.get(name, 4)}g}" for name in VALUES} for row in evals]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--file", type=Path, default=Path(__file__).with_name("stop_curves.csv.gz"))
-    arguments = parser.parse_args()
-    rows = read(arguments.file)
-    done = {tuple(row[key] for key in KEYS) for row in rows}
-    todo = [curve for curve in grid() if tuple(map(str, curve)) not in done]
-    print(f"{len(done)} curves recorded, {len(todo)} to do")
-    with ProcessPoolExecutor(arguments.workers, get_context("forkserver")) as pool:
-        for future in as_completed([pool.submit(record, curve) for curve in todo]):
-            rows += future.result()
-            last = rows[-1]
-            print(*(f"{name} {last[name]}" for name in (*KEYS, "step", "tempered_margin")), sep="  ", flush=True)
-            write(arguments.file, rows)
-
-
 if __name__ == "__main__":
-    main()
+    record_missing(__doc__, "stop_curves.csv.gz", grid(), record, "tempered_margin")

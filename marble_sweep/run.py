@@ -89,11 +89,12 @@ def prepare(
     require_memory(config, device)
     corpus = load_corpus(config.data)
     require_enough(corpus, config.trainer.batch_size, config.trainer.seq_len)
-    held_out, baselines = measure_held_out(config, corpus)
+    chosen = held_out_windows(config, corpus)
+    scored, baselines = measure_baselines_of_run(config, corpus, chosen)
     model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
     train_windows = windows(corpus.train_tokens, config.trainer.seq_len).to(device)
     batches = Batches(train_windows, config.trainer.batch_size, config.seed)
-    evaluator = None if held_out is None else build_evaluator(config, corpus, held_out.to(device), baselines)
+    evaluator = None if chosen is None else build_evaluator(config, corpus, chosen, scored.to(device), baselines)
 
     resume = resume and has_begun(directory)
     products = products_for(config, directory, device, len(corpus.dead_mask), shared, resume=resume)
@@ -102,16 +103,15 @@ def prepare(
     metadata["products"] = as_metadata(products, device)
     if resume:
         refuse_other_data(directory, metadata)
-    evaluated = None if evaluator is None else described_windows(config, corpus)
     trainer = Trainer(
         config,
         model,
         batches,
         corpus.dead_mask.to(device),
-        RunWriter(directory, corpus.dead_mask, evaluated),
+        RunWriter(directory, corpus.dead_mask, chosen),
         Progress(config.trainer.total_steps, show=show),
         evaluator=evaluator,
-        all_windows=None if evaluator is None else build_all_windows(config, corpus, device),
+        all_windows=None if chosen is None else build_all_windows(config, corpus, chosen, device),
         early_stopping=EarlyStopping(config) if config.certify.stop else None,
         resume=resume,
     )
@@ -252,28 +252,27 @@ def products_for(
     return choose_products(config, device, vocab_size, shared)
 
 
-def build_evaluator(config: Config, corpus: Corpus, held_out: torch.Tensor, baselines: Baselines) -> Evaluator:
-    """The evaluator on `held_out`, windows on the run's device."""
-    trainer = config.trainer
-    numbers, documents = held_out_windows(config, corpus)
-    target_bytes = windows(corpus.val_bytes, trainer.seq_len)[numbers][:, 1:].sum()
-    policy, of_documents = POLICIES[config.precision.name], None if documents is None else documents.numpy()
-    return Evaluator(held_out, baselines, int(target_bytes), policy, trainer.batch_size, of_documents)
+def build_evaluator(
+    config: Config, corpus: Corpus, chosen: HeldOut, held_out: torch.Tensor, baselines: Baselines
+) -> Evaluator:
+    """The evaluator on `held_out`, the chosen windows on the run's device."""
+    trainer, policy = config.trainer, POLICIES[config.precision.name]
+    target_bytes = windows(corpus.val_bytes, trainer.seq_len)[chosen.numbers][:, 1:].sum()
+    return Evaluator(held_out, baselines, int(target_bytes), policy, trainer.batch_size, chosen.documents)
 
 
-def build_all_windows(config: Config, corpus: Corpus, device: torch.device) -> AllWindows | None:
+def build_all_windows(config: Config, corpus: Corpus, chosen: HeldOut, device: torch.device) -> AllWindows | None:
     """The evaluation of all held-out windows of the run's part; None where it is evaluated on all of them anyway."""
     trainer = config.trainer
-    numbers, documents = held_out_windows(config, corpus)
     every, stretches = choose_all_windows(
         trainer.eval_part,
         len(corpus.val_tokens),
         corpus.val_documents,
         trainer.seq_len,
-        numbers,
+        torch.from_numpy(chosen.numbers),
         MAX_ALL_TOKENS // trainer.seq_len,
     )
-    if len(every) == len(numbers):
+    if len(every) == len(chosen.numbers):
         return None
 
     def build() -> Evaluator:
@@ -281,32 +280,29 @@ def build_all_windows(config: Config, corpus: Corpus, device: torch.device) -> A
         baselines = cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
         return Evaluator(scored.to(device), baselines, 0, POLICIES[config.precision.name], trainer.batch_size)
 
-    return AllWindows(build, stretches, None if documents is None else documents.numpy())
+    return AllWindows(build, stretches, chosen.documents)
 
 
-def held_out_windows(config: Config, corpus: Corpus) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The numbers of the held-out windows that the run is evaluated on, and their documents, if known."""
+def held_out_windows(config: Config, corpus: Corpus) -> HeldOut | None:
+    """The held-out windows that the run is evaluated on; None where nothing is held out."""
     trainer, num_tokens = config.trainer, len(corpus.val_tokens)
-    return choose_windows(trainer.eval_part, num_tokens, corpus.val_documents, trainer.seq_len, trainer.eval_windows)
+    if num_tokens == 0:
+        return None
+    numbers, documents = choose_windows(
+        trainer.eval_part, num_tokens, corpus.val_documents, trainer.seq_len, trainer.eval_windows
+    )
+    return HeldOut(numbers.numpy(), None if documents is None else documents.numpy())
 
 
-def described_windows(config: Config, corpus: Corpus) -> HeldOut:
-    """The same as lists, for windows.csv."""
-    numbers, documents = held_out_windows(config, corpus)
-    return HeldOut(numbers.tolist(), None if documents is None else documents.tolist())
-
-
-def measure_held_out(config: Config, corpus: Corpus) -> tuple[torch.Tensor | None, Baselines]:
-    """The held-out windows and the baselines on them; where nothing is held out, those on training windows."""
-    held_out = len(corpus.val_tokens) > 0
-    if held_out:
-        scored = windows(corpus.val_tokens, config.trainer.seq_len)[held_out_windows(config, corpus)[0]]
+def measure_baselines_of_run(config: Config, corpus: Corpus, chosen: HeldOut | None) -> tuple[torch.Tensor, Baselines]:
+    """The chosen windows, or training windows where nothing is held out, and the baselines on them."""
+    if chosen is not None:
+        scored = windows(corpus.val_tokens, config.trainer.seq_len)[chosen.numbers]
     else:
         scored = eval_windows(corpus.train_tokens, config.trainer.seq_len, config.trainer.eval_windows)
     allowed = "such that two windows or more are held out with certify.stop=true"
     require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
-    baselines = cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
-    return (scored if held_out else None), baselines
+    return scored, cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
 
 
 def has_begun(directory: Path) -> bool:

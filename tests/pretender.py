@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Pretender:
         self.search = kind(dimensions, self.resolve, folder)
         self.at_once = threading.Barrier(at_once)  # the first trials wait for each other
         self.started: list[int] = []
+        self.stopped = threading.Event()  # by fail_first
 
     def resolve(self, params: Params) -> Config:
         model = ModelConfig(num_layers=0, hidden_dim=int(params["model.hidden_dim"]))
@@ -39,6 +41,16 @@ class Pretender:
         if len(self.started) <= self.at_once.parties:
             self.at_once.wait(20)
         return self.leave_run(number, params)
+
+    def fail_first(self, number: int) -> Path:
+        """The first trial ends in a bug while the others train, who leave as train_job does once they are to stop."""
+        self.at_once.wait(20)
+        if number == 0:
+            raise RuntimeError("a bug")
+        while not self.search.should_stop():
+            time.sleep(0.01)
+        self.stopped.set()
+        raise KeyboardInterrupt
 
     def leave_run(self, number: int, params: Params) -> Path:
         """Width 4 and more certify with lr 0.1, at the last evaluation."""

@@ -4,7 +4,6 @@ Plain CSV, as evals.csv is: a row is appended, and a resumed run drops and check
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +22,8 @@ HEADER = "window,document"
 class HeldOut(NamedTuple):
     """The held-out windows that a run is evaluated on."""
 
-    numbers: Sequence[int]  # (num_windows,) of the windows in the held-out split, ascending
-    documents: Sequence[int] | None  # (num_windows,) the document of each; None: unknown
+    numbers: NDArray[np.int64]  # (num_windows,) of the windows in the held-out split, ascending
+    documents: NDArray[np.int64] | None  # (num_windows,) the document of each; None: unknown
 
 
 class Evaluation(NamedTuple):

@@ -86,25 +86,30 @@ class LaunchedWorker(Search):
     def _write(self, so_far: SearchResult) -> None:
         """Nothing: the process that watches writes for all workers."""
 
-    @contextlib.contextmanager
-    def _heeding(self, start: Start) -> Iterator[None]:
+    def _heeding(self, start: Start) -> contextlib.AbstractContextManager[None]:
         """Stop, as after a signal, once the study says that the workers of this start are to stop."""
-        ended = threading.Event()
 
-        def listen() -> None:
+        def listen(ended: threading.Event) -> None:
             while not ended.wait(STOP_SECONDS):
                 with contextlib.suppress(StorageError):  # the worker itself raises it
                     if self.shared.study.user_attrs.get(start.key) == STOPPED:
                         self._worker_failed.set()
                         return
 
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        return beside(listen)
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Do `work` in a thread meanwhile. It ends soon after its event is set, and is waited for."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def absolute(address: str) -> str:
@@ -129,7 +134,7 @@ class LaunchingSearch(Search):
     def _work_all(self) -> str:
         start = Start(uuid.uuid4().hex, absolute(self.address), self.first_trial)
         self.view.line(f"{counted(self.workers, 'worker')} to start, each of which trains one trial after the other")
-        with self._watching():
+        with beside(self._watch):
             try:
                 self.shared.study.set_user_attr(start.key, WORKING)
                 return self._await_workers(start)
@@ -196,19 +201,8 @@ class LaunchingSearch(Search):
 
     # ------------------------------------------------------------------ what a person sees
 
-    @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
-        """Show trials that begin and end, and write search.json, from a thread: the launcher has this one."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(ended,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
     def _watch(self, ended: threading.Event) -> None:
+        """Show trials that begin and end, and write search.json, from a thread: the launcher has the first one."""
         shown: dict[int, str] = {}  # the outcome of every trial, as it was shown
         is_last = False
         while not is_last:

@@ -40,7 +40,7 @@ def make(make_run: MakeRun, tmp_path: Path) -> MakeRun:
 
 def write_losses(run: Path, losses: np.ndarray, first: int = 0) -> None:
     numbers = list(range(first, first + len(losses)))
-    write_windows(run / "windows.csv", HeldOut(numbers, [number // 2 for number in numbers]))
+    write_windows(run / "windows.csv", HeldOut(np.array(numbers), np.array(numbers) // 2))
     rows = [",".join(map(str, [step, *losses])) for step in (20, 40)]
     (run / "window_losses.csv").write_text("\n".join([",".join(map(str, ["step", *numbers])), *rows, ""]))
 

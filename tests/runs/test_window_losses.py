@@ -88,10 +88,10 @@ def test_a_run_without_the_file_goes_on_and_has_later_evaluations(interrupted: P
 
 
 def test_documents_are_kept(tmp_path: Path) -> None:
-    write_windows(tmp_path / "windows.csv", HeldOut([0, 3, 9], [0, 0, 4]))
+    write_windows(tmp_path / "windows.csv", HeldOut(np.array([0, 3, 9]), np.array([0, 0, 4])))
     assert read_documents(tmp_path, "0,3,9").tolist() == [0, 0, 4]  # type: ignore[union-attr]
     assert pd.read_csv(tmp_path / "windows.csv")["window"].tolist() == [0, 3, 9]
-    write_windows(tmp_path / "windows.csv", HeldOut([0, 3, 9], None))
+    write_windows(tmp_path / "windows.csv", HeldOut(np.array([0, 3, 9]), None))
     assert read_documents(tmp_path, "0,3,9") is None
 
 

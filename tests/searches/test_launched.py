@@ -99,20 +99,10 @@ def test_workers_of_a_launcher_share_one_search(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_worker_that_ends_in_a_bug_stops_the_others(tmp_path: Path) -> None:
-    stopped = threading.Event()
-
-    def train(pretender: Pretender, number: int, params: Params) -> Path:
-        pretender.at_once.wait(20)
-        if number == 0:
-            raise RuntimeError("a bug")
-        while not pretender.search.should_stop():
-            time.sleep(0.01)
-        stopped.set()
-        raise KeyboardInterrupt  # as train_job does
-
+    engine = Engine(tmp_path, 2, lambda pretender, number, _: pretender.fail_first(number))
     with pytest.raises(RuntimeError, match="a bug"):
-        Engine(tmp_path, 2, train).run()
-    assert stopped.is_set()
+        engine.run()
+    assert any(worker.stopped.is_set() for worker in engine.workers)
     assert summary(tmp_path)["outcomes"] == {"stale": 2}  # to be retried
     assert Engine(tmp_path, 1).run().reason == "settled"
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -109,20 +108,9 @@ def test_workers_train_at_the_same_time(workers: int, tmp_path: Path, capsys: py
 
 def test_an_error_in_one_worker_stops_the_others(tmp_path: Path) -> None:
     pretender = Pretender(tmp_path, 2)
-    stopped = threading.Event()
-
-    def train(number: int, params: Params) -> Path:
-        pretender.at_once.wait(20)
-        if number == 0:
-            raise RuntimeError("a bug")
-        while not pretender.search.should_stop():
-            time.sleep(0.01)
-        stopped.set()
-        raise KeyboardInterrupt  # as train_job does
-
     with pytest.raises(RuntimeError, match="a bug"):
-        pretender.search.run(train, 2)
-    assert stopped.is_set()
+        pretender.search.run(lambda number, _: pretender.fail_first(number), 2)
+    assert pretender.stopped.is_set()
     assert summary(tmp_path)["ended"] == "error"
     assert summary(tmp_path)["outcomes"] == {"stale": 2}  # to be retried
 
