@@ -24,6 +24,7 @@ from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED, exiting
 from marble_sweep.hydra_app.hydra_versions import MAIN_ARGUMENTS, register_resolver
 from marble_sweep.hydra_app.private import leaving_hydra, raising_what_left
 from marble_sweep.hydra_app.rerun import as_written
+from marble_sweep.metrics.margin import unigram_margin
 from marble_sweep.passwords import masked_output, refuse_passwords
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
 from marble_sweep.runs import layout
@@ -130,7 +131,7 @@ def objective(name: str, directory: Path | None) -> float:
     values = {
         "n_params": metadata["n_params"],
         "val_loss": last.get("val_loss"),
-        "val_margin": last.get("tempered_margin", last.get("unigram_margin")),
+        "val_margin": unigram_margin(last)[0],
     }
     return math.nan if values[name] is None else float(values[name])
 

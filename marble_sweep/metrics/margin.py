@@ -54,6 +54,13 @@ def measured(row: Mapping[str, float], name: str) -> Measured:
     return row.get(name, math.nan), row.get(f"{name}_se", math.nan), degrees_of_freedom(row, name)
 
 
+def unigram_margin(row: Mapping[str, float | None]) -> Measured:
+    """The margin to the best unigram; to the fitted one in a row of an earlier version, which knows no other."""
+    numbers = {name: value for name, value in row.items() if value is not None}
+    best = measured(numbers, "tempered_margin")
+    return measured(numbers, "unigram_margin") if math.isnan(best[0]) else best
+
+
 def outcome_of(number: Measured, errors_needed: float) -> Outcome | None:
     """What a number with its error shows, as certainly as by `errors_needed` standard errors of a normal distribution.
 

@@ -67,6 +67,8 @@ METADATA_KINDS: Kinds = {
         "unigram_margin_se": NUMBER + OR_NULL,
         "tempered_margin": NUMBER + OR_NULL,
         "tempered_margin_se": NUMBER + OR_NULL,
+        "all_tempered_margin": NUMBER + OR_NULL,
+        "all_tempered_margin_se": NUMBER + OR_NULL,
     },
 }
 Content = TypeVar("Content")

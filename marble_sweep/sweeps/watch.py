@@ -1,5 +1,6 @@
 """What a person sees of a sweep, and summary.csv: all read from the run directories, whoever runs the jobs."""
 
+import math
 import os
 import sys
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from marble_sweep.metrics.margin import unigram_margin
 from marble_sweep.report.page import write_page
 from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
@@ -154,10 +156,9 @@ def ended_line(run: Run, row: dict[str, Any], varied: list[str]) -> str:
             parts.append(f"diverged at step {run.metadata.get('step')}")
         if (loss := last.get("val_loss")) is not None:
             parts.append(f"held-out loss {loss:.4f}")
-        name = "unigram" if last.get("tempered_margin") is None else "tempered"  # a run of an earlier version
-        if (margin := last.get(f"{name}_margin")) is not None:
-            error = last.get(f"{name}_margin_se")
-            parts.append(f"margin {margin:+.4f}" + ("" if error is None else f" ± {error:.4f}"))
+        margin, error, _ = unigram_margin(last)
+        if not math.isnan(margin):
+            parts.append(f"margin {margin:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}"))
         if (seconds := run.metadata.get("seconds")) is not None:
             parts.append(f"{seconds / 60:.1f} min")
     return printable("  ".join(parts))

@@ -8,6 +8,7 @@ import time
 from tqdm import tqdm
 
 from marble_sweep.humanize import duration
+from marble_sweep.metrics.margin import unigram_margin
 
 LOG_SECONDS = 15.0  # between plain lines, where there is no terminal
 
@@ -55,7 +56,7 @@ class Progress:
 
     def evaluated(self, row: dict[str, float]) -> None:
         """Show the margin of a row of evals.csv from now on."""
-        self.margin = f"{row['tempered_margin']:+.3f}"
+        self.margin = f"{unigram_margin(row)[0]:+.3f}"
 
     def close(self) -> None:
         self.bar.close()

@@ -16,6 +16,7 @@ from marble_sweep.report.summary import compare_runs
 from marble_sweep.run import judged_by, run
 from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.run import Run
+from marble_sweep.sweeps.watch import ended_line
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.verdict import judge
 
@@ -144,6 +145,9 @@ def test_what_is_known_of_all_windows_decides_at_every_place(tmp_path: Path) -> 
     write_evals(tmp_path / "evals.csv", values)
     (shown,) = compare_runs([Run.read(tmp_path)]).rows
     assert (shown["val_margin"], shown["unigram_outcome"]) == (0.33, "certified")
+    last = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    run_of_sweep = Run(tmp_path, {}, {"status": "finished", "last_evaluation": last}, [values])
+    assert "margin +0.3300 ± 0.1000" in ended_line(run_of_sweep, {"seed": 1}, [])
     stopping = EarlyStopping(tiny_config("trainer.num_evals=1", "certify.stop=true"))
     assert stopping.stop_reason([values], steps_per_minute=500.0) == "certified"
 

@@ -1,5 +1,6 @@
 """What a job returns to a sweeper that wants a number."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def test_objectives_are_of_the_last_evaluation(tmp_path: Path) -> None:
     metadata = '{"status": "finished", "n_params": 7, "last_evaluation": {"val_loss": 3.5, "unigram_margin": 0.25}}'
     (tmp_path / "metadata.json").write_text(metadata)
     assert [cli.objective(name, tmp_path) for name in OBJECTIVES] == [3.5, 0.25, 7.0]
+    best = {"unigram_margin": 0.25, "tempered_margin": 0.2, "all_tempered_margin": 0.3}  # the margin that decides
+    last = {"val_loss": 3.5, **best}
+    (tmp_path / "metadata.json").write_text(json.dumps({"status": "finished", "n_params": 7, "last_evaluation": last}))
+    assert cli.objective("val_margin", tmp_path) == 0.3
 
 
 def test_a_job_that_failed_has_no_objective(tmp_path: Path) -> None:
