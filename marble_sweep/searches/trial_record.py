@@ -34,6 +34,7 @@ class TrialRecord:
     outcome: str  # running, certified, below, undecided, pruned, diverged, too_slow, failed, stale
     margins: dict[int, float] = field(default_factory=dict)  # by step: nats per token above what certifies
     threshold: str = ""  # that it was trained for; "" where the search has one alone
+    loss: float | None = None  # held-out, at the last evaluation, in nats per token; None: not measured
     standings: dict[str, Standing] = field(default_factory=dict)  # of an ended trial, by threshold, where several are
 
     @functools.cached_property
