@@ -2,7 +2,7 @@
 
 The question is how low the loss of every size can be, so every trial is trained on the whole budget.
 
-1. *Climb.* Every size begins from the best recipe of the nearest size that has climbed, and moves to the better
+1. *Climb.* Every size begins from the best recipe of the nearest size, and moves to the better
    neighbour until its best recipe has none that is untried.
 2. *Seeds.* Then the best recipe of every size is trained on fresh seeds.
 
@@ -130,10 +130,9 @@ class FrontierState:
                 of_size.seeds[record.recipe, record.seed] = record
 
     def first_recipe(self, size: int) -> Recipe:
-        """Where a size begins: the best recipe of the nearest size that has climbed, else of any, else the middle."""
+        """Where a size begins: the best recipe of the nearest size that has one, else the middle."""
         known = {index: best for index, state in enumerate(self.sizes) if (best := state.best) is not None}
-        climbed = [index for index in known if self.sizes[index].has_climbed]
-        nearest = min(climbed or known, key=lambda other: abs(other - size), default=None)
+        nearest = min(known, key=lambda other: abs(other - size), default=None)
         return middle_recipe(self.space.recipes) if nearest is None else known[nearest]
 
 

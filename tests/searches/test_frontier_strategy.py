@@ -25,11 +25,6 @@ def valley(width: int, lr: float, seed: int) -> float:
     return 6.0 - 0.2 * math.log2(width) + 0.3 * (lr - best) ** 2 + 0.001 * seed
 
 
-def falling(width: int, lr: float, seed: int) -> float:
-    """The higher the rate, the better."""
-    return 6.0 - lr
-
-
 def record_of(space: Space, number: int, plan: Proposal, world: World, outcome: str | None = None) -> TrialRecord:
     params = space.params(plan.size, plan.recipe)
     loss = world(int(params["model.hidden_dim"]), math.log10(float(params.get("optimizer.lr", 0.03))), plan.seed)
@@ -76,10 +71,11 @@ def test_a_size_begins_with_the_best_recipe_of_the_nearest() -> None:
     assert len(records) < RECIPES * len(SPACE.sizes)
 
 
-def test_a_best_recipe_at_the_edge_is_not_tuned() -> None:
-    state, _, _ = train_all(falling)
+@pytest.mark.parametrize(("slope", "edge"), [(-1.0, RECIPES - 1.0), (1.0, 0.0)])
+def test_a_best_recipe_at_the_edge_is_not_tuned(slope: float, edge: float) -> None:
+    state, _, _ = train_all(lambda width, lr, seed: 10.0 + slope * lr)
     for of_size in state.sizes:
-        assert of_size.best == (RECIPES - 1.0,)
+        assert of_size.best == (edge,)
         assert of_size.has_climbed
         assert not of_size.tuned
 
