@@ -50,6 +50,7 @@ from marble_sweep.safe_yaml import parse_yaml
 EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
+QUESTIONS = ("smallest", "frontier")
 SPACINGS = ("linear", "geometric")
 EVAL_PARTS = ("all", "search", "confirm")
 AUTO_WORKERS = "auto"
@@ -159,6 +160,10 @@ class SearchConfig(Checked):
 
     GROUP: ClassVar[str] = "search"
 
+    # smallest: the smallest size that beats a threshold; frontier: the lowest loss of every size
+    question: str = "smallest"
+    # of a frontier: the seeds of every size's best recipe, with the one by which it was selected
+    frontier_seeds: int = bounded(3, Interval(1, MAX_SEEDS))
     # for each of them the smallest size, in one study, the easiest first; null: for certify.threshold alone
     thresholds: list[str] | None = None
     n_trials: int = bounded(300, Interval(1, MAX_TRIALS))  # in all, over every worker and every resumption
@@ -179,6 +184,8 @@ class SearchConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        allowed = f"one of {', '.join(QUESTIONS)}"
+        require(self.question in QUESTIONS, "search.question", self.question, allowed)
         if self.thresholds is not None:
             require(self.thresholds != [], "search.thresholds", "[]", "null, or one threshold or more")
             for threshold in self.thresholds:

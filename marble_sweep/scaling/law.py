@@ -44,6 +44,9 @@ class Interval:
     low: float | None
     high: float | None
 
+    def as_list(self) -> list[float | None]:
+        return [self.value, self.low, self.high]
+
 
 @dataclass(frozen=True)
 class Law:
@@ -96,6 +99,14 @@ class Law:
         """
         if not self.min_size <= n_params <= self.max_size:
             return Refusal(f"{n_params:,.0f} parameters lie outside {self.span}, of which the law says nothing")
+        return self._predict(n_params)
+
+    def curve_points(self, num: int) -> list[tuple[float, Interval]]:
+        """Sizes at equal ratios over all that may be predicted, with the prediction at each."""
+        sizes = np.geomspace(self.min_size, self.max_size, num)
+        return [(float(size), self._predict(float(size))) for size in sizes]
+
+    def _predict(self, n_params: float) -> Interval:
         at = self.replicates.at(np.array([math.log(n_params) - self.middle]))[:, 0]
         draws = np.random.default_rng(2).normal(0.0, 1.0, len(at))
         return _interval(self.loss(n_params), at + draws * self.run_deviations)

@@ -12,6 +12,7 @@ Numbers = NDArray[np.float64]
 BEATEN_ERRORS = (
     2.0  # a size is beaten by a smaller one whose loss is lower by so many standard errors of the difference
 )
+SIMILAR = 1.05  # sizes of other shapes are compared if they have so many times the parameters, or fewer
 LEAST_ERROR = 1e-6  # nats per token: no loss is known more exactly
 
 
@@ -77,17 +78,17 @@ def staircase(points: Sequence[Point]) -> list[Point]:
 
 
 def lower_envelope(points: Sequence[Point], noise: SeedNoise) -> list[Point]:
-    """The points, by size, that no smaller size beats by more than noise (BEATEN_ERRORS).
+    """The points, by size, that no smaller or SIMILAR size beats by more than noise (BEATEN_ERRORS).
 
     The staircase itself would keep only lucky losses where the law is nearly flat, and bend it down.
     """
     ordered = sorted(points, key=lambda point: (point.n_params, point.loss))
     variance = variances(ordered, noise)
 
-    def is_beaten(index: int) -> bool:
-        return any(
-            ordered[index].loss - ordered[smaller].loss > BEATEN_ERRORS * math.sqrt(variance[index] + variance[smaller])
-            for smaller in range(index)
-        )
+    def beats(other: int, index: int) -> bool:
+        noise_of_both = math.sqrt(variance[index] + variance[other])
+        is_small = ordered[other].n_params <= SIMILAR * ordered[index].n_params
+        return is_small and ordered[index].loss - ordered[other].loss > BEATEN_ERRORS * noise_of_both
 
-    return [point for index, point in enumerate(ordered) if not is_beaten(index)]
+    indices = range(len(ordered))
+    return [ordered[index] for index in indices if not any(beats(other, index) for other in indices)]

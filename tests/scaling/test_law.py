@@ -194,6 +194,15 @@ def test_the_staircase_and_the_envelope() -> None:
     assert [point.name for point in kept] == names[:4]
 
 
+def test_a_similar_size_of_another_shape_beats_too() -> None:
+    measured = [
+        Point("0L3D", 30_390, (6.4,), (0.01,)),
+        Point("2L3D", 30_684, (6.2,), (0.01,)),
+        Point("0L4D", 40_520, (6.0,), (0.01,)),
+    ]
+    assert [point.name for point in lower_envelope(measured, seed_noise(measured))] == ["2L3D", "0L4D"]
+
+
 def test_seed_noise_is_pooled() -> None:
     first = Point("a", 1, (1.0, 3.0), (0.1, 0.1))
     second = Point("b", 2, (1.0, 2.0, 3.0), (0.1, 0.1, 0.1))
