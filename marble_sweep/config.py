@@ -52,6 +52,7 @@ BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
 SPACINGS = ("linear", "geometric")
 EVAL_PARTS = ("all", "search", "confirm")
+MINIMISED = ("n_params", "non_embedding", "flops_per_token", "seconds_per_step")
 AUTO_WORKERS = "auto"
 
 # Bounds that no run comes near, as in groups.py.
@@ -145,6 +146,9 @@ class SearchConfig(Checked):
 
     GROUP: ClassVar[str] = "search"
 
+    # Of which sizes have least: parameters; those outside the embedding and the positions; FLOPs of a training token;
+    # seconds of a step, measured before the first trial.
+    minimise: str = "n_params"
     n_trials: int = bounded(300, Interval(1, MAX_TRIALS))  # in all, over every worker and every resumption
     max_tokens: int | None = bounded(None, Interval(1, MAX_TOKENS))  # to train on, over all trials; null: no limit
     # of training and waiting, over every resumption; null: no limit
@@ -163,6 +167,7 @@ class SearchConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.minimise in MINIMISED, "search.minimise", self.minimise, f"one of {', '.join(MINIMISED)}")
         if self.storage is not None:
             require(self.storage != "", "search.storage", "''", "null, a file, or the URL of a database")
             require(not has_password(self.storage), "search.storage", mask(self.storage), WITHOUT_PASSWORD)

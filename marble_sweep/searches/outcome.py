@@ -13,6 +13,7 @@ from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.humanize import counted, duration, perplexity
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.searches.cost import COSTS, Cost
 from marble_sweep.searches.pass_rate import PassRate, Standard, standard_of
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Space
@@ -29,6 +30,7 @@ from marble_sweep.searches.standing import (
     tested_recipes,
     undecided_line,
 )
+from marble_sweep.searches.step_seconds import ROUNDS
 from marble_sweep.searches.strategy import STALE, SearchState, TrialRecord, forget_crashes, next_probe
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
 
@@ -98,6 +100,11 @@ class SearchResult:
     @property
     def standard(self) -> Standard:
         return standard_of(self.base.search)
+
+    @property
+    def cost(self) -> Cost:
+        """What the search minimises."""
+        return COSTS[self.base.search.minimise]
 
     @property
     def ruled_out(self) -> str:
@@ -211,6 +218,7 @@ class SearchResult:
             "size": str(self.space.sizes[size]),
             "params": params,
             "n_params": self.space.sizes[size].num_parameters,
+            "cost": self.space.sizes[size].cost,
             "seed": seed,
             "trial": record.number,
             **{key: result_of(trial).get(key) for key in keys},
@@ -255,6 +263,7 @@ class SearchResult:
                 {
                     "size": str(size),
                     "n_params": size.num_parameters,
+                    "cost": size.cost,
                     "status": statuses[index],
                     "trials": len(tried),
                     "margin": best.get("margin"),
@@ -293,6 +302,8 @@ class SearchResult:
         early_stopping = EarlyStopping(config)
         summary = {
             "threshold": config.certify.threshold,
+            "minimise": config.search.minimise,
+            "cost_unit": self.cost.unit,
             "standard_errors": config.verdict.min_standard_errors,
             "standard_errors_each_evaluation": early_stopping.errors_needed,
             "evaluation_steps": early_stopping.steps,
@@ -324,7 +335,7 @@ class SearchResult:
         top, sizes = state.answer(), self.space.sizes
         if top is None:
             return set(range(len(sizes)))
-        return {index for index, size in enumerate(sizes) if size.num_parameters < sizes[top].num_parameters}
+        return {index for index, size in enumerate(sizes) if size.rank < sizes[top].rank}
 
     def _saved(self) -> dict[str, int]:
         """Tokens of the trials' budgets that were not needed, by reason."""
@@ -348,8 +359,8 @@ class SearchResult:
         refuted = [size for size in below if statuses[size] == self.ruled_out]
         counts = Counter(statuses[size] for size in below)
         apart = [f", {counts[status]} {name}" for status, name in APART.items() if counts[status]]
-        parts = ["none certified" if top is None else f"{sizes[top]} {standing(state, top)}"]
-        smaller = "smaller " if top is not None else ""
+        parts = ["none certified" if top is None else f"{self.cost.named(sizes[top])} {standing(state, top)}"]
+        smaller = f"{self.cost.smaller('', self.space)} " if top is not None else ""
         largest = f", largest {sizes[max(refuted)]}" if refuted else ""
         closed, ruled_out = counts[self.ruled_out] + counts["implied"], self.ruled_out.replace("_", " ")
         parts.append(f"{closed} of {len(below)} {smaller}{ruled_out}{largest}{''.join(apart)}")
@@ -384,8 +395,9 @@ class SearchResult:
         below = summary["sizes_below"]
         words = SIZES | {"ruled_out": ruled_out_words(summary["tested_recipes"], summary["ruled_out_below"])}
         counts = ", ".join(f"{below[status]} {name}" for status, name in words.items() if below.get(status))
-        which = "all sizes in the space" if answer is None else "all smaller sizes in the space"
-        lines.append(f"Of {which}: {counts}." if counts else "There is no smaller size in the space.")
+        sizes = "sizes" if answer is None else self.cost.smaller("sizes", self.space)
+        none = f"There is no {self.cost.smaller('size', self.space)} in the space."
+        lines.append(f"Of all {sizes} in the space: {counts}." if counts else none)
         if (undecided := undecided_line(summary["tested_recipes"], summary["undecided_below"])) is not None:
             lines.append(undecided)
         if summary["crashes"]:
@@ -401,6 +413,8 @@ class SearchResult:
             f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
+        if self.cost.of is None:
+            lines.append(f"The {self.cost.unit} are medians of {ROUNDS} steps, measured before the first trial.")
         if summary["data"] is not None:
             lines.append(data_in_words(summary["data"]))
         if answer is not None:
@@ -421,12 +435,13 @@ class SearchResult:
         so_far = "" if summary["ended"] in ("settled", "undecided") else " so far"  # a smaller one may be left
         windows = f" on {answer['num_windows']:,} windows" if answer["num_windows"] else ""
         lines = [
-            f"The smallest certified size{so_far}: {answer['size']}, {answer['n_params']:,} parameters, beats "
-            f"{threshold} {within}.",
+            f"The {self.cost.smallest}{so_far}: {answer['size']}, "
+            f"{self.cost.describe(answer['cost'], answer['n_params'])}, beats {threshold} {within}.",
             f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
             f"{answer['val_loss']:.4f}{windows} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} nats "
             f"below (standard error {answer['margin_se']:.4f}), at step {answer['step']:,}; {answer['evidence']}.",
         ]
         if (smaller := summary["smaller_unconfirmed"]) is not None:
-            lines.append(f"A smaller size is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")
+            which = self.cost.smaller("size", self.space)
+            lines.append(f"A {which} is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")
         return lines
