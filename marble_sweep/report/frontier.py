@@ -39,6 +39,7 @@ STYLES = {
     "open": Style("tried, not refuted", "#999933", "D"),
     "crashed": Style("crashed", "#000000", "x"),
     "implied": Style("implied by a wider one", "#bbbbbb", "|"),
+    "implied_by_easier": Style("closed for an easier threshold", "#999999", "|"),
     "untried": Style("not tried", "#6699cc", "|"),
 }
 THRESHOLDS = {"unigram": "best unigram", "oracle": "oracle unigram", "bigram": "bigram"}
@@ -59,14 +60,25 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
 
 
 def frontier_figure(summary: dict[str, Any]) -> Figure:
-    """What was minimised against the best margin of every size; sizes without a margin are ticks at the bottom."""
-    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
-    axes = figure.subplots()
-    sizes, answer = summary["frontier"], summary["answer"]
+    """What was minimised against the best margin of every size, a panel for every threshold."""
+    thresholds = summary["thresholds"]
+    figure = Figure(figsize=(8.5, 4.8 * len(thresholds)), layout="constrained")
     unit = summary.get("cost_unit", PARAMETERS)  # earlier versions know nothing else
+    panels = figure.subplots(len(thresholds), squeeze=False)[:, 0]
+    for axes, of_threshold in zip(panels, thresholds, strict=True):
+        draw_threshold(axes, of_threshold, unit, summary["standard_errors_each_evaluation"])
+    return figure
+
+
+def draw_threshold(axes: Axes, of_threshold: dict[str, Any], unit: str, errors_needed: float) -> None:
+    """Draw the sizes by their margin to one threshold; those without a margin are ticks at the bottom.
+
+    `unit` is that of their cost.
+    """
+    sizes, answer = of_threshold["frontier"], of_threshold["answer"]
     for status, style in STYLES.items():
         of_status = [size for size in sizes if size["status"] == status]
-        draw_sizes(axes, of_status, style, summary["standard_errors_each_evaluation"])
+        draw_sizes(axes, of_status, style, errors_needed)
     axes.axhline(0, color=INK, linewidth=1)
     title = "Nothing is certified within the budget"
     if answer is not None:
@@ -81,11 +93,10 @@ def frontier_figure(summary: dict[str, Any]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(loc="best", frameon=False)
     axes.set_xlabel(unit)
-    threshold = THRESHOLDS.get(summary["threshold"], f"loss {summary['threshold']}")
+    threshold = THRESHOLDS.get(of_threshold["threshold"], f"loss {of_threshold['threshold']}")
     axes.set_ylabel(f"best margin to {threshold}\n(nats per token; bars: what certifies)", parse_math=False)
     axes.set_title(printable(title), loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def cost_of(size: dict[str, Any]) -> float:

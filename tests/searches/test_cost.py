@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pretender
@@ -131,7 +132,7 @@ def test_a_search_goes_by_what_was_measured_once(tmp_path: Path, monkeypatch: py
         measured.append(len(sizes))
         return {size.key: seconds[int(dict(size.params)["model.hidden_dim"])] for size in sizes}
 
-    def search() -> tuple[str, dict[str, object], list[optuna.trial.FrozenTrial]]:
+    def search() -> tuple[str, dict[str, Any], list[optuna.trial.FrozenTrial]]:
         pretending = Pretender(tmp_path, 1)
         ended = pretending.search.run(pretending.train, threads=3)
         assert recorded_step_seconds(pretending.search.shared.study) is not None
@@ -146,13 +147,12 @@ def test_a_search_goes_by_what_was_measured_once(tmp_path: Path, monkeypatch: py
     ended, summary, trials = search()
     assert ended == "settled"
     assert (summary["minimise"], summary["cost_unit"]) == ("seconds_per_step", "seconds per step")
-    answer = summary["answer"]
-    assert isinstance(answer, dict)
+    (of_threshold,) = summary["thresholds"]
+    answer = of_threshold["answer"]
     assert (answer["size"], answer["cost"], answer["confirmed"]) == ("hidden_dim=6", 0.03, True)
-    assert summary["sizes_below"] == {"refuted": 1}
+    assert of_threshold["sizes_below"] == {"refuted": 1}
     assert all(trial.value in seconds.values() for trial in trials)
     lines = summary["summary_lines"]
-    assert isinstance(lines, list)
     assert lines[0].startswith(
         "The certified size with the fewest seconds per step: hidden_dim=6, 0.03 seconds per step ("
     )
