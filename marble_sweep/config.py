@@ -52,6 +52,7 @@ BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
 SPACINGS = ("linear", "geometric")
 EVAL_PARTS = ("all", "search", "confirm")
+MINIMISED = ("n_params", "non_embedding", "flops_per_token", "seconds_per_step")
 AUTO_WORKERS = "auto"
 
 # Bounds that no run comes near, as in groups.py.
@@ -159,6 +160,9 @@ class SearchConfig(Checked):
 
     GROUP: ClassVar[str] = "search"
 
+    # Of which sizes have least: parameters; those outside the embedding and the positions; FLOPs of a training token;
+    # seconds of a step, measured before the first trial.
+    minimise: str = "n_params"
     # for each of them the smallest size, in one study, the easiest first; null: for certify.threshold alone
     thresholds: list[str] | None = None
     n_trials: int = bounded(300, Interval(1, MAX_TRIALS))  # in all, over every worker and every resumption
@@ -179,6 +183,7 @@ class SearchConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.minimise in MINIMISED, "search.minimise", self.minimise, f"one of {', '.join(MINIMISED)}")
         if self.thresholds is not None:
             require(self.thresholds != [], "search.thresholds", "[]", "null, or one threshold or more")
             for threshold in self.thresholds:

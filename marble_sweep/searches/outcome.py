@@ -12,9 +12,11 @@ from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.humanize import counted, duration
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.searches.cost import COSTS
 from marble_sweep.searches.pass_rate import Standard, confidence_of, standard_of
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.standing import data_in_words, standard_json
+from marble_sweep.searches.step_seconds import ROUNDS
 from marble_sweep.searches.strategy import Proposal, Settled, Wait, forget_crashes
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
 from marble_sweep.searches.threshold_result import ThresholdResult
@@ -186,6 +188,8 @@ class SearchResult:
         early_stopping = EarlyStopping(config)
         summary = {
             "version": VERSION,
+            "minimise": config.search.minimise,
+            "cost_unit": COSTS[config.search.minimise].unit,
             "standard_errors": config.verdict.min_standard_errors,
             "standard_errors_each_evaluation": early_stopping.errors_needed,
             "evaluation_steps": early_stopping.steps,
@@ -236,6 +240,8 @@ class SearchResult:
             f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
+        if (cost := COSTS[self.base.search.minimise]).of is None:
+            lines.append(f"The {cost.unit} are medians of {ROUNDS} steps, measured before the first trial.")
         if summary["data"] is not None:
             lines.append(data_in_words(summary["data"]))
         for of_threshold in thresholds:

@@ -1,10 +1,10 @@
 """Which configuration to train next: a pure function of the space and the records of earlier trials.
 
-The number of parameters is known before training. Whether a size can beat the threshold must be measured, and that
-depends on the recipe, above all on the learning rate. So:
+What a size costs, by default its number of parameters, is known before training. Whether it can beat the threshold must
+be measured, and that depends on the recipe, above all on the learning rate. So:
 
-1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that worked last.
-   Once one certifies, no size with as many parameters or more is trained.
+1. *Bracket.* Sizes are probed by bisection on the logarithm of their cost, with the recipe that worked last. Once one
+   certifies, no size that costs as much or more is trained.
 2. *Confirm.* The smallest certified size trains again on fresh seeds, until its recipe is accepted, or rejected: ruled
    out or undecided (pass_rate.py). In the quick form a few seeds must all certify.
 3. *Refute.* Every smaller size climbs: from the best known recipe it moves to the better neighbour until the best
@@ -200,11 +200,9 @@ class SearchState:
         return min((size for size in self.by_size if self.certified(size, running=running)), default=None)
 
     def open_below(self, top: int | None) -> list[int]:
-        """The sizes with fewer parameters than `top` (all where None) that are not refuted, implied or undecided."""
+        """The sizes smaller than `top` (all where None) that are not refuted, implied or undecided."""
         sizes = self.space.sizes
-        smaller = [
-            index for index, size in enumerate(sizes) if top is None or size.num_parameters < sizes[top].num_parameters
-        ]
+        smaller = [index for index, size in enumerate(sizes) if top is None or size.rank < sizes[top].rank]
         closed = self.refuted | self.undecided
         return [index for index in smaller if index not in closed and not self.implied(index)]
 
@@ -381,9 +379,9 @@ def next_probe(state: SearchState, expected: int | None) -> int | None:
         return None
     if expected is None and len(failed) >= FAILURES_BEFORE_LARGEST:
         return inside[-1]
-    low, high = sizes[max(bottom, 0)].num_parameters, sizes[min(top, len(sizes) - 1)].num_parameters
+    low, high = sizes[max(bottom, 0)].cost, sizes[min(top, len(sizes) - 1)].cost
     middle = math.sqrt(low * high)
-    return next((index for index in inside if sizes[index].num_parameters >= middle), inside[-1])
+    return next((index for index in inside if sizes[index].cost >= middle), inside[-1])
 
 
 def _refute(state: SearchState, answer: int | None) -> Proposal | None:
