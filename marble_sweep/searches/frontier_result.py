@@ -3,7 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ class FrontierResult(SearchResult):
     @functools.cached_property
     def decision(self) -> Proposal | Wait | Settled:
         """The next trial."""
-        decision = next_frontier_trial(self.state)
-        named = self.base.search.thresholds
-        return replace(decision, threshold=named[0]) if named and isinstance(decision, Proposal) else decision
+        return next_frontier_trial(self.state)
 
     def ended_by(self, *, settled: bool) -> str | None:
         """What ends the search now; None while it may go on."""

@@ -86,6 +86,10 @@ class LaunchedWorker(Search):
     def _write(self, so_far: SearchResult) -> None:
         """Nothing: the process that watches writes for all workers."""
 
+    def _measure(self) -> dict[str, float]:
+        """The process that watches has measured before it started this worker, which so looks at another study."""
+        raise unreachable(self.address)
+
     def _heeding(self, start: Start) -> contextlib.AbstractContextManager[None]:
         """Stop, as after a signal, once the study says that the workers of this start are to stop."""
 
@@ -125,9 +129,12 @@ def unreachable(address: str) -> CheckError:
 class LaunchingSearch(Search):
     """The process that has a launcher start the workers, shows how the search goes, and concludes."""
 
-    def run_launched(self, launch: Launch, workers: int) -> Ending:
-        """Search with so many workers until the question is settled, the budget is spent or the user interrupts."""
-        self.launch, self.workers = launch, workers
+    def run_launched(self, launch: Launch, workers: int, threads: int | None = None) -> Ending:
+        """Search with so many workers until the question is settled, the budget is spent or the user interrupts.
+
+        `threads` of the CPU are what each of them gives a trial; None leaves them to its config.
+        """
+        self.launch, self.workers, self.threads = launch, workers, threads
         self.interrupted = False
         return self._run()
 

@@ -1,10 +1,10 @@
 """Which configuration to train next: a pure function of the space and the records of earlier trials.
 
-The number of parameters is known before training. Whether a size can beat the threshold must be measured, and that
-depends on the recipe, above all on the learning rate. So:
+What a size costs, by default its number of parameters, is known before training. Whether it can beat the threshold must
+be measured, and that depends on the recipe, above all on the learning rate. So:
 
-1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that worked last.
-   Once one certifies, no size with as many parameters or more is trained.
+1. *Bracket.* Sizes are probed by bisection on the logarithm of their cost, with the recipe that worked last. Once one
+   certifies, no size that costs as much or more is trained.
 2. *Confirm.* The smallest certified size trains again on fresh seeds, until its recipe is accepted, or rejected: ruled
    out or undecided (pass_rate.py). In the quick form a few seeds must all certify.
 3. *Refute.* Every smaller size climbs: from the best known recipe it moves to the better neighbour until the best
@@ -101,17 +101,9 @@ def sort_out(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[Tr
 class SearchState:
     """What the records say about every size."""
 
-    def __init__(
-        self,
-        space: Space,
-        records: Sequence[TrialRecord],
-        standard: Standard,
-        implied_by_easier: frozenset[int] = frozenset(),
-    ) -> None:
-        """`implied_by_easier` are the sizes that an easier threshold has closed."""
+    def __init__(self, space: Space, records: Sequence[TrialRecord], standard: Standard) -> None:
         self.space = space
         self.standard = standard
-        self.implied_by_easier = implied_by_easier
         self.records, self.to_retry, self.crashed = sort_out(records)
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
@@ -226,22 +218,17 @@ class SearchState:
         return Verdict.RULED_OUT if verdicts == {Verdict.RULED_OUT} else Verdict.UNDECIDED
 
     def implied(self, size: int) -> bool:
-        """Whether a wider size of the same depth is refuted by its losses, or an easier threshold has closed the size.
-
-        Slowness implies nothing.
-        """
-        return size in self.implied_by_easier or not self.space.wider[size].isdisjoint(self.refuted_by_loss)
+        """Whether a wider size of the same depth is refuted by its losses; slowness implies nothing."""
+        return not self.space.wider[size].isdisjoint(self.refuted_by_loss)
 
     def smallest(self, *, running: bool = False) -> int | None:
         """The smallest certified size; with `running`, running trials are assumed to succeed."""
         return min((size for size in self.by_size if self.certified(size, running=running)), default=None)
 
     def open_below(self, top: int | None) -> list[int]:
-        """The sizes with fewer parameters than `top` (all where None) that are not refuted, implied or undecided."""
+        """The sizes smaller than `top` (all where None) that are not refuted, implied or undecided."""
         sizes = self.space.sizes
-        smaller = [
-            index for index, size in enumerate(sizes) if top is None or size.num_parameters < sizes[top].num_parameters
-        ]
+        smaller = [index for index, size in enumerate(sizes) if top is None or size.rank < sizes[top].rank]
         closed = self.refuted | self.undecided
         return [index for index in smaller if index not in closed and not self.implied(index)]
 
@@ -399,9 +386,9 @@ def next_probe(state: SearchState, expected: int | None) -> int | None:
         return None
     if expected is None and len(failed) >= FAILURES_BEFORE_LARGEST:
         return inside[-1]
-    low, high = sizes[max(bottom, 0)].num_parameters, sizes[min(top, len(sizes) - 1)].num_parameters
+    low, high = sizes[max(bottom, 0)].cost, sizes[min(top, len(sizes) - 1)].cost
     middle = math.sqrt(low * high)
-    return next((index for index in inside if sizes[index].num_parameters >= middle), inside[-1])
+    return next((index for index in inside if sizes[index].cost >= middle), inside[-1])
 
 
 def _refute(state: SearchState, answer: int | None) -> Proposal | None:
