@@ -10,7 +10,7 @@ from typing import Any
 from marble_sweep.config import loss_of
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.scaling.law import Interval, Law, fit_law
-from marble_sweep.scaling.points import Point, Refusal, staircase
+from marble_sweep.scaling.points import Point, Refusal, SeedNoise, mean_interval, seed_noise, staircase
 from marble_sweep.searches.frontier_strategy import FrontierState, SizeState, loss_of_trial, next_frontier_trial
 from marble_sweep.searches.frontier_windows import window_errors
 from marble_sweep.searches.frontier_words import frontier_lines
@@ -79,7 +79,8 @@ class FrontierResult(SearchResult):
         """
         points, common = self._points() if ended != "running" else ({}, 0.0)
         law = fit_law(list(points.values()), common) if points else Refusal("no size has a loss yet")
-        rows = [self._row(index, points.get(index)) for index in range(len(self.space.sizes))]
+        noise = seed_noise(list(points.values()))
+        rows = [self._row(index, points.get(index), noise) for index in range(len(self.space.sizes))]
         steps = [point.name for point in staircase(list(points.values()))]
         summary = {
             "version": VERSION,
@@ -122,7 +123,7 @@ class FrontierResult(SearchResult):
     def _measured(self, size: SizeState) -> list[TrialRecord]:
         return [record for record in self._records(size) if record.loss is not None]
 
-    def _row(self, index: int, point: Point | None) -> dict[str, Any]:
+    def _row(self, index: int, point: Point | None, noise: SeedNoise) -> dict[str, Any]:
         """One size at its best recipe."""
         size, state = self.space.sizes[index], self.state.sizes[index]
         records = self._measured(state)
@@ -134,6 +135,7 @@ class FrontierResult(SearchResult):
             "recipes": len(state.trained),
             "losses": [record.loss for record in records],
             "loss": point.loss if point is not None else None,
+            "interval": list(mean_interval(point, noise)) if point is not None else None,
             "error": point.error if point is not None else None,
             "climbed": state.has_climbed,
             "tuned": point.tuned if point is not None else False,
