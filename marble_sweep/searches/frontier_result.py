@@ -77,11 +77,13 @@ class FrontierResult(SearchResult):
 
         The law is fitted once the search has ended. `data` has the corpus and the baselines of a trial.
         """
-        points, common = self._points() if ended != "running" else ({}, 0.0)
-        law = fit_law(list(points.values()), common) if points else Refusal("no size has a loss yet")
-        noise = seed_noise(list(points.values()))
+        has_ended = ended != "running"
+        points, common = self._points(with_windows=has_ended)
+        measured = list(points.values())
+        law = fit_law(measured, common) if has_ended else Refusal("it is fitted once the search has ended")
+        noise = seed_noise(measured)
         rows = [self._row(index, points.get(index), noise) for index in range(len(self.space.sizes))]
-        steps = [point.name for point in staircase(list(points.values()))]
+        steps = [point.name for point in staircase(measured)]
         summary = {
             "version": VERSION,
             "question": "frontier",
@@ -104,11 +106,14 @@ class FrontierResult(SearchResult):
         }
         return summary | {"summary_lines": frontier_lines(summary, self.workers)}
 
-    def _points(self) -> tuple[dict[int, Point], float]:
-        """The sizes with a loss, by index, and the error that all losses share."""
+    def _points(self, *, with_windows: bool) -> tuple[dict[int, Point], float]:
+        """The sizes with a loss, by index, and the error that all losses share.
+
+        Without the losses of single windows, a size's error is that of its margin to the first threshold.
+        """
         records = {index: found for index, size in enumerate(self.state.sizes) if (found := self._measured(size))}
         directories = [[Path(self._result(record)["directory"]) for record in found] for found in records.values()]
-        errors = window_errors(directories, self.base.trainer.total_steps) if records else None
+        errors = window_errors(directories, self.base.trainer.total_steps) if with_windows and records else None
         points = {}
         for place, (index, found) in enumerate(records.items()):
             size = self.space.sizes[index]
@@ -157,12 +162,8 @@ class FrontierResult(SearchResult):
         measured = [(size, self._measured(self.state.sizes[index])) for index, size in enumerate(self.space.sizes)]
         certified = [size for size, records in measured if self._standing(records, name) == RunStatus.CERTIFIED]
         smallest = min(certified, key=lambda size: size.num_parameters, default=None)
-        predicted: Interval | Refusal
-        if isinstance(law, Refusal):
-            predicted = Refusal("there is no law")
-        elif loss is None:
-            predicted = Refusal("it was not measured")
-        else:
+        predicted = None
+        if isinstance(law, Law) and loss is not None:
             predicted = law.size_for(loss, same_windows=loss_of(name) is None)
         return {
             "threshold": name,
