@@ -35,6 +35,7 @@ SUMMARY = "summary.csv"
 PAGE = "compare.html"
 SEARCH = "search.json"
 JOURNAL = "study.log"
+DATABASE = "study.db"  # in place of the journal, where the study is served
 FRONTIER = "frontier.png"
 
 # Of a search whose workers a launcher starts: a folder for each worker, by its number, with its log.

@@ -19,9 +19,10 @@ from optuna.trial import FrozenTrial
 
 from marble_sweep.checks import CheckError
 from marble_sweep.humanize import counted
+from marble_sweep.runs import layout
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.outcome import SearchResult
-from marble_sweep.searches.storage import StorageError
+from marble_sweep.searches.storage import SERVED, StorageError, require_grpc
 from marble_sweep.searches.strategy import Proposal, next_trial
 from marble_sweep.searches.study import PLAN, as_result, result_of
 from marble_sweep.searches.view import describe_trial
@@ -118,7 +119,7 @@ def absolute(address: str) -> str:
 
 
 def unreachable(address: str) -> CheckError:
-    needed = "one that every worker reaches: a file in a folder that all machines share, or a database"
+    needed = "one that every worker reaches: a file in a folder that all machines share, a database, or search.serve"
     return CheckError(f"search.storage = {address}: must be {needed}; on {socket.gethostname()} it is not there")
 
 
@@ -128,11 +129,36 @@ class LaunchingSearch(Search):
     def run_launched(self, launch: Launch, workers: int) -> Ending:
         """Search with so many workers until the question is settled, the budget is spent or the user interrupts."""
         self.launch, self.workers = launch, workers
-        self.interrupted = False
+        self.interrupted = self.all_ended = False
+        if self.base.search.serve is not None:
+            require_grpc("search.serve", self.base.search.serve)
         return self._run()
 
+    @property
+    def address(self) -> str:
+        """Of the study's storage. What is served cannot be a journal."""
+        if self.base.search.serve is None or self.base.search.storage is not None:
+            return super().address
+        return f"sqlite:///{(self.directory / layout.DATABASE).resolve()}"
+
+    def _search(self) -> Ending:
+        """Search, and serve the study meanwhile where the user asked for that."""
+        if self.base.search.serve is None:
+            return super()._search()
+        from marble_sweep.searches.proxy import serving
+
+        with serving(self.storage, self.base.search.serve):
+            self.view.line(f"The study is served at {self.base.search.serve}: whoever reaches that port can change it")
+            try:
+                return super()._search()
+            finally:
+                if not self.all_ended:  # an idle worker looks so often whether it is to stop
+                    time.sleep(2 * STOP_SECONDS)
+
     def _work_all(self) -> str:
-        start = Start(uuid.uuid4().hex, absolute(self.address), self.first_trial)
+        serve = self.base.search.serve
+        address = absolute(self.address) if serve is None else SERVED + serve
+        start = Start(uuid.uuid4().hex, address, self.first_trial)
         self.view.line(f"{counted(self.workers, 'worker')} to start, each of which trains one trial after the other")
         with beside(self._watch):
             try:
@@ -163,6 +189,7 @@ class LaunchingSearch(Search):
             if not any(record.number >= self.first_trial for record in self.result().records):
                 raise  # it could not start them
             return self._await_survivors(error)
+        self.all_ended = True
         errors = [ending for ending in returned if isinstance(ending, Exception)]
         endings = [ending for ending in returned if isinstance(ending, Ending) and ending.reason != "interrupted"]
         if not endings and errors:
