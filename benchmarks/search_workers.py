@@ -24,7 +24,8 @@ from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.fresh_seeds import Recipe
 from marble_sweep.searches.pass_rate import Standard, standard_of
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, decide
+from marble_sweep.searches.trial_record import TrialRecord
 
 
 @dataclass(frozen=True)

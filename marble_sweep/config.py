@@ -118,22 +118,36 @@ class CertifyConfig(Checked):
     # unigram (the best of uniform, fitted and tempered), oracle, bigram, or a loss in nats per token
     threshold: str = "unigram"
     stop: bool = False  # end the run at the first evaluation that certifies it or leaves it no hope
+    # all that a search asks of the run: its last evaluation is to decide each of them; null: the threshold alone
+    thresholds: list[str] | None = None
     # with stop: a run that is slower at an evaluation ends there, as too_slow
     min_steps_per_minute: float | None = bounded(None, POSITIVE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = f"{', '.join(BASELINES)}, or a loss > 0 in nats per token"
-        require(self.threshold in BASELINES or self.loss is not None, "certify.threshold", self.threshold, allowed)
+        require_threshold("certify.threshold", self.threshold)
+        for threshold in self.thresholds or ():
+            require_threshold("certify.thresholds", threshold)
 
     @property
     def loss(self) -> float | None:
         """The threshold, where it is a number."""
-        try:
-            value = float(self.threshold)
-        except ValueError:
-            return None
-        return value if value in POSITIVE else None
+        return loss_of(self.threshold)
+
+
+def loss_of(threshold: str) -> float | None:
+    """A threshold that is a loss, in nats per token; None for the name of a baseline."""
+    try:
+        value = float(threshold)
+    except ValueError:
+        return None
+    return value if value in POSITIVE else None
+
+
+def require_threshold(name: str, threshold: str) -> None:
+    """Raise CheckError for what is neither a baseline nor a loss."""
+    allowed = f"{', '.join(BASELINES)}, or a loss > 0 in nats per token"
+    require(threshold in BASELINES or loss_of(threshold) is not None, name, threshold, allowed)
 
 
 # ------------------------------------------------------------------------- the whole
@@ -149,6 +163,8 @@ class SearchConfig(Checked):
 
     GROUP: ClassVar[str] = "search"
 
+    # for each of them the smallest size, in one study, the easiest first; null: for certify.threshold alone
+    thresholds: list[str] | None = None
     n_trials: int = bounded(300, Interval(1, MAX_TRIALS))  # in all, over every worker and every resumption
     max_tokens: int | None = bounded(None, Interval(1, MAX_TOKENS))  # to train on, over all trials; null: no limit
     # of training and waiting, over every resumption; null: no limit
@@ -169,6 +185,12 @@ class SearchConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.thresholds is not None:
+            require(self.thresholds != [], "search.thresholds", "[]", "null, or one threshold or more")
+            for threshold in self.thresholds:
+                require_threshold("search.thresholds", threshold)
+            different = len({loss_of(threshold) or threshold for threshold in self.thresholds})
+            require(different == len(self.thresholds), "search.thresholds", self.thresholds, "different ones")
         if self.storage is not None:
             require(self.storage != "", "search.storage", "''", "null, a file, or the URL of a database")
             require(not has_password(self.storage), "search.storage", mask(self.storage), WITHOUT_PASSWORD)

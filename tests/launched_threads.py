@@ -40,7 +40,7 @@ def with_settings(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
 
 def summary(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "search.json").read_text())
-    return content
+    return content | content["thresholds"][0]
 
 
 def trains(pretender: Pretender, number: int, params: Params) -> Path:

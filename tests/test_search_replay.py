@@ -17,7 +17,8 @@ from optuna.distributions import IntDistribution
 
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.pass_rate import PassRate, Standard
-from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord
+from marble_sweep.searches.strategy import Proposal, Settled
+from marble_sweep.searches.trial_record import TrialRecord
 
 STEP = recorded.TOKENS_PER_STEP
 FULL = recorded.TOTAL_STEPS * STEP

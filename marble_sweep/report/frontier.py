@@ -37,6 +37,7 @@ STYLES = {
     "open": Style("tried, not refuted", "#999933", "D"),
     "crashed": Style("crashed", "#000000", "x"),
     "implied": Style("implied by a wider one", "#bbbbbb", "|"),
+    "implied_by_easier": Style("closed for an easier threshold", "#999999", "|"),
     "untried": Style("not tried", "#6699cc", "|"),
 }
 THRESHOLDS = {"unigram": "best unigram", "oracle": "oracle unigram", "bigram": "bigram"}
@@ -57,13 +58,21 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
 
 
 def frontier_figure(summary: dict[str, Any]) -> Figure:
-    """Parameters against the best margin that each size reached; sizes without a margin are ticks at the bottom."""
-    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
-    axes = figure.subplots()
-    sizes, answer = summary["frontier"], summary["answer"]
+    """Parameters against the best margin that each size reached, a panel for every threshold."""
+    thresholds = summary["thresholds"]
+    figure = Figure(figsize=(8.5, 4.8 * len(thresholds)), layout="constrained")
+    panels = figure.subplots(len(thresholds), squeeze=False)[:, 0]
+    for axes, of_threshold in zip(panels, thresholds, strict=True):
+        draw_threshold(axes, of_threshold, summary["standard_errors_each_evaluation"])
+    return figure
+
+
+def draw_threshold(axes: Axes, of_threshold: dict[str, Any], errors_needed: float) -> None:
+    """Draw the sizes by their margin to one threshold; those without a margin are ticks at the bottom."""
+    sizes, answer = of_threshold["frontier"], of_threshold["answer"]
     for status, style in STYLES.items():
         of_status = [size for size in sizes if size["status"] == status]
-        draw_sizes(axes, of_status, style, summary["standard_errors_each_evaluation"])
+        draw_sizes(axes, of_status, style, errors_needed)
     axes.axhline(0, color=INK, linewidth=1)
     title = "Nothing is certified within the budget"
     if answer is not None:
@@ -77,11 +86,10 @@ def frontier_figure(summary: dict[str, Any]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(loc="best", frameon=False)
     axes.set_xlabel("parameters")
-    threshold = THRESHOLDS.get(summary["threshold"], f"loss {summary['threshold']}")
+    threshold = THRESHOLDS.get(of_threshold["threshold"], f"loss {of_threshold['threshold']}")
     axes.set_ylabel(f"best margin to {threshold}\n(nats per token; bars: what certifies)", parse_math=False)
     axes.set_title(printable(title), loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def draw_sizes(axes: Axes, sizes: Sequence[dict[str, Any]], style: Style, errors_needed: float) -> None:

@@ -10,6 +10,11 @@ from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
 
 DRAWN: Kinds = {"status": TEXT, "n_params": WHOLE, "margin": NUMBER + OR_NULL, "margin_se": NUMBER + OR_NULL}
+# What search.json says of every threshold.
+OF_A_THRESHOLD = (
+    *("threshold", "answer", "smaller_unconfirmed", "tested_recipes", "undecided_below", "ruled_out_below"),
+    *("largest_refuted_below", "sizes_below", "crashes", "frontier"),
+)
 
 
 def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
@@ -22,7 +27,7 @@ def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
         return None, []
     path = folders.pop() / layout.SEARCH
     try:
-        summary = with_current_names(read_json(path))
+        summary = with_thresholds(with_current_names(read_json(path)))
         _require_lines(summary)
     except FileNotFoundError:
         return None, []
@@ -31,16 +36,32 @@ def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
     return summary, []
 
 
+def with_thresholds(summary: dict[str, Any]) -> dict[str, Any]:
+    """search.json in this version's form: an earlier one had what concerns its only threshold beside the rest."""
+    if "version" in summary:
+        return summary
+    shared = {name: value for name, value in summary.items() if name not in OF_A_THRESHOLD}
+    return shared | {"version": 1, "thresholds": [{name: summary[name] for name in OF_A_THRESHOLD if name in summary}]}
+
+
 def can_be_drawn(summary: dict[str, Any]) -> bool:
-    """Whether search.json holds what the frontier plot shows."""
-    rows, answer = summary.get("frontier"), summary.get("answer")
+    """Whether search.json holds what the frontier plots show."""
+    thresholds, errors = summary.get("thresholds"), summary.get("standard_errors_each_evaluation")
+    is_list = isinstance(thresholds, list) and len(thresholds) > 0
+    return is_list and all(_is_whole(threshold) for threshold in summary["thresholds"]) and is_kind(errors, NUMBER)
+
+
+def _is_whole(threshold: Any) -> bool:
+    """Whether an entry of `thresholds` holds what its plot shows."""
+    if not isinstance(threshold, dict):
+        return False
+    rows, answer = threshold.get("frontier"), threshold.get("answer")
     return (
         isinstance(rows, list)
         and all(_is_sound(row, DRAWN) and row["n_params"] > 0 for row in rows)
         and all(is_kind(row.get("margin_df"), NUMBER + OR_NULL) for row in rows)  # earlier versions have none
         and (answer is None or (_is_sound(answer, {"n_params": WHOLE, "size": TEXT}) and "confirmed" in answer))
-        and is_kind(summary.get("standard_errors_each_evaluation"), NUMBER)
-        and "threshold" in summary
+        and "threshold" in threshold
     )
 
 

@@ -34,6 +34,7 @@ PRODUCTS = "product_choices"  # a folder: how its jobs multiply, a file for each
 SUMMARY = "summary.csv"
 PAGE = "compare.html"
 SEARCH = "search.json"
+CONTINUING = ".continuing"  # a folder: copies of runs that are about to be continued for another threshold
 JOURNAL = "study.log"
 DATABASE = "study.db"  # in place of the journal, where the study is served
 FRONTIER = "frontier.png"

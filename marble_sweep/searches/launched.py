@@ -23,7 +23,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.storage import SERVED, StorageError, require_grpc
-from marble_sweep.searches.strategy import Proposal, next_trial
+from marble_sweep.searches.strategy import Proposal
 from marble_sweep.searches.study import PLAN, as_result, result_of
 from marble_sweep.searches.view import describe_trial
 from marble_sweep.searches.worker import STOPPED, WAIT_SECONDS, WORKERS, WORKING, Ending, Search, Train
@@ -212,7 +212,7 @@ class LaunchingSearch(Search):
             if any(record.outcome == RunStatus.RUNNING for record in result.records):
                 idle_since = time.monotonic()
             else:
-                if (reason := self._ended_by(result, next_trial(result.state))) is not None:
+                if (reason := self._ended_by(result, result.decision)) is not None:
                     return reason
             time.sleep(WAIT_SECONDS)
         self.error = f"the workers ended before the search did ({line}); the same command continues"
@@ -246,8 +246,9 @@ class LaunchingSearch(Search):
             if record.number >= self.first_trial
         ]
         news = [(trial, record.outcome) for trial, record in pairs if shown.get(record.number) != record.outcome]
-        bracket = result.bracket() if news else ""
+        brackets = {of_threshold.threshold: of_threshold.bracket() for of_threshold in result.thresholds if news}
         for trial, outcome in news:
+            bracket = brackets[result.of(self._plan(trial).threshold).threshold]
             self._show_trial(trial, outcome, bracket, is_new=trial.number not in shown)
             shown[trial.number] = outcome
         for trial, record in pairs:
@@ -267,7 +268,11 @@ class LaunchingSearch(Search):
         else:
             self.view.lose(description, interrupted=self.interrupted)
 
-    def _describe(self, trial: FrozenTrial) -> str:
+    @staticmethod
+    def _plan(trial: FrozenTrial) -> Proposal:
         planned = trial.user_attrs[PLAN]
-        plan = Proposal(planned["size"], tuple(planned["recipe"]), planned["seed"], planned["reason"])
+        return Proposal(**(planned | {"recipe": tuple(planned["recipe"])}))
+
+    def _describe(self, trial: FrozenTrial) -> str:
+        plan = self._plan(trial)
         return describe_trial(trial.number, plan, self.space.sizes[plan.size], self._params(plan))

@@ -113,9 +113,15 @@ class PassRate:
 Standard = int | PassRate  # the quick form: as many fresh seeds, all of which must certify; or a pass rate
 
 
+def confidence_of(config: SearchConfig) -> float:
+    """The confidence of all that a search says of one threshold, so that all thresholds together have the asked one."""
+    number = len(config.thresholds or [""])
+    return config.confidence if number == 1 else 1 - (1 - config.confidence) / number
+
+
 def standard_of(config: SearchConfig) -> Standard:
-    """The standard that a search is asked for."""
-    return PassRate(config.pass_rate, config.confidence) if config.confirm_seeds is None else config.confirm_seeds
+    """The standard that a search is asked for, by threshold."""
+    return PassRate(config.pass_rate, confidence_of(config)) if config.confirm_seeds is None else config.confirm_seeds
 
 
 @functools.lru_cache(maxsize=1024)  # a decision judges every recipe again, and most have no new result

@@ -21,55 +21,19 @@ A crash says nothing about a size or a recipe. A trial that crashed is repeated 
 *crashed*: it can still certify with another recipe, and a wider size can imply it, but it is not refuted.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from marble_sweep.metrics.margin import Outcome
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.fresh_seeds import Candidate, FreshSeeds, Recipe
 from marble_sweep.searches.pass_rate import PassRate, SeedResult, Standard, Verdict
 from marble_sweep.searches.space import Space
+from marble_sweep.searches.trial_record import NO_MARGIN, STALE, TrialRecord
 
 WHOLE = 1.0  # between neighbouring recipes
 HALF = 0.5  # between a near miss and its closer neighbours
-STALE = "stale"  # the outcome of a trial whose worker died or was interrupted
 FAILURES_BEFORE_LARGEST = 2
-# Outcomes whose last evaluation does not show where training would have led.
-NO_MARGIN = (RunStatus.DIVERGED, RunStatus.FAILED)
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """A trial as the strategy sees it."""
-
-    number: int
-    size: int  # index in Space.sizes
-    recipe: Recipe
-    seed: int  # 0: of the search; 1, 2, …: the fresh ones of a confirmation
-    outcome: str  # running, certified, below, undecided, pruned, diverged, too_slow, failed, stale
-    margins: dict[int, float] = field(default_factory=dict)  # by step: nats per token above what certifies
-
-    @functools.cached_property
-    def seed_result(self) -> SeedResult:
-        """What it shows as a run on a fresh seed."""
-        if self.outcome == RunStatus.CERTIFIED:
-            return SeedResult.PASSED
-        if self.outcome == RunStatus.RUNNING:
-            return SeedResult.RUNNING
-        if self.outcome == RunStatus.FAILED:
-            return SeedResult.CRASHED
-        return SeedResult.UNDECIDED if self.outcome == Outcome.UNDECIDED else SeedResult.FAILED
-
-    @functools.cached_property
-    def last_step(self) -> int:
-        return max(self.margins, default=0)
-
-    @functools.cached_property
-    def margin(self) -> float:
-        """At the last evaluation; -inf where there was none, the loss diverged or the trial crashed."""
-        return self.margins[self.last_step] if self.margins and self.outcome not in NO_MARGIN else -math.inf
 
 
 @dataclass(frozen=True)
@@ -78,6 +42,7 @@ class Proposal:
     recipe: Recipe
     seed: int
     reason: str  # probe, confirm, refute, exclude, retry
+    threshold: str = ""  # that the trial is for; "" where the search has one alone
 
 
 @dataclass(frozen=True)
@@ -93,23 +58,18 @@ class Settled:
 class SearchState:
     """What the records say about every size."""
 
-    def __init__(self, space: Space, records: Sequence[TrialRecord], standard: Standard) -> None:
+    def __init__(
+        self,
+        space: Space,
+        records: Sequence[TrialRecord],
+        standard: Standard,
+        implied_by_easier: frozenset[int] = frozenset(),
+    ) -> None:
+        """`implied_by_easier` are the sizes that an easier threshold has closed."""
         self.space = space
         self.standard = standard
-        self.records: list[TrialRecord] = []
-        self.to_retry: list[TrialRecord] = []  # stale trials, and the first crash of every configuration
-        latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
-        crashed_before = set()
-        for record in records:
-            configuration = record.size, record.recipe, record.seed
-            first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
-            if first_crash:
-                crashed_before.add(configuration)
-            if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
-                latest[configuration] = record
-            (self.to_retry if first_crash or record.outcome == STALE else self.records).append(record)
-        # A later trial of the same configuration replaces a crash.
-        self.crashed = {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
+        self.implied_by_easier = implied_by_easier
+        self._sort_out(records)
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
         self._best: dict[int, Recipe | None] = {}
@@ -132,6 +92,23 @@ class SearchState:
         self.undecided = {size for size, verdict in verdicts.items() if verdict == Verdict.UNDECIDED}
         too_slow = {record.size for record in self.records if record.outcome == RunStatus.TOO_SLOW}
         self.refuted_by_loss = self.refuted - too_slow
+
+    def _sort_out(self, records: Sequence[TrialRecord]) -> None:
+        """Part the records that say something from those that are to be retried."""
+        self.records: list[TrialRecord] = []
+        self.to_retry: list[TrialRecord] = []  # stale trials, and the first crash of every configuration
+        latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
+        crashed_before = set()
+        for record in records:
+            configuration = record.size, record.recipe, record.seed
+            first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
+            if first_crash:
+                crashed_before.add(configuration)
+            if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
+                latest[configuration] = record
+            (self.to_retry if first_crash or record.outcome == STALE else self.records).append(record)
+        # A later trial of the same configuration replaces a crash.
+        self.crashed = {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
 
     # ------------------------------------------------------------------ what is known about a recipe
 
@@ -223,8 +200,11 @@ class SearchState:
         return Verdict.RULED_OUT if verdicts == {Verdict.RULED_OUT} else Verdict.UNDECIDED
 
     def implied(self, size: int) -> bool:
-        """Whether a wider size of the same depth is refuted by its losses; slowness implies nothing."""
-        return not self.space.wider[size].isdisjoint(self.refuted_by_loss)
+        """Whether a wider size of the same depth is refuted by its losses, or an easier threshold has closed the size.
+
+        Slowness implies nothing.
+        """
+        return size in self.implied_by_easier or not self.space.wider[size].isdisjoint(self.refuted_by_loss)
 
     def smallest(self, *, running: bool = False) -> int | None:
         """The smallest certified size; with `running`, running trials are assumed to succeed."""

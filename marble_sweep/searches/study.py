@@ -34,7 +34,8 @@ from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space, Value
 from marble_sweep.searches.storage import PatientStorage, StorageError
-from marble_sweep.searches.strategy import STALE, Proposal, Settled, TrialRecord, Wait
+from marble_sweep.searches.strategy import Proposal, Settled, Wait
+from marble_sweep.searches.trial_record import STALE, Standing, TrialRecord
 
 PLAN = "plan"  # the user attribute that says what a trial trains
 HEARTBEAT = "heartbeat"  # seconds since the trial began: its worker increases it as long as it lives
@@ -181,7 +182,15 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         seed=plan["seed"],
         outcome=outcome,
         margins={step: -shortfall for step, shortfall in trial.intermediate_values.items()},
+        threshold=plan.get("threshold", ""),
+        standings={name: as_standing(entry) for name, entry in result_of(trial).get("thresholds", {}).items()},
     )
+
+
+def as_standing(entry: Mapping[str, Any]) -> Standing:
+    """How a trial stands towards a threshold, from its entry in `thresholds` of the trial's Result."""
+    margins = {int(step): -shortfall for step, shortfall in entry["shortfalls"].items()}
+    return Standing(entry["outcome"], margins, entry["loss"])
 
 
 @dataclass(frozen=True)
@@ -205,12 +214,21 @@ class Result:
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
     # The settings below `device` that its numbers depend on to the last bit; None where a GPU multiplied.
     device: dict[str, str | int] | None = None
+    # Where the search has several thresholds, by threshold: the fields above at the evaluation that decides for it,
+    # its `outcome` (null: it is open), `shortfalls` by step, and the threshold's own `loss`.
+    thresholds: dict[str, dict[str, Any]] | None = None
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
     """The fields of the trial's Result that are not None; empty for a running or stale trial."""
     result: dict[str, Any] = trial.user_attrs.get(RESULT, {})
     return result
+
+
+def result_for(trial: FrozenTrial, threshold: str) -> dict[str, Any]:
+    """The same, with what the trial shows of a threshold where the search has several."""
+    result = result_of(trial)
+    return result | result.get("thresholds", {}).get(threshold, {})
 
 
 def as_result(trial: FrozenTrial) -> Result:

@@ -4,14 +4,14 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
-from marble_sweep.config import Config
+from marble_sweep.config import CertifyConfig, Config
 from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, margin_df, shortfall
 from marble_sweep.humanize import finite
 from marble_sweep.metrics.margin import Outcome, measured
@@ -88,11 +88,11 @@ class TrialWatch:
         self.report_evaluations(run_dir)
         metadata = read_metadata(run_dir)
         status, step = metadata["status"], metadata.get("step") or 0
-        row = next(iter(Run.read(run_dir).evals[-1:]), {})  # the last evaluation
-        value, error = margin(self.config.certify, row)
-        df = margin_df(self.config.certify, row)
+        evals = Run.read(run_dir).evals
+        row = next(iter(evals[-1:]), {})  # the last evaluation
         if status == RunStatus.FINISHED:  # not certified, or it would have ended as that
             status = self.early_stopping.outcome(row) or Outcome.UNDECIDED
+        several = bool(self.config.certify.thresholds) and status != RunStatus.FAILED
         return Result(
             outcome=status,
             directory=str(run_dir),
@@ -100,17 +100,43 @@ class TrialWatch:
             tokens=step * self.config.trainer.batch_size * self.config.trainer.seq_len,
             seconds=metadata.get("seconds") or 0.0,
             steps_per_minute=metadata.get("steps_per_minute"),
-            val_loss=finite(measured(row, "val_loss")[0]),
-            margin=finite(value),
-            margin_se=finite(error),
-            num_windows=_whole(row.get(NUM_ALL_WINDOWS, math.nan)),
-            margin_df=df if math.isfinite(df) else None,
-            lacks_context=lacks_context(self.config.certify, row, self.early_stopping.errors_needed),
+            **self._measured(self.config.certify, row),
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
             device=device_settings(metadata),
+            thresholds=self._thresholds(status, evals) if several else None,
         )
+
+    def _measured(self, certify: CertifyConfig, row: dict[str, float]) -> dict[str, Any]:
+        """Loss and margin of a row of evals.csv, as fields of a Result."""
+        (value, error), df = margin(certify, row), margin_df(certify, row)
+        return {
+            "val_loss": finite(measured(row, "val_loss")[0]),
+            "margin": finite(value),
+            "margin_se": finite(error),
+            "num_windows": _whole(row.get(NUM_ALL_WINDOWS, math.nan)),
+            "margin_df": df if math.isfinite(df) else None,
+            "lacks_context": lacks_context(certify, row, self.early_stopping.errors_needed),
+        }
+
+    def _thresholds(self, status: str, evals: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+        """What the evaluations show of every threshold that the search asks of."""
+        entries = {}
+        for certify in self.early_stopping.thresholds:
+            outcome, number = self.early_stopping.standing(certify, evals)
+            if status in (RunStatus.DIVERGED, RunStatus.TOO_SLOW) and outcome != RunStatus.CERTIFIED:
+                outcome = RunStatus(status)
+            row = evals[number - 1] if number else {}
+            shown = self._measured(certify, row)
+            lacks = {row["step"]: shortfall(certify, row, self.early_stopping.errors_needed) for row in evals[:number]}
+            entries[certify.threshold] = shown | {
+                "outcome": outcome,
+                "step": int(row.get("step", 0)),
+                "loss": None if shown["margin"] is None else shown["val_loss"] + shown["margin"],
+                "shortfalls": {int(step): missing for step, missing in lacks.items() if math.isfinite(missing)},
+            }
+        return entries
 
 
 def _whole(value: float) -> int | None:

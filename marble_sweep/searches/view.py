@@ -86,4 +86,5 @@ def describe_trial(number: int, plan: Proposal, size: Size, params: Mapping[str,
     if plan.seed == 0:
         del others["seed"]
     recipe = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in others.items())
-    return f"{number:>3}  {plan.reason:<7}  {size}  {recipe}"
+    threshold = f" for {plan.threshold}" if plan.threshold else ""
+    return f"{number:>3}  {plan.reason:<7}  {size}  {recipe}{threshold}"

@@ -30,8 +30,9 @@ from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value, build
 from marble_sweep.searches.storage import StorageError, open_storage
-from marble_sweep.searches.strategy import Proposal, Settled, Wait, next_trial
+from marble_sweep.searches.strategy import Proposal, Settled, Wait
 from marble_sweep.searches.study import Result, SharedStudy, Snapshot, open_study, result_of
+from marble_sweep.searches.thresholds import trial_settings
 from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
 from marble_sweep.terminal import warning_on_error
@@ -53,11 +54,6 @@ class Ending:
     reason: str  # one of outcome.ENDINGS
     error: str | None  # that every trial would meet
     crashes: list[dict[str, Any]]  # that keep the answer from being proved
-
-
-def held_out_part(base: schema.Config, plan: Proposal) -> dict[str, Value]:
-    """The settings by which a confirmation is evaluated on text that the search never looks at."""
-    return {"trainer.eval_part": "confirm"} if plan.seed and base.trainer.eval_part == "search" else {}
 
 
 class Search:
@@ -91,10 +87,7 @@ class Search:
                     resolve(first | {dimension.key: value})
         self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
         self.base = resolve(first | dict(self.space.sizes[0].params))
-        require(self.base.certify.stop, "certify.stop", False, "true in a search")
-        part = self.base.trainer.eval_part
-        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
-        require(self.base.objective is None, "objective", self.base.objective, "null in a search")
+        self._check()
         self.workers = 1  # so many trials at once
         self._latest: SearchResult | None = None
         self.first_trial = 0  # of this start; known once there is a study
@@ -103,6 +96,19 @@ class Search:
         self._worker_failed = threading.Event()
         self._stop_requested: Callable[[], bool] = lambda: False
         self._trial_ended = threading.Condition()  # held while that is shown and written
+
+    def _check(self) -> None:
+        """Raise CheckError for a config that cannot be searched."""
+        base = self.base
+        require(base.certify.stop, "certify.stop", False, "true in a search")
+        part = base.trainer.eval_part
+        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
+        require(base.objective is None, "objective", base.objective, "null in a search")
+        given = [override for override in self.overrides if override.lstrip("+").startswith("certify.threshold")]
+        are_several = base.search.thresholds is not None
+        require(
+            not (given and are_several), "certify.threshold", given, "left out with search.thresholds, which sets it"
+        )
 
     def largest(self) -> list[schema.Config]:
         """The config of the largest size with each recipe that differs in one value from the first."""
@@ -220,8 +226,8 @@ class Search:
         ignored = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
         kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
         search = self.base.search
-        standard = ("confirm_seeds", "pass_rate", "confidence")
-        return kept | {f"search.{name}": getattr(search, name) for name in standard}
+        names = ("confirm_seeds", "pass_rate", "confidence", *(["thresholds"] if search.thresholds else []))
+        return kept | {f"search.{name}": getattr(search, name) for name in names}
 
     def result(self) -> SearchResult:
         """The result of the trials so far."""
@@ -240,7 +246,7 @@ class Search:
     def _decide(self, snapshot: Snapshot) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
         result = self._result_of(snapshot)
-        decision = next_trial(result.state)
+        decision = result.decision
         return Settled() if isinstance(decision, Proposal) and self._ended_by(result, decision) else decision
 
     @staticmethod
@@ -257,7 +263,7 @@ class Search:
                 raise KeyboardInterrupt
             shared.fail_stale_trials()
             result = self.result()
-            decision = next_trial(result.state)
+            decision = result.decision
             reason = self._ended_by(result, decision)
             others = any(record.outcome == RunStatus.RUNNING for record in result.records)
             if reason is not None and not others:
@@ -278,9 +284,9 @@ class Search:
         """Train one trial by its plan, and record its end in the study."""
         params, size = self._params(plan), self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
-        params = params | held_out_part(self.base, plan)
+        params = params | trial_settings(self.base, plan)
         config = self.resolve(params)
-        self.view.begin(description, self.result().bracket())
+        self.view.begin(description, self.result().of(plan.threshold).bracket())
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
             directory = find_run(config, self.directory) or directory
@@ -296,17 +302,17 @@ class Search:
         result = watch.result(run_dir)
         shared.tell(trial, result, size.num_parameters, config.certify.min_steps_per_minute)
         with self._trial_ended:
-            self._report(description, result)
+            self._report(description, plan.threshold, result)
             self._trial_ended.notify_all()
 
-    def _report(self, trial: str, result: Result) -> None:
+    def _report(self, trial: str, threshold: str, result: Result) -> None:
         """Show and write how a trial ended, unless every trial would end so."""
         so_far = self.result()
         if so_far.ended_by(settled=False) != "max_failures":
             searched = [dimension.key for dimension in self.space.dimensions]
             self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
-            self.view.end(trial, result, so_far.bracket())
+            self.view.end(trial, result, so_far.of(threshold).bracket())
         self._write(so_far)
 
     def _write(self, so_far: SearchResult) -> None:
@@ -328,7 +334,8 @@ class Search:
         result = self.result()
         summary = result.as_json(ended, self._data(result)) | {"error": self.error}
         write_json(self.directory / layout.SEARCH, summary)
-        self.shared.study.set_user_attr("answer", summary["answer"])
+        answers = {of_threshold["threshold"]: of_threshold["answer"] for of_threshold in summary["thresholds"]}
+        self.shared.study.set_user_attr("answers", answers)
         with warning_on_error(f"the comparison in {self.directory}"):
             draw_frontier(summary, self.directory / layout.FRONTIER)
             runs = [Run.read(path) for path in run_directories(self.directory)]

@@ -66,7 +66,7 @@ def search(sweep_dir: Path, *overrides: str, environment: dict[str, str] | None 
 
 def summary(sweep_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((sweep_dir / layout.SEARCH).read_text())
-    return content
+    return content | content["thresholds"][0]
 
 
 def answer(sweep_dir: Path) -> dict[str, Any]:

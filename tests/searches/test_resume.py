@@ -53,7 +53,7 @@ def trials(sweep_dir: Path) -> list[FrozenTrial]:
 
 def summary(sweep_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((sweep_dir / "search.json").read_text())
-    return content
+    return content | content["thresholds"][0]
 
 
 def steps(directory: Path) -> list[int]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from worlds import SEEDS, SPACE, World, answer, hill, make_space, search, train
 
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, Wait, decide
+from marble_sweep.searches.trial_record import TrialRecord
 
 
 @pytest.mark.parametrize("boundary", range(2, 17))

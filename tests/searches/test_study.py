@@ -29,7 +29,7 @@ from marble_sweep.searches.study import (
     open_study,
     records,
 )
-from marble_sweep.searches.worker import held_out_part
+from marble_sweep.searches.thresholds import trial_settings
 
 SIZES = {"certified": 4, "below": 0, "pruned": 1, "diverged": 2, "too_slow": 3, "failed": 5}
 LACKING = {"certified": -0.2, "below": 0.3, "pruned": 0.9, "diverged": 0.5, "too_slow": -0.1, "failed": 0.4}
@@ -189,7 +189,7 @@ def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, li
 )
 def test_fresh_seeds_are_evaluated_on_fresh_windows(part: str, seed: int, expected: dict[str, str]) -> None:
     base = tiny_config(f"trainer.eval_part={part}")
-    assert held_out_part(base, Proposal(0, (0.0,), seed, "confirm" if seed else "probe")) == expected
+    assert trial_settings(base, Proposal(0, (0.0,), seed, "confirm" if seed else "probe")) == expected
 
 
 @pytest.mark.parametrize("began", [None, 1, RULES - 1])
