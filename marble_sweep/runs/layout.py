@@ -42,3 +42,4 @@ FRONTIER = "frontier.png"
 # Of a search whose workers a launcher starts: a folder for each worker, by its number, with its log.
 WORKERS = "workers"
 WORKER_LOG = "worker.log"
+WORKERS_START = f"{WORKERS}/start"  # the name of their start: a worker that reads it shares the folder

@@ -55,19 +55,28 @@ class Proxy(GrpcStorageProxy):
             raise OSError(f"no study is served there within {CONNECT_SECONDS} seconds") from None
 
     def _setup(self) -> None:
-        self._channel = grpc.insecure_channel(f"{self._host}:{self._port}", CHANNEL)
+        self._channel = connect(f"{self._host}:{self._port}")
         self._stub = StorageServiceStub(self._channel)
         self._cache = GrpcClientCache(self._stub)
 
 
+def connect(address: str) -> grpc.Channel:
+    """A channel to HOST:PORT, which need not answer yet."""
+    return grpc.insecure_channel(address, CHANNEL)
+
+
 @contextlib.contextmanager
-def serving(storage: BaseStorage, address: str) -> Iterator[None]:
-    """Serve a storage at HOST:PORT meanwhile. Raises CheckError where that is no free address of this machine."""
+def serving(storage: BaseStorage, address: str, *others: grpc.GenericRpcHandler) -> Iterator[None]:
+    """Serve a storage at HOST:PORT meanwhile, and `others` beside it.
+
+    Raises CheckError where that is no free address of this machine.
+    """
     host, _, port = address.rpartition(":")
     _require_free(host, int(port))
     logging.getLogger("grpc._server").addFilter(_is_bug)
     with ThreadPoolExecutor(THREADS) as pool:
         server = make_server(storage, host, int(port), pool)
+        server.add_generic_rpc_handlers(others)
         server.start()
         try:
             yield

@@ -48,7 +48,7 @@ def _patient(name: str) -> Any:
     """The wrapped storage's method of that name, with waiting."""
 
     def method(self: "PatientStorage", *args: Any, **kwargs: Any) -> Any:
-        return self._call(name, *args, **kwargs)
+        return self.call(getattr(self._storage, name), *args, **kwargs)
 
     return method
 
@@ -76,11 +76,12 @@ class PatientStorage(BaseStorage):
         """Close the connections to a database or server."""
         self._disconnect()
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a function returns that asks the storage, or another service of its server. Waits for that."""
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             try:
-                answer = getattr(self._storage, name)(*args, **kwargs)
+                answer = function(*args, **kwargs)
             except Exception as error:
                 if not is_of_storage(error):
                     raise

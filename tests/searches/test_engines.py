@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -101,10 +102,14 @@ def check(sweep_dir: Path, database: str | None = None) -> None:
     assert summary(sweep_dir)["trials"] == len(kept) + len(lost)
 
 
-def check_all_worked(sweep_dir: Path, number: int, database: str | None = None) -> None:
+def number_of_workers(sweep_dir: Path, database: str | None = None) -> int:
     with load(sweep_dir, database) as study:
         trials = study.get_trials()
-    assert len({trial.user_attrs[WORKER] for trial in trials if WORKER in trial.user_attrs}) == number
+    return len({trial.user_attrs[WORKER] for trial in trials if WORKER in trial.user_attrs})
+
+
+def check_all_worked(sweep_dir: Path, number: int, database: str | None = None) -> None:
+    assert number_of_workers(sweep_dir, database) == number
     assert len(list(sweep_dir.glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))) == number
 
 
@@ -162,6 +167,56 @@ def test_ray_on_two_nodes(alone: dict[str, Any], tmp_path: Path) -> None:
         check_all_worked(sweep_dir, 2)
     finally:
         cluster.shutdown()
+
+
+@contextlib.contextmanager
+def node_with_its_own_disk(cluster: Any, folder: Path) -> Iterator[None]:
+    """A node of Ray that shares all but one folder with this machine: there it has an empty one."""
+    number = number_of_nodes(cluster)
+    mount = 'mount -t tmpfs none "$0" && exec "$@"'
+    ray = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        f"--address={cluster.address}",
+        "--num-cpus=1",
+        "--block",
+    ]
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, str(folder), *ray]
+    patient = os.environ | {"RAY_raylet_start_wait_time_s": str(PATIENCE)}
+    with subprocess.Popen(unshare, stdout=subprocess.DEVNULL, env=patient) as node:
+        try:
+            wait_for(lambda: number_of_nodes(cluster) > number, node)
+            yield
+        finally:
+            node.terminate()
+
+
+def number_of_nodes(cluster: Any) -> int:
+    return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
+def test_workers_on_nodes_of_ray_with_a_disk_of_their_own_send_their_runs_home(
+    alone: dict[str, Any], tmp_path: Path
+) -> None:
+    if subprocess.run(["unshare", "--mount", "--map-root-user", "true"], check=False).returncode:
+        pytest.skip("needs a kernel that lets a process mount a file system of its own")
+    from ray.cluster_utils import Cluster as RayCluster
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        with node_with_its_own_disk(cluster, disk), node_with_its_own_disk(cluster, disk):
+            given = [f"hydra.launcher.ray.init.address='{cluster.address}'", "sweep.workers=2"]
+            given += ["+hydra.launcher.ray.init.object_store_memory=null", f"search.serve={free_address()}"]
+            search(disk / "search", "hydra/launcher=ray", *given)
+    finally:
+        cluster.shutdown()
+    assert answer(disk / "search") == alone
+    check(disk / "search", layout.DATABASE)
+    assert number_of_workers(disk / "search", layout.DATABASE) == 2
+    assert (disk / "search" / layout.PAGE).exists()
+    assert not list((disk / "search").glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))  # they stay where they were
 
 
 def test_an_array_of_slurm(alone: dict[str, Any], tmp_path: Path) -> None:
