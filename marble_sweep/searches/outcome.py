@@ -104,6 +104,10 @@ class SearchResult:
         """What the trials show of the threshold that a trial is for; "" where the search has one alone."""
         return next((result for result in self.thresholds if result.threshold == threshold), self.thresholds[0])
 
+    def bracket(self, threshold: str) -> str:
+        """How the search stands for the threshold that a trial is for, in a line."""
+        return self.of(threshold).bracket()
+
     @property
     def standard(self) -> Standard:
         return standard_of(self.base.search)
@@ -169,8 +173,10 @@ class SearchResult:
 
     def _everything_crashes(self) -> bool:
         """Whether MAX_CRASHED_SIZES sizes have crashed twice, and no trial has trained."""
-        twice = {record.size for record in self.thresholds[0].state.records if record.outcome == RunStatus.FAILED}
-        return self.nothing_trained and len(twice) >= MAX_CRASHED_SIZES
+        return self.nothing_trained and len(self._crashed_twice()) >= MAX_CRASHED_SIZES
+
+    def _crashed_twice(self) -> set[int]:
+        return {record.size for record in self.thresholds[0].state.records if record.outcome == RunStatus.FAILED}
 
     def crashes(self) -> list[dict[str, Any]]:
         """The crashes that keep an answer from being proved, once each, by size."""

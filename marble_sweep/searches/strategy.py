@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.fresh_seeds import Candidate, FreshSeeds, Recipe
 from marble_sweep.searches.pass_rate import PassRate, SeedResult, Standard, Verdict
-from marble_sweep.searches.space import Space
+from marble_sweep.searches.space import Dimension, Space
 from marble_sweep.searches.trial_record import NO_MARGIN, STALE, TrialRecord
 
 WHOLE = 1.0  # between neighbouring recipes
@@ -55,13 +55,56 @@ class Settled:
     """Nothing is left to do."""
 
 
+def neighbours(dimensions: Sequence[Dimension], recipe: Recipe, *, closer: bool = False) -> Iterator[Recipe]:
+    """The recipes that differ in one dimension: by one step where it is ordered, else by any other choice.
+
+    Steps are whole. With `closer`, or between two values, they are half; only continuous dimensions have those.
+    """
+    for axis, dimension in enumerate(dimensions):
+        current, last = recipe[axis], len(dimension.values) - 1
+        if dimension.ordered:
+            step = HALF if closer or current % WHOLE else WHOLE
+            fits = dimension.is_continuous or step == WHOLE
+            positions = [position for position in (current + step, current - step) if 0 <= position <= last and fits]
+        else:
+            positions = [float(choice) for choice in range(last + 1) if choice != current and not closer]
+        for position in positions:
+            yield (*recipe[:axis], position, *recipe[axis + 1 :])
+
+
+def middle_recipe(dimensions: Sequence[Dimension]) -> Recipe:
+    """Where a climb begins that knows of no good recipe."""
+    return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
+
+
+def sort_out(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord], set[int]]:
+    """The records that say something, those that are to be retried, and the sizes where a repeated trial crashed.
+
+    To be retried are stale trials, and the first crash of every configuration.
+    """
+    telling: list[TrialRecord] = []
+    to_retry: list[TrialRecord] = []
+    latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
+    crashed_before = set()
+    for record in records:
+        configuration = record.size, record.recipe, record.seed
+        first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
+        if first_crash:
+            crashed_before.add(configuration)
+        if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
+            latest[configuration] = record
+        (to_retry if first_crash or record.outcome == STALE else telling).append(record)
+    # A later trial of the same configuration replaces a crash.
+    return telling, to_retry, {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
+
+
 class SearchState:
     """What the records say about every size."""
 
     def __init__(self, space: Space, records: Sequence[TrialRecord], standard: Standard) -> None:
         self.space = space
         self.standard = standard
-        self._sort_out(records)
+        self.records, self.to_retry, self.crashed = sort_out(records)
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
         self._best: dict[int, Recipe | None] = {}
@@ -84,23 +127,6 @@ class SearchState:
         self.undecided = {size for size, verdict in verdicts.items() if verdict == Verdict.UNDECIDED}
         too_slow = {record.size for record in self.records if record.outcome == RunStatus.TOO_SLOW}
         self.refuted_by_loss = self.refuted - too_slow
-
-    def _sort_out(self, records: Sequence[TrialRecord]) -> None:
-        """Part the records that say something from those that are to be retried."""
-        self.records: list[TrialRecord] = []
-        self.to_retry: list[TrialRecord] = []  # stale trials, and the first crash of every configuration
-        latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
-        crashed_before = set()
-        for record in records:
-            configuration = record.size, record.recipe, record.seed
-            first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
-            if first_crash:
-                crashed_before.add(configuration)
-            if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
-                latest[configuration] = record
-            (self.to_retry if first_crash or record.outcome == STALE else self.records).append(record)
-        # A later trial of the same configuration replaces a crash.
-        self.crashed = {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
 
     # ------------------------------------------------------------------ what is known about a recipe
 
@@ -245,30 +271,12 @@ class SearchState:
                 yield self.first_recipe(size)
             return
         tried = self.by_size[size]
-        neighbours = list(self._neighbours(best))
-        untried = [recipe for recipe in neighbours if recipe not in tried]
+        nearby = list(neighbours(self.space.recipes, best))
+        untried = [recipe for recipe in nearby if recipe not in tried]
         yield from untried
-        waiting = any(tried[recipe].outcome == RunStatus.RUNNING for recipe in neighbours if recipe in tried)
+        waiting = any(tried[recipe].outcome == RunStatus.RUNNING for recipe in nearby if recipe in tried)
         if not untried and not waiting and self._near_miss(size, best):
-            yield from (recipe for recipe in self._neighbours(best, closer=True) if recipe not in tried)
-
-    def _neighbours(self, recipe: Recipe, *, closer: bool = False) -> Iterator[Recipe]:
-        """The recipes that differ in one dimension: by one step where it is ordered, else by any other choice.
-
-        Steps are whole. With `closer`, or between two values, they are half; only continuous dimensions have those.
-        """
-        for axis, dimension in enumerate(self.space.recipes):
-            current, last = recipe[axis], len(dimension.values) - 1
-            if dimension.ordered:
-                step = HALF if closer or current % WHOLE else WHOLE
-                fits = dimension.is_continuous or step == WHOLE
-                positions = [
-                    position for position in (current + step, current - step) if 0 <= position <= last and fits
-                ]
-            else:
-                positions = [float(choice) for choice in range(last + 1) if choice != current and not closer]
-            for position in positions:
-                yield (*recipe[:axis], position, *recipe[axis + 1 :])
+            yield from (recipe for recipe in neighbours(self.space.recipes, best, closer=True) if recipe not in tried)
 
     def _near_miss(self, size: int, best: Recipe) -> bool:
         """Whether a parabola through the best recipe and its neighbours might reach the threshold in between.
@@ -279,7 +287,7 @@ class SearchState:
         tried = self.by_size[size]
         margin, top = self.margin(size, best), tried[best]
         drops = [0.0]
-        for neighbour in (tried[recipe] for recipe in self._neighbours(best) if recipe in tried):
+        for neighbour in (tried[recipe] for recipe in neighbours(self.space.recipes, best) if recipe in tried):
             step = max(set(neighbour.margins) & set(top.margins), default=0)
             if 2 * step >= top.last_step > 0 and neighbour.outcome not in NO_MARGIN:
                 drops.append(top.margins[step] - neighbour.margins[step])
@@ -307,8 +315,7 @@ class SearchState:
             self._starts = list(self._find_starts())
         if self._starts:
             return min(self._starts, key=lambda start: abs(start[0] - size))[1]
-        dimensions = self.space.recipes
-        return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
+        return middle_recipe(self.space.recipes)
 
 
 def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialRecord]:

@@ -185,6 +185,7 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         outcome=outcome,
         margins={step: -shortfall for step, shortfall in trial.intermediate_values.items()},
         threshold=plan.get("threshold", ""),
+        loss=result_of(trial).get("val_loss"),
         standings={name: as_standing(entry) for name, entry in result_of(trial).get("thresholds", {}).items()},
     )
 

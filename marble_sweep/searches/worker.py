@@ -27,6 +27,7 @@ from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metadata, run_directories
 from marble_sweep.searches.cost import COSTS, build_space
 from marble_sweep.searches.crashes import shared_error
+from marble_sweep.searches.frontier_result import FrontierResult
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Value
@@ -44,6 +45,7 @@ WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
 WORKERS = "workers "  # begins the user attributes that say, for every start, whether its launched workers go on
 WORKING, STOPPED = "working", "stopped"
 
+RESULTS: dict[str, type[SearchResult]] = {"smallest": SearchResult, "frontier": FrontierResult}  # by search.question
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
 Train = Callable[[int, Params], Path | str]  # trains a trial; returns the run directory, or why there is none
@@ -104,9 +106,14 @@ class Search:
     def _check(self) -> None:
         """Raise CheckError for a config that cannot be searched."""
         base = self.base
-        require(base.certify.stop, "certify.stop", False, "true in a search")
-        part = base.trainer.eval_part
-        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
+        part, stop = base.trainer.eval_part, base.certify.stop
+        if base.search.question == "frontier":
+            require(not stop, "certify.stop", True, "false for a frontier, which asks for the loss at the end")
+            require(part == "all", "trainer.eval_part", part, "all for a frontier, whose losses are compared")
+        else:
+            require(stop, "certify.stop", False, "true in a search")
+            allowed = "search or all in a search, which confirms on `confirm`"
+            require(part != "confirm", "trainer.eval_part", part, allowed)
         require(base.objective is None, "objective", base.objective, "null in a search")
         given = [override for override in self.overrides if override.lstrip("+").startswith("certify.threshold")]
         are_several = base.search.thresholds is not None
@@ -241,6 +248,8 @@ class Search:
         kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
         search = self.base.search
         names = ("confirm_seeds", "pass_rate", "confidence", "minimise", *(["thresholds"] if search.thresholds else []))
+        if search.question == "frontier":
+            names = ("question", "frontier_seeds", *names)
         return kept | {f"search.{name}": getattr(search, name) for name in names}
 
     def result(self) -> SearchResult:
@@ -253,7 +262,9 @@ class Search:
         if latest is None or latest.recorded != snapshot.records:
             options = self.first_trial, self.config_options, self.workers
             records = snapshot.records
-            latest = SearchResult(self.space, self.base, snapshot.trials, self.overrides, *options, records)
+            latest = RESULTS[self.base.search.question](
+                self.space, self.base, snapshot.trials, self.overrides, *options, records
+            )
             self._latest = latest
         return latest
 
@@ -300,7 +311,7 @@ class Search:
         description = describe_trial(trial.number, plan, size, params)
         params = params | trial_settings(self.base, plan)
         config = self.resolve(params)
-        self.view.begin(description, self.result().of(plan.threshold).bracket())
+        self.view.begin(description, self.result().bracket(plan.threshold))
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
             directory = find_run(config, self.directory) or directory
@@ -326,7 +337,7 @@ class Search:
             searched = [dimension.key for dimension in self.space.dimensions]
             self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
-            self.view.end(trial, result, so_far.of(threshold).bracket())
+            self.view.end(trial, result, so_far.bracket(threshold))
         self._write(so_far)
 
     def _write(self, so_far: SearchResult) -> None:
