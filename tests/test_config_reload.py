@@ -16,6 +16,7 @@ from marble_sweep.config import (
     BASELINES,
     EVAL_PARTS,
     MAX_WORKERS,
+    MINIMISED,
     NOT_OF_A_RUN,
     OBJECTIVES,
     SCHEMAS,
@@ -111,6 +112,8 @@ CHOICES = {
     "certify.thresholds": st.none() | st.lists(thresholds, max_size=3),
     "search.thresholds": st.none() | st.lists(st.sampled_from(BASELINES), min_size=1, unique=True),
     "objective": st.none() | st.sampled_from(OBJECTIVES),
+    "search.minimise": st.sampled_from(MINIMISED),
+    "search.serve": st.none(),  # an address fits only some storages
     "search.study": text.filter(bool),
     "sweep.workers": st.just(AUTO_WORKERS) | st.integers(1, MAX_WORKERS).map(str),
 }
