@@ -52,6 +52,7 @@ BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
 SPACINGS = ("linear", "geometric")
 EVAL_PARTS = ("all", "search", "confirm")
+KEPT = ("all", "best", "none")
 MINIMISED = ("n_params", "non_embedding", "flops_per_token", "seconds_per_step")
 AUTO_WORKERS = "auto"
 
@@ -174,6 +175,8 @@ class SearchConfig(Checked):
     confidence: float = bounded(0.95, Interval(0.5, 0.999))  # of all that a search says of pass rates
     # the quick form: so many fresh seeds on which the answer must certify again; null: by pass_rate
     confirm_seeds: int | None = bounded(None, Interval(0, MAX_SEEDS))
+    # whose weights, checkpoints and states stay on the disk: all trials', the answers', or nobody's; tables always stay
+    keep: str = "all"
     storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
     # seconds to wait for a storage that does not answer, before the search ends
     storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))
@@ -184,6 +187,7 @@ class SearchConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.minimise in MINIMISED, "search.minimise", self.minimise, f"one of {', '.join(MINIMISED)}")
+        require(self.keep in KEPT, "search.keep", self.keep, f"one of {', '.join(KEPT)}")
         if self.thresholds is not None:
             require(self.thresholds != [], "search.thresholds", "[]", "null, or one threshold or more")
             for threshold in self.thresholds:

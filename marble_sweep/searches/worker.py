@@ -23,13 +23,16 @@ from marble_sweep.report.table import render
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import flat
 from marble_sweep.runs.files import lock_directory, write_json, write_text
+from marble_sweep.runs.removed import remove_tensors
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metadata, run_directories
 from marble_sweep.searches.cost import COSTS, build_space
 from marble_sweep.searches.crashes import shared_error
-from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.disk import disk_line
+from marble_sweep.searches.keep import unneeded
+from marble_sweep.searches.outcome import FINAL, SearchResult
 from marble_sweep.searches.seeds import trial_seed
-from marble_sweep.searches.space import Dimension, Value
+from marble_sweep.searches.space import Dimension, Size, Value
 from marble_sweep.searches.step_seconds import measure_step_seconds, shared_step_seconds
 from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, Wait
@@ -96,6 +99,7 @@ class Search:
         self._latest: SearchResult | None = None
         self.first_trial = 0  # of this start; known once there is a study
         self.data: dict[str, Any] | None = None  # of the first trial: the corpus and the baselines
+        self._tidied: set[Path] = set()  # run directories that search.keep was applied to
         self.error: str | None = None  # that every trial would meet
         self._worker_failed = threading.Event()
         self._stop_requested: Callable[[], bool] = lambda: False
@@ -151,6 +155,9 @@ class Search:
         mark_start(self.directory)
         unit = "margins in nats per token ± one standard error"
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}; {unit}")
+        sizes = sorted(self.space.sizes, key=lambda size: size.num_parameters)
+        smallest, largest = (self._config(size) for size in (sizes[0], sizes[-1]))
+        self.view.line(disk_line(smallest, largest, self.directory, self.workers))
         outlived = alone and self._stop_earlier_workers()
         self.shared.fail_stale_trials(alone=alone and not outlived)
 
@@ -179,10 +186,14 @@ class Search:
             self.shared = self._join()
         self.view = View(self.base.trainer.total_steps, log)
 
+    def _config(self, size: Size) -> schema.Config:
+        """The config of a size with the first value of whatever else is searched."""
+        first = {dimension.key: dimension.values[0] for dimension in self.space.recipes}
+        return self.resolve(first | dict(size.params))
+
     def _measure(self) -> dict[str, float]:
         """The seconds of a step of every size, with the first value of whatever else is searched."""
-        first = {dimension.key: dimension.values[0] for dimension in self.space.recipes}
-        configs = [self.resolve(first | dict(size.params)) for size in self.space.sizes]
+        configs = [self._config(size) for size in self.space.sizes]
         return measure_step_seconds(self.space.sizes, configs, self.directory / layout.PRODUCTS, self.threads)
 
     def _search(self) -> Ending:
@@ -328,6 +339,18 @@ class Search:
         if self.error is None:
             self.view.end(trial, result, so_far.of(threshold).bracket())
         self._write(so_far)
+        self._tidy(so_far, is_over=False)
+
+    def _tidy(self, result: SearchResult, *, is_over: bool) -> None:
+        """Remove what search.keep does not ask for, of trials in this sweep directory."""
+        here = self.directory.resolve()
+        for directory in unneeded(result, is_over=is_over):
+            if directory not in self._tidied and directory.parent.resolve() == here:
+                try:
+                    remove_tensors(directory, f"search.keep={self.base.search.keep}")
+                except OSError as error:
+                    self.view.line(f"The tensors of {directory} stay: {error}")
+            self._tidied.add(directory)
 
     def _write(self, so_far: SearchResult) -> None:
         write_json(self.directory / layout.SEARCH, so_far.as_json("running", self._data(so_far)))
@@ -348,6 +371,7 @@ class Search:
         result = self.result()
         summary = result.as_json(ended, self._data(result)) | {"error": self.error}
         write_json(self.directory / layout.SEARCH, summary)
+        self._tidy(result, is_over=ended in FINAL)
         answers = {of_threshold["threshold"]: of_threshold["answer"] for of_threshold in summary["thresholds"]}
         self.shared.study.set_user_attr("answers", answers)
         with warning_on_error(f"the comparison in {self.directory}"):
