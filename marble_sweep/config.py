@@ -42,6 +42,7 @@ from marble_sweep.groups import (
     TextConfig,
     TokensConfig,
     WSDConfig,
+    absolute_path,
 )
 from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 from marble_sweep.renamed_keys import with_current_keys
@@ -177,6 +178,8 @@ class SearchConfig(Checked):
     confirm_seeds: int | None = bounded(None, Interval(0, MAX_SEEDS))
     # whose weights, checkpoints and states stay on the disk: all trials', the answers', or nobody's; tables always stay
     keep: str = "all"
+    # run directories, or folders of them: what has ended there and fits counts as a trial, and is not trained again
+    reuse: list[str] = field(default_factory=list)
     storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
     # seconds to wait for a storage that does not answer, before the search ends
     storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))
@@ -187,6 +190,7 @@ class SearchConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.minimise in MINIMISED, "search.minimise", self.minimise, f"one of {', '.join(MINIMISED)}")
+        self.reuse = [absolute_path("search.reuse", path) for path in self.reuse]
         require(self.keep in KEPT, "search.keep", self.keep, f"one of {', '.join(KEPT)}")
         if self.thresholds is not None:
             require(self.thresholds != [], "search.thresholds", "[]", "null, or one threshold or more")
