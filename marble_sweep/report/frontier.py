@@ -39,7 +39,6 @@ STYLES = {
     "open": Style("tried, not refuted", "#999933", "D"),
     "crashed": Style("crashed", "#000000", "x"),
     "implied": Style("implied by a wider one", "#bbbbbb", "|"),
-    "implied_by_easier": Style("closed for an easier threshold", "#999999", "|"),
     "untried": Style("not tried", "#6699cc", "|"),
 }
 THRESHOLDS = {"unigram": "best unigram", "oracle": "oracle unigram", "bigram": "bigram"}

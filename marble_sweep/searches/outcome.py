@@ -20,7 +20,7 @@ from marble_sweep.searches.step_seconds import ROUNDS
 from marble_sweep.searches.strategy import Proposal, Settled, Wait, forget_crashes
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
 from marble_sweep.searches.threshold_result import ThresholdResult
-from marble_sweep.searches.thresholds import as_seen_by, is_easier, settings_for, thresholds_of
+from marble_sweep.searches.thresholds import as_seen_by, thresholds_of
 from marble_sweep.searches.trial_record import STALE, TrialRecord
 
 VERSION = 2  # of search.json: 1 had a single threshold
@@ -68,27 +68,26 @@ class SearchResult:
     @functools.cached_property
     def thresholds(self) -> list[ThresholdResult]:
         """What the trials show of every threshold, in the order in which they are searched."""
-        names = thresholds_of(self.base)
-        results: list[ThresholdResult] = []
-        for name in names:
-            easier = [result for result in results if is_easier(result.threshold, name, self.records)]
-            results.append(
-                ThresholdResult(
-                    self.space,
-                    self.base,
-                    name,
-                    self.trials,
-                    as_seen_by(name, self.records) if len(names) > 1 else self.records,
-                    self.standard,
-                    confidence_of(self.base.search),
-                    settings_for(self.base, name),
-                    self.overrides,
-                    self.config_options,
-                    self.workers,
-                    frozenset().union(*(result.closed for result in easier)),
-                )
+        return [
+            ThresholdResult(
+                self.space,
+                self.base,
+                name,
+                self.trials,
+                as_seen_by(name, self.records) if self.are_named else self.records,
+                self.standard,
+                confidence_of(self.base.search),
+                self.overrides,
+                self.config_options,
+                self.workers,
             )
-        return results
+            for name in thresholds_of(self.base)
+        ]
+
+    @property
+    def are_named(self) -> bool:
+        """Whether search.thresholds names the thresholds, of which there may be several."""
+        return self.base.search.thresholds is not None
 
     @functools.cached_property
     def decision(self) -> Proposal | Wait | Settled:
@@ -97,7 +96,7 @@ class SearchResult:
         for result in self.thresholds:
             decision = result.decision
             if isinstance(decision, Proposal):
-                return replace(decision, threshold=result.threshold) if len(self.thresholds) > 1 else decision
+                return replace(decision, threshold=result.threshold) if self.are_named else decision
             waits = waits or isinstance(decision, Wait)
         return Wait() if waits else Settled()
 

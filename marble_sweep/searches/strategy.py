@@ -58,17 +58,9 @@ class Settled:
 class SearchState:
     """What the records say about every size."""
 
-    def __init__(
-        self,
-        space: Space,
-        records: Sequence[TrialRecord],
-        standard: Standard,
-        implied_by_easier: frozenset[int] = frozenset(),
-    ) -> None:
-        """`implied_by_easier` are the sizes that an easier threshold has closed."""
+    def __init__(self, space: Space, records: Sequence[TrialRecord], standard: Standard) -> None:
         self.space = space
         self.standard = standard
-        self.implied_by_easier = implied_by_easier
         self._sort_out(records)
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
@@ -200,11 +192,8 @@ class SearchState:
         return Verdict.RULED_OUT if verdicts == {Verdict.RULED_OUT} else Verdict.UNDECIDED
 
     def implied(self, size: int) -> bool:
-        """Whether a wider size of the same depth is refuted by its losses, or an easier threshold has closed the size.
-
-        Slowness implies nothing.
-        """
-        return size in self.implied_by_easier or not self.space.wider[size].isdisjoint(self.refuted_by_loss)
+        """Whether a wider size of the same depth is refuted by its losses; slowness implies nothing."""
+        return not self.space.wider[size].isdisjoint(self.refuted_by_loss)
 
     def smallest(self, *, running: bool = False) -> int | None:
         """The smallest certified size; with `running`, running trials are assumed to succeed."""

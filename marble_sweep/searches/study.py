@@ -193,7 +193,7 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
 def as_standing(entry: Mapping[str, Any]) -> Standing:
     """How a trial stands towards a threshold, from its entry in `thresholds` of the trial's Result."""
     margins = {int(step): -shortfall for step, shortfall in entry["shortfalls"].items()}
-    return Standing(entry["outcome"], margins, entry["loss"])
+    return Standing(entry["outcome"], margins)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Result:
     # The settings below `device` that its numbers depend on to the last bit; None where a GPU multiplied.
     device: dict[str, str | int] | None = None
     # Where the search has several thresholds, by threshold: the fields above at the evaluation that decides for it,
-    # its `outcome` (null: it is open), `shortfalls` by step, and the threshold's own `loss`.
+    # its `outcome` (null: it is open), and `shortfalls` by step.
     thresholds: dict[str, dict[str, Any]] | None = None
     reused: bool = False  # an earlier run that search.reuse names: nothing was trained
 

@@ -40,7 +40,6 @@ SIZES = {  # status of the sizes below the answer, in words
     "ruled_out": "ruled out",
     "refuted": "not certified with the recipes tried",
     "implied": "narrower than one of these and otherwise the same",
-    "implied_by_easier": "closed for an easier threshold",
     "too_slow": "ruled out as too slow",
     "undecided": "undecided",
     "crashed": "crashed",
@@ -64,15 +63,13 @@ class ThresholdResult:
     records: Sequence[TrialRecord]  # as this threshold sees them
     standard: Standard
     confidence: float  # of all that is said of this threshold
-    settings: Mapping[str, Any]  # that a trial for this threshold has and the search's config has not
     overrides: Sequence[str]  # that all trials share
     config_options: Sequence[str]  # for a command that reads the same config files
     workers: int
-    implied_by_easier: frozenset[int] = frozenset()  # sizes that an easier threshold has closed
 
     @functools.cached_property
     def state(self) -> SearchState:
-        return SearchState(self.space, self.records, self.standard, self.implied_by_easier)
+        return SearchState(self.space, self.records, self.standard)
 
     @functools.cached_property
     def decision(self) -> Proposal | Wait | Settled:
@@ -92,14 +89,6 @@ class ThresholdResult:
     def undecided_below(self) -> set[int]:
         """The undecided sizes below the answer."""
         return self.state.undecided & self._below(self.state)
-
-    @functools.cached_property
-    def closed(self) -> frozenset[int]:
-        """The sizes that are closed by their losses: ruled out or implied. A harder threshold asks no more of them."""
-        state = self.state
-        return frozenset(
-            size for size in range(len(self.space.sizes)) if size in state.refuted_by_loss or state.implied(size)
-        )
 
     def crashes(self) -> list[dict[str, Any]]:
         """The crashes that keep the answer from being proved, by size: the trials, and why the last one crashed."""
@@ -162,9 +151,9 @@ class ThresholdResult:
 
     def command(self, params: Mapping[str, Any], device: Mapping[str, Any] | None) -> str:
         """The command that trains such a model for the whole budget, with the numbers of the trial that certified."""
-        settings = (
-            {f"device.{name}": value for name, value in (device or {}).items()} | dict(self.settings) | dict(params)
-        )
+        settings = {f"device.{name}": value for name, value in (device or {}).items()} | dict(params)
+        if self.base.search.thresholds is not None:
+            settings["certify.threshold"] = self.threshold
         left_out = ("certify.stop=", "search.", "sweep.", *(f"{key}=" for key in settings))
         kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
         return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in settings.items())])

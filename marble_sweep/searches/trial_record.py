@@ -20,7 +20,6 @@ class Standing:
 
     outcome: str | None  # None: it ended for another threshold, and could be continued for this one
     margins: dict[int, float]  # as a record's
-    loss: float | None  # the threshold's, in nats per token, on the windows that decided; None: not measured
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,6 @@ class TrialWatch:
             entries[certify.threshold] = shown | {
                 "outcome": outcome,
                 "step": int(row.get("step", 0)),
-                "loss": None if shown["margin"] is None else shown["val_loss"] + shown["margin"],
                 "shortfalls": {int(step): missing for step, missing in lacks.items() if math.isfinite(missing)},
             }
         return entries
