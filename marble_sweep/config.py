@@ -155,6 +155,10 @@ def require_threshold(name: str, threshold: str) -> None:
 
 # ------------------------------------------------------------------------- the whole
 
+ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):([0-9]{1,5})")  # HOST:PORT, or [IPV6]:PORT
+ANY_ADDRESS = ("0.0.0.0", "[::]")  # of this machine: there is none to pass on
+MAX_PORT = 65_535
+
 
 @dataclass
 class SearchConfig(Checked):
@@ -183,6 +187,8 @@ class SearchConfig(Checked):
     storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
     # seconds to wait for a storage that does not answer, before the search ends
     storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))
+    # HOST:PORT at which the process that has a launcher start the workers serves them the study; null: it does not
+    serve: str | None = None
     study: str = "smallest"  # its name in the storage: workers that name the same one share the work
     # seconds without a heartbeat after which a worker's trial is retried
     worker_timeout: float = bounded(60.0, Interval(0, MAX_SECONDS, open_low=True))
@@ -203,6 +209,18 @@ class SearchConfig(Checked):
             require(not has_password(self.storage), "search.storage", mask(self.storage), WITHOUT_PASSWORD)
             self.storage = os.path.expanduser(self.storage)
         require(self.study != "", "search.study", repr(self.study), "a name")
+        if self.serve is not None:
+            self._check_serve(self.serve)
+
+    def _check_serve(self, address: str) -> None:
+        match = ADDRESS.fullmatch(address)
+        fits = match is not None and 1 <= int(match[2]) <= MAX_PORT and match[1] not in ANY_ADDRESS
+        allowed = f"null or HOST:PORT, where workers reach this machine, with a port in [1, {MAX_PORT}]"
+        require(fits, "search.serve", address, allowed)
+        is_database = self.storage is None or "://" in self.storage
+        require(
+            is_database, "search.storage", self.storage, "null or a database with search.serve, which has no journals"
+        )
 
 
 @dataclass

@@ -39,7 +39,8 @@ class TrialWatch:
         self.heartbeat_interval = timeout / HEARTBEATS_PER_TIMEOUT
         self.show = show
         # Workers of one directory share its choices there, others through the study.
-        self.products = None if config.search.storage is None else StudyProducts(trial, directory.parent)
+        one_directory = config.search.storage is None and config.search.serve is None
+        self.products = None if one_directory else StudyProducts(trial, directory.parent)
         self.early_stopping = EarlyStopping(config)
         self.reported: set[int] = set()
         self._stop = threading.Event()

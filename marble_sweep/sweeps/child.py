@@ -100,11 +100,16 @@ def assign_run_dir(config: Config, sweep_dir: Path, number: int) -> tuple[Path, 
     return directory, False
 
 
-def run_to_continue(config: Config, sweep_dir: Path) -> Path | None:
-    """The run that an evaluation ended, and that differs from this one in its threshold alone; the longest one."""
+def texts_for_other_thresholds(config: Config) -> set[str]:
+    """The texts of the configs that differ in their threshold alone, which is another one of the same search."""
     certify = config.certify
     others = [threshold for threshold in certify.thresholds or () if threshold != certify.threshold]
-    texts = {dump(replace(config, certify=replace(certify, threshold=threshold))) for threshold in others}
+    return {dump(replace(config, certify=replace(certify, threshold=threshold))) for threshold in others}
+
+
+def run_to_continue(config: Config, sweep_dir: Path) -> Path | None:
+    """The run that an evaluation ended, and that differs from this one in its threshold alone; the longest one."""
+    texts = texts_for_other_thresholds(config)
     steps = {
         directory: read_metadata(directory).get("step", 0)
         for directory in (run_directories(sweep_dir) if texts else ())
