@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marble_sweep.config import loss_of
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.scaling.law import Interval, Law, fit_law
 from marble_sweep.scaling.points import Point, Refusal, SeedNoise, mean_interval, seed_noise, staircase
+from marble_sweep.search_config import loss_of
 from marble_sweep.searches.frontier_strategy import FrontierState, SizeState, loss_of_trial, next_frontier_trial
 from marble_sweep.searches.frontier_windows import window_errors
 from marble_sweep.searches.frontier_words import frontier_lines
@@ -54,6 +54,12 @@ class FrontierResult(SearchResult):
             reason = next(result_of(trial).get("reason") for trial in self.trials if trial.number == numbers[-1])
             rows.append({"size": str(self.space.sizes[size]), "trials": numbers, "reason": reason})
         return rows
+
+    def named_trials(self, *, is_over: bool) -> set[int]:
+        """The numbers of the trials of every size's best recipe."""
+        bests = [(size, size.best) for size in self.state.sizes if size.best is not None]
+        own = {size.trained[best].number for size, best in bests}
+        return own | {record.number for size, _ in bests for record in size.fresh(self.state.num_seeds)}
 
     def bracket(self, threshold: str = "") -> str:
         """How many sizes are done, and the lowest loss so far."""

@@ -1,5 +1,6 @@
 """The result of a frontier whose losses follow a planted law: in JSON, in words and as a plot."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -21,6 +22,7 @@ from marble_sweep.searches.frontier_strategy import FrontierState, next_frontier
 from marble_sweep.searches.frontier_windows import shared_and_own, window_errors
 from marble_sweep.searches.strategy import Proposal, Settled, Wait
 from marble_sweep.searches.study import Snapshot, as_record, open_study
+from marble_sweep.searches.view import View
 from marble_sweep.uncertainty.clusters import clustered_mean
 
 SPACE = make_space("model.hidden_dim=2,3,4,6,8,12,16", "optimizer.lr=tag(log,interval(1e-3,1))")
@@ -194,3 +196,24 @@ def test_how_many_seeds(seeds: int) -> None:
 def test_an_unknown_question_is_refused() -> None:
     with pytest.raises(CheckError, match=r"^search\.question = best: must be one of smallest, frontier$"):
         tiny_config("search.question=best")
+
+
+def test_a_trial_is_shown_with_its_loss() -> None:
+    stream = io.StringIO()
+    view = View(100, stream, shows_loss=True)
+    view.end("3  climb", made_up("below", step=100, margin=-0.5), "1 of 7 sizes climbed")
+    view.end("4  climb", made_up("diverged", step=60, margin=None), "1 of 7 sizes climbed")
+    ended, diverged = stream.getvalue().splitlines()
+    assert "loss 3.5000" in ended
+    assert "margin" not in ended
+    assert "diverged  at step  60" in diverged
+
+
+def test_the_trials_of_best_recipes_are_named() -> None:
+    """They keep their tensors under search.keep=best."""
+    result = searched()
+    named = result.named_trials(is_over=True)
+    records = {record.number: record for record in result.records}
+    assert len(named) == 3 * len(SPACE.sizes)
+    assert {records[number].recipe for number in named} == {(3.0,)}
+    assert {records[number].seed for number in named} == {0, 1, 2}
