@@ -103,11 +103,11 @@ def made(*records: TrialRecord, kept: str = "none") -> Any:
 
 
 def test_what_may_be_continued_for_another_threshold_stays_until_the_search_is_over() -> None:
-    open_for_one = {"4.0": Standing("certified", {40: 0.1}, 4.0), "3.0": Standing(None, {}, 3.0)}
+    open_for_one = {"4.0": Standing("certified", {40: 0.1}), "3.0": Standing(None, {})}
     first = TrialRecord(0, 0, (0.0,), 0, "certified", {}, "4.0", open_for_one)
     assert keep.unneeded(made(first), is_over=False) == []
     assert keep.unneeded(made(first), is_over=True) == [Path("0")]
-    closed = open_for_one | {"3.0": Standing("below", {}, 3.0)}
+    closed = open_for_one | {"3.0": Standing("below", {})}
     continued = TrialRecord(1, 0, (0.0,), 0, "below", {}, "3.0", closed)
     assert keep.unneeded(made(first, continued), is_over=False) == [Path("0"), Path("1")]
     running = TrialRecord(1, 0, (0.0,), 0, "running", {}, "3.0")
