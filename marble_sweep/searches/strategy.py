@@ -21,6 +21,8 @@ A crash says nothing about a size or a recipe. A trial that crashed is repeated 
 *crashed*: it can still certify with another recipe, and a wider size can imply it, but it is not refuted.
 """
 
+import bisect
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,16 +75,14 @@ class SearchState:
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
         self._best: dict[int, Recipe | None] = {}
-        self._starts: list[tuple[int, Recipe]] | None = None
         self.confirmations: dict[tuple[int, Recipe], dict[int, TrialRecord]] = {}
         for record in self.records:
             if record.seed == 0:
                 self.by_size.setdefault(record.size, {})[record.recipe] = record
             else:
                 self.confirmations.setdefault((record.size, record.recipe), {})[record.seed] = record
-        tested: dict[Candidate, dict[int, SeedResult]] = {
-            (record.size, record.recipe): {} for record in records if record.seed != 0
-        }
+        in_order = dict.fromkeys((record.size, record.recipe) for record in records if record.seed != 0)
+        tested: dict[Candidate, dict[int, SeedResult]] = {candidate: {} for candidate in in_order}
         for candidate, trained in self.confirmations.items():
             tested[candidate] = {seed: record.seed_result for seed, record in trained.items()}
         self.fresh = FreshSeeds(standard, tested)
@@ -305,6 +305,11 @@ class SearchState:
             return False
         return not any(self.next_recipes(size))
 
+    @functools.cached_property
+    def _starts(self) -> list[tuple[int, int, Recipe]]:
+        """Where others may begin from, by size: the size, its place in line, the recipe."""
+        return sorted((size, place, recipe) for place, (size, recipe) in enumerate(self._find_starts()))
+
     def _find_starts(self) -> Iterator[tuple[int, Recipe]]:
         """The sizes that others begin from, with their recipes: those that certified, else all that did not crash."""
         certified = [(size, record.recipe) for size in self.by_size if (record := self.certified(size)) is not None]
@@ -316,10 +321,10 @@ class SearchState:
 
     def first_recipe(self, size: int) -> Recipe:
         """Where a size begins: what certified the nearest size, else what was best there, else the middle."""
-        if self._starts is None:
-            self._starts = list(self._find_starts())
         if self._starts:
-            return min(self._starts, key=lambda start: abs(start[0] - size))[1]
+            place = bisect.bisect(self._starts, (size,))
+            nearest = self._starts[max(place - 1, 0) : place + 1]
+            return min(nearest, key=lambda start: (abs(start[0] - size), start[1]))[2]
         dimensions = self.space.recipes
         return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
 
