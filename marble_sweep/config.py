@@ -50,8 +50,10 @@ from marble_sweep.safe_yaml import parse_yaml
 EXPERIMENT_NAME = "${model.name}"
 BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
+QUESTIONS = ("smallest", "frontier")
 SPACINGS = ("linear", "geometric")
 EVAL_PARTS = ("all", "search", "confirm")
+MINIMISED = ("n_params", "non_embedding", "flops_per_token", "seconds_per_step")
 AUTO_WORKERS = "auto"
 
 # Bounds that no run comes near, as in groups.py.
@@ -163,6 +165,13 @@ class SearchConfig(Checked):
 
     GROUP: ClassVar[str] = "search"
 
+    # smallest: the smallest size that beats a threshold; frontier: the lowest loss of every size
+    question: str = "smallest"
+    # of a frontier: the seeds of every size's best recipe, with the one by which it was selected
+    frontier_seeds: int = bounded(3, Interval(1, MAX_SEEDS))
+    # Of which sizes have least: parameters; those outside the embedding and the positions; FLOPs of a training token;
+    # seconds of a step, measured before the first trial.
+    minimise: str = "n_params"
     # for each of them the smallest size, in one study, the easiest first; null: for certify.threshold alone
     thresholds: list[str] | None = None
     n_trials: int = bounded(300, Interval(1, MAX_TRIALS))  # in all, over every worker and every resumption
@@ -185,6 +194,9 @@ class SearchConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        allowed = f"one of {', '.join(QUESTIONS)}"
+        require(self.question in QUESTIONS, "search.question", self.question, allowed)
+        require(self.minimise in MINIMISED, "search.minimise", self.minimise, f"one of {', '.join(MINIMISED)}")
         if self.thresholds is not None:
             require(self.thresholds != [], "search.thresholds", "[]", "null, or one threshold or more")
             for threshold in self.thresholds:

@@ -5,6 +5,11 @@ import sys
 from collections.abc import Sequence
 
 
+def amount(value: float) -> str:
+    """A number of something: 30,262; below a thousand with three digits, as 0.0123."""
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
+
+
 def counted(number: int, what: str) -> str:
     """1 head, 2 heads."""
     return f"{number} {what}{'' if number == 1 else 's'}"

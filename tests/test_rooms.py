@@ -14,7 +14,7 @@ ROWS = (
     ("checks", "commands", "humanize", "passwords", "process", "renamed_keys", "safe_yaml", "terminal"),
     ("groups",),
     ("config",),
-    ("data", "kernels", "model", "metrics", "runs", "uncertainty"),
+    ("data", "kernels", "model", "metrics", "runs", "scaling", "uncertainty"),
     ("early_stopping", "training", "verdict"),
     ("census", "metadata", "report"),
     ("compare", "run"),

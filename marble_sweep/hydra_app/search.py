@@ -44,7 +44,7 @@ def search(
             train = lone_train(composer, whole.directory)
         else:
             train = Runner(composer, launcher, context, task).run
-        return conclude(whole.run(train, workers.number), rerun)
+        return conclude(whole.run(train, workers.number, workers.threads), rerun)
 
 
 def search_launched(config: DictConfig, overrides: Sequence[str], context: HydraContext) -> int:
@@ -54,7 +54,7 @@ def search_launched(config: DictConfig, overrides: Sequence[str], context: Hydra
     with job_environment(config):
         workers = plan_trials(config, whole)
         launch = WorkerTask(config, list(overrides), context, workers).launch
-        return conclude(whole.run_launched(launch, workers.number), rerun)
+        return conclude(whole.run_launched(launch, workers.number, workers.threads), rerun)
 
 
 def plan_trials(config: DictConfig, whole: Search) -> Workers:

@@ -9,6 +9,7 @@ from marble_sweep.runs.renamed import with_current_names
 from marble_sweep.runs.run import Run
 from marble_sweep.terminal import printable
 
+COST: Kinds = {"cost": NUMBER, "n_params": WHOLE}  # earlier versions have no cost
 DRAWN: Kinds = {"status": TEXT, "n_params": WHOLE, "margin": NUMBER + OR_NULL, "margin_se": NUMBER + OR_NULL}
 # What search.json says of every threshold.
 OF_A_THRESHOLD = (
@@ -58,11 +59,16 @@ def _is_whole(threshold: Any) -> bool:
     rows, answer = threshold.get("frontier"), threshold.get("answer")
     return (
         isinstance(rows, list)
-        and all(_is_sound(row, DRAWN) and row["n_params"] > 0 for row in rows)
+        and all(_is_sound(row, DRAWN) and _has_cost(row) for row in rows)
         and all(is_kind(row.get("margin_df"), NUMBER + OR_NULL) for row in rows)  # earlier versions have none
-        and (answer is None or (_is_sound(answer, {"n_params": WHOLE, "size": TEXT}) and "confirmed" in answer))
+        and (answer is None or (_is_sound(answer, {"n_params": WHOLE, "size": TEXT}) and _has_cost(answer)))
+        and (answer is None or "confirmed" in answer)
         and "threshold" in threshold
     )
+
+
+def _has_cost(size: dict[str, Any]) -> bool:
+    return not keep_sound(size, COST)[1] and size.get("cost", size["n_params"]) > 0
 
 
 def _is_sound(row: Any, kinds: Kinds) -> bool:

@@ -129,6 +129,10 @@ class LaunchedWorker(Search):
     def _write(self, so_far: SearchResult) -> None:
         """Nothing: the process that watches writes for all workers."""
 
+    def _measure(self) -> dict[str, float]:
+        """The process that watches has measured before it started this worker, which so looks at another study."""
+        raise unreachable(self.address)
+
     def _heeding(self, start: Start) -> contextlib.AbstractContextManager[None]:
         """Stop, as after a signal, once the study says that the workers of this start are to stop."""
 
@@ -171,9 +175,12 @@ def unreachable(address: str) -> CheckError:
 class LaunchingSearch(Search):
     """The process that has a launcher start the workers, shows how the search goes, and concludes."""
 
-    def run_launched(self, launch: Launch, workers: int) -> Ending:
-        """Search with so many workers until the question is settled, the budget is spent or the user interrupts."""
-        self.launch, self.workers = launch, workers
+    def run_launched(self, launch: Launch, workers: int, threads: int | None = None) -> Ending:
+        """Search with so many workers until the question is settled, the budget is spent or the user interrupts.
+
+        `threads` of the CPU are what each of them gives a trial; None leaves them to its config.
+        """
+        self.launch, self.workers, self.threads = launch, workers, threads
         self.interrupted = self.all_ended = False
         if self.base.search.serve is not None:
             require_grpc("search.serve", self.base.search.serve)
@@ -296,9 +303,10 @@ class LaunchingSearch(Search):
             if record.number >= self.first_trial
         ]
         news = [(trial, record.outcome) for trial, record in pairs if shown.get(record.number) != record.outcome]
-        brackets = {of_threshold.threshold: of_threshold.bracket() for of_threshold in result.thresholds if news}
+        asked = {self._plan(trial).threshold for trial, _ in news}
+        brackets = {threshold: result.bracket(threshold) for threshold in asked}
         for trial, outcome in news:
-            bracket = brackets[result.of(self._plan(trial).threshold).threshold]
+            bracket = brackets[self._plan(trial).threshold]
             self._show_trial(trial, outcome, bracket, is_new=trial.number not in shown)
             shown[trial.number] = outcome
         for trial, record in pairs:

@@ -12,13 +12,15 @@ from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.humanize import counted, duration
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.searches.cost import COSTS
 from marble_sweep.searches.pass_rate import Standard, confidence_of, standard_of
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.standing import data_in_words, standard_json
+from marble_sweep.searches.step_seconds import ROUNDS
 from marble_sweep.searches.strategy import Proposal, Settled, Wait, forget_crashes
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
 from marble_sweep.searches.threshold_result import ThresholdResult
-from marble_sweep.searches.thresholds import as_seen_by, is_easier, settings_for, thresholds_of
+from marble_sweep.searches.thresholds import as_seen_by, thresholds_of
 from marble_sweep.searches.trial_record import STALE, TrialRecord
 
 VERSION = 2  # of search.json: 1 had a single threshold
@@ -66,27 +68,26 @@ class SearchResult:
     @functools.cached_property
     def thresholds(self) -> list[ThresholdResult]:
         """What the trials show of every threshold, in the order in which they are searched."""
-        names = thresholds_of(self.base)
-        results: list[ThresholdResult] = []
-        for name in names:
-            easier = [result for result in results if is_easier(result.threshold, name, self.records)]
-            results.append(
-                ThresholdResult(
-                    self.space,
-                    self.base,
-                    name,
-                    self.trials,
-                    as_seen_by(name, self.records) if len(names) > 1 else self.records,
-                    self.standard,
-                    confidence_of(self.base.search),
-                    settings_for(self.base, name),
-                    self.overrides,
-                    self.config_options,
-                    self.workers,
-                    frozenset().union(*(result.closed for result in easier)),
-                )
+        return [
+            ThresholdResult(
+                self.space,
+                self.base,
+                name,
+                self.trials,
+                as_seen_by(name, self.records) if self.are_named else self.records,
+                self.standard,
+                confidence_of(self.base.search),
+                self.overrides,
+                self.config_options,
+                self.workers,
             )
-        return results
+            for name in thresholds_of(self.base)
+        ]
+
+    @property
+    def are_named(self) -> bool:
+        """Whether search.thresholds names the thresholds, of which there may be several."""
+        return self.base.search.thresholds is not None
 
     @functools.cached_property
     def decision(self) -> Proposal | Wait | Settled:
@@ -95,13 +96,17 @@ class SearchResult:
         for result in self.thresholds:
             decision = result.decision
             if isinstance(decision, Proposal):
-                return replace(decision, threshold=result.threshold) if len(self.thresholds) > 1 else decision
+                return replace(decision, threshold=result.threshold) if self.are_named else decision
             waits = waits or isinstance(decision, Wait)
         return Wait() if waits else Settled()
 
     def of(self, threshold: str) -> ThresholdResult:
         """What the trials show of the threshold that a trial is for; "" where the search has one alone."""
         return next((result for result in self.thresholds if result.threshold == threshold), self.thresholds[0])
+
+    def bracket(self, threshold: str) -> str:
+        """How the search stands for the threshold that a trial is for, in a line."""
+        return self.of(threshold).bracket()
 
     @property
     def standard(self) -> Standard:
@@ -168,8 +173,10 @@ class SearchResult:
 
     def _everything_crashes(self) -> bool:
         """Whether MAX_CRASHED_SIZES sizes have crashed twice, and no trial has trained."""
-        twice = {record.size for record in self.thresholds[0].state.records if record.outcome == RunStatus.FAILED}
-        return self.nothing_trained and len(twice) >= MAX_CRASHED_SIZES
+        return self.nothing_trained and len(self._crashed_twice()) >= MAX_CRASHED_SIZES
+
+    def _crashed_twice(self) -> set[int]:
+        return {record.size for record in self.thresholds[0].state.records if record.outcome == RunStatus.FAILED}
 
     def crashes(self) -> list[dict[str, Any]]:
         """The crashes that keep an answer from being proved, once each, by size."""
@@ -187,6 +194,8 @@ class SearchResult:
         early_stopping = EarlyStopping(config)
         summary = {
             "version": VERSION,
+            "minimise": config.search.minimise,
+            "cost_unit": COSTS[config.search.minimise].unit,
             "standard_errors": config.verdict.min_standard_errors,
             "standard_errors_each_evaluation": early_stopping.errors_needed,
             "evaluation_steps": early_stopping.steps,
@@ -237,6 +246,8 @@ class SearchResult:
             f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
+        if (cost := COSTS[self.base.search.minimise]).of is None:
+            lines.append(f"The {cost.unit} are medians of {ROUNDS} steps, measured before the first trial.")
         if summary["data"] is not None:
             lines.append(data_in_words(summary["data"]))
         for of_threshold in thresholds:

@@ -23,7 +23,7 @@ def ruled_out_status(standard: Standard) -> str:
 
 
 def status_of(state: SearchState, size: int) -> str:
-    """certified, ruled_out, too_slow, implied, implied_by_easier, undecided, crashed, open or untried.
+    """certified, ruled_out, too_slow, implied, undecided, crashed, open or untried.
 
     In the quick form refuted stands for ruled_out. A size is too_slow where the speed of some recipe helped to rule it
     out, and open where it was tried and is neither ruled out nor undecided.
@@ -33,7 +33,7 @@ def status_of(state: SearchState, size: int) -> str:
     if size in state.refuted:
         return ruled_out_status(state.standard) if size in state.refuted_by_loss else "too_slow"
     if state.implied(size):
-        return "implied_by_easier" if size in state.implied_by_easier else "implied"
+        return "implied"
     if size in state.undecided:
         return "undecided"
     if size in state.crashed:

@@ -1,10 +1,10 @@
 """Which configuration to train next: a pure function of the space and the records of earlier trials.
 
-The number of parameters is known before training. Whether a size can beat the threshold must be measured, and that
-depends on the recipe, above all on the learning rate. So:
+What a size costs, by default its number of parameters, is known before training. Whether it can beat the threshold must
+be measured, and that depends on the recipe, above all on the learning rate. So:
 
-1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that worked last.
-   Once one certifies, no size with as many parameters or more is trained.
+1. *Bracket.* Sizes are probed by bisection on the logarithm of their cost, with the recipe that worked last. Once one
+   certifies, no size that costs as much or more is trained.
 2. *Confirm.* The smallest certified size trains again on fresh seeds, until its recipe is accepted, or rejected: ruled
    out or undecided (pass_rate.py). In the quick form a few seeds must all certify.
 3. *Refute.* Every smaller size climbs: from the best known recipe it moves to the better neighbour until the best
@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.fresh_seeds import Candidate, FreshSeeds, Recipe
 from marble_sweep.searches.pass_rate import PassRate, SeedResult, Standard, Verdict
-from marble_sweep.searches.space import Space
+from marble_sweep.searches.space import Dimension, Space
 from marble_sweep.searches.trial_record import NO_MARGIN, STALE, TrialRecord
 
 WHOLE = 1.0  # between neighbouring recipes
@@ -57,21 +57,56 @@ class Settled:
     """Nothing is left to do."""
 
 
+def neighbours(dimensions: Sequence[Dimension], recipe: Recipe, *, closer: bool = False) -> Iterator[Recipe]:
+    """The recipes that differ in one dimension: by one step where it is ordered, else by any other choice.
+
+    Steps are whole. With `closer`, or between two values, they are half; only continuous dimensions have those.
+    """
+    for axis, dimension in enumerate(dimensions):
+        current, last = recipe[axis], len(dimension.values) - 1
+        if dimension.ordered:
+            step = HALF if closer or current % WHOLE else WHOLE
+            fits = dimension.is_continuous or step == WHOLE
+            positions = [position for position in (current + step, current - step) if 0 <= position <= last and fits]
+        else:
+            positions = [float(choice) for choice in range(last + 1) if choice != current and not closer]
+        for position in positions:
+            yield (*recipe[:axis], position, *recipe[axis + 1 :])
+
+
+def middle_recipe(dimensions: Sequence[Dimension]) -> Recipe:
+    """Where a climb begins that knows of no good recipe."""
+    return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
+
+
+def sort_out(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord], set[int]]:
+    """The records that say something, those that are to be retried, and the sizes where a repeated trial crashed.
+
+    To be retried are stale trials, and the first crash of every configuration.
+    """
+    telling: list[TrialRecord] = []
+    to_retry: list[TrialRecord] = []
+    latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
+    crashed_before = set()
+    for record in records:
+        configuration = record.size, record.recipe, record.seed
+        first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
+        if first_crash:
+            crashed_before.add(configuration)
+        if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
+            latest[configuration] = record
+        (to_retry if first_crash or record.outcome == STALE else telling).append(record)
+    # A later trial of the same configuration replaces a crash.
+    return telling, to_retry, {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
+
+
 class SearchState:
     """What the records say about every size."""
 
-    def __init__(
-        self,
-        space: Space,
-        records: Sequence[TrialRecord],
-        standard: Standard,
-        implied_by_easier: frozenset[int] = frozenset(),
-    ) -> None:
-        """`implied_by_easier` are the sizes that an easier threshold has closed."""
+    def __init__(self, space: Space, records: Sequence[TrialRecord], standard: Standard) -> None:
         self.space = space
         self.standard = standard
-        self.implied_by_easier = implied_by_easier
-        self._sort_out(records)
+        self.records, self.to_retry, self.crashed = sort_out(records)
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
         self._best: dict[int, Recipe | None] = {}
@@ -92,23 +127,6 @@ class SearchState:
         self.undecided = {size for size, verdict in verdicts.items() if verdict == Verdict.UNDECIDED}
         too_slow = {record.size for record in self.records if record.outcome == RunStatus.TOO_SLOW}
         self.refuted_by_loss = self.refuted - too_slow
-
-    def _sort_out(self, records: Sequence[TrialRecord]) -> None:
-        """Part the records that say something from those that are to be retried."""
-        self.records: list[TrialRecord] = []
-        self.to_retry: list[TrialRecord] = []  # stale trials, and the first crash of every configuration
-        latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
-        crashed_before = set()
-        for record in records:
-            configuration = record.size, record.recipe, record.seed
-            first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
-            if first_crash:
-                crashed_before.add(configuration)
-            if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
-                latest[configuration] = record
-            (self.to_retry if first_crash or record.outcome == STALE else self.records).append(record)
-        # A later trial of the same configuration replaces a crash.
-        self.crashed = {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
 
     # ------------------------------------------------------------------ what is known about a recipe
 
@@ -200,22 +218,17 @@ class SearchState:
         return Verdict.RULED_OUT if verdicts == {Verdict.RULED_OUT} else Verdict.UNDECIDED
 
     def implied(self, size: int) -> bool:
-        """Whether a wider size of the same depth is refuted by its losses, or an easier threshold has closed the size.
-
-        Slowness implies nothing.
-        """
-        return size in self.implied_by_easier or not self.space.wider[size].isdisjoint(self.refuted_by_loss)
+        """Whether a wider size of the same depth is refuted by its losses; slowness implies nothing."""
+        return not self.space.wider[size].isdisjoint(self.refuted_by_loss)
 
     def smallest(self, *, running: bool = False) -> int | None:
         """The smallest certified size; with `running`, running trials are assumed to succeed."""
         return min((size for size in self.by_size if self.certified(size, running=running)), default=None)
 
     def open_below(self, top: int | None) -> list[int]:
-        """The sizes with fewer parameters than `top` (all where None) that are not refuted, implied or undecided."""
+        """The sizes smaller than `top` (all where None) that are not refuted, implied or undecided."""
         sizes = self.space.sizes
-        smaller = [
-            index for index, size in enumerate(sizes) if top is None or size.num_parameters < sizes[top].num_parameters
-        ]
+        smaller = [index for index, size in enumerate(sizes) if top is None or size.rank < sizes[top].rank]
         closed = self.refuted | self.undecided
         return [index for index in smaller if index not in closed and not self.implied(index)]
 
@@ -258,30 +271,12 @@ class SearchState:
                 yield self.first_recipe(size)
             return
         tried = self.by_size[size]
-        neighbours = list(self._neighbours(best))
-        untried = [recipe for recipe in neighbours if recipe not in tried]
+        nearby = list(neighbours(self.space.recipes, best))
+        untried = [recipe for recipe in nearby if recipe not in tried]
         yield from untried
-        waiting = any(tried[recipe].outcome == RunStatus.RUNNING for recipe in neighbours if recipe in tried)
+        waiting = any(tried[recipe].outcome == RunStatus.RUNNING for recipe in nearby if recipe in tried)
         if not untried and not waiting and self._near_miss(size, best):
-            yield from (recipe for recipe in self._neighbours(best, closer=True) if recipe not in tried)
-
-    def _neighbours(self, recipe: Recipe, *, closer: bool = False) -> Iterator[Recipe]:
-        """The recipes that differ in one dimension: by one step where it is ordered, else by any other choice.
-
-        Steps are whole. With `closer`, or between two values, they are half; only continuous dimensions have those.
-        """
-        for axis, dimension in enumerate(self.space.recipes):
-            current, last = recipe[axis], len(dimension.values) - 1
-            if dimension.ordered:
-                step = HALF if closer or current % WHOLE else WHOLE
-                fits = dimension.is_continuous or step == WHOLE
-                positions = [
-                    position for position in (current + step, current - step) if 0 <= position <= last and fits
-                ]
-            else:
-                positions = [float(choice) for choice in range(last + 1) if choice != current and not closer]
-            for position in positions:
-                yield (*recipe[:axis], position, *recipe[axis + 1 :])
+            yield from (recipe for recipe in neighbours(self.space.recipes, best, closer=True) if recipe not in tried)
 
     def _near_miss(self, size: int, best: Recipe) -> bool:
         """Whether a parabola through the best recipe and its neighbours might reach the threshold in between.
@@ -292,7 +287,7 @@ class SearchState:
         tried = self.by_size[size]
         margin, top = self.margin(size, best), tried[best]
         drops = [0.0]
-        for neighbour in (tried[recipe] for recipe in self._neighbours(best) if recipe in tried):
+        for neighbour in (tried[recipe] for recipe in neighbours(self.space.recipes, best) if recipe in tried):
             step = max(set(neighbour.margins) & set(top.margins), default=0)
             if 2 * step >= top.last_step > 0 and neighbour.outcome not in NO_MARGIN:
                 drops.append(top.margins[step] - neighbour.margins[step])
@@ -325,8 +320,7 @@ class SearchState:
             place = bisect.bisect(self._starts, (size,))
             nearest = self._starts[max(place - 1, 0) : place + 1]
             return min(nearest, key=lambda start: (abs(start[0] - size), start[1]))[2]
-        dimensions = self.space.recipes
-        return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
+        return middle_recipe(self.space.recipes)
 
 
 def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialRecord]:
@@ -397,9 +391,9 @@ def next_probe(state: SearchState, expected: int | None) -> int | None:
         return None
     if expected is None and len(failed) >= FAILURES_BEFORE_LARGEST:
         return inside[-1]
-    low, high = sizes[max(bottom, 0)].num_parameters, sizes[min(top, len(sizes) - 1)].num_parameters
+    low, high = sizes[max(bottom, 0)].cost, sizes[min(top, len(sizes) - 1)].cost
     middle = math.sqrt(low * high)
-    return next((index for index in inside if sizes[index].num_parameters >= middle), inside[-1])
+    return next((index for index in inside if sizes[index].cost >= middle), inside[-1])
 
 
 def _refute(state: SearchState, answer: int | None) -> Proposal | None:

@@ -2,8 +2,8 @@
 
 Optuna's states say how a trial ended. COMPLETE: certified (its constraint is met), or below or undecided at the end of
 the budget (it is not met). PRUNED: stopped as hopeless, diverged or too slow; its constraint is set first. FAIL:
-crashed, or stale (its worker died). The value is the number of parameters. An intermediate value is what the margin
-lacks to certify, in nats per token. Everything else is in user attributes.
+crashed, or stale (its worker died). The value is what the search minimises, of the trial's size. An intermediate value
+is what the margin lacks to certify, in nats per token. Everything else is in user attributes.
 
 Two workers that ask at the same time must not choose the same configuration. A trial's number is its ticket: a worker
 decides only once every trial with a lower number has a plan, so decisions happen one after the other in any storage.
@@ -50,6 +50,8 @@ LOSS, SPEED = "held_out_loss", "speed"  # the constraints
 # unigram for the best one, and asked for no use of the context; 3 confirmed on a few seeds; 4 looked at no more than
 # trainer.eval_windows, and gave runs up by a fall for each evaluation.
 RULES = 5
+# Settings that a study may have begun without, as they were then.
+ADDED_SETTINGS = {"search.minimise": "n_params"}
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
 STATES: dict[str, TrialState] = {
     **dict.fromkeys(Outcome, TrialState.COMPLETE),
@@ -187,6 +189,7 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         outcome=outcome,
         margins={step: -shortfall for step, shortfall in trial.intermediate_values.items()},
         threshold=plan.get("threshold", ""),
+        loss=result_of(trial).get("val_loss"),
         standings={name: as_standing(entry) for name, entry in result_of(trial).get("thresholds", {}).items()},
     )
 
@@ -194,7 +197,7 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
 def as_standing(entry: Mapping[str, Any]) -> Standing:
     """How a trial stands towards a threshold, from its entry in `thresholds` of the trial's Result."""
     margins = {int(step): -shortfall for step, shortfall in entry["shortfalls"].items()}
-    return Standing(entry["outcome"], margins, entry["loss"])
+    return Standing(entry["outcome"], margins)
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class Result:
     # The settings below `device` that its numbers depend on to the last bit; None where a GPU multiplied.
     device: dict[str, str | int] | None = None
     # Where the search has several thresholds, by threshold: the fields above at the evaluation that decides for it,
-    # its `outcome` (null: it is open), `shortfalls` by step, and the threshold's own `loss`.
+    # its `outcome` (null: it is open), and `shortfalls` by step.
     thresholds: dict[str, dict[str, Any]] | None = None
 
 
@@ -277,7 +280,7 @@ class SharedStudy:
                 return trial, decision
         return None
 
-    def tell(self, trial: Trial, result: Result, num_parameters: int, min_steps_per_minute: float | None) -> None:
+    def tell(self, trial: Trial, result: Result, cost: float, min_steps_per_minute: float | None) -> None:
         """Record how a trial ended: constraints first, then its state. Does nothing where another worker ended it."""
         with contextlib.suppress(UpdateFinishedTrialError):
             fields = {name: value for name, value in asdict(result).items() if value is not None}
@@ -290,7 +293,7 @@ class SharedStudy:
                 if min_steps_per_minute is not None and result.steps_per_minute is not None:
                     trial.set_constraint(SPEED, min_steps_per_minute - result.steps_per_minute)
             state = STATES.get(result.outcome, TrialState.PRUNED)
-            end_trial(self.study, trial, state, num_parameters if state == TrialState.COMPLETE else None)
+            end_trial(self.study, trial, state, cost if state == TrialState.COMPLETE else None)
 
     def fail_stale_trials(self, *, alone: bool = False) -> None:
         """End stale trials, so that they are retried. Where this worker is `alone`, every running trial is stale."""
@@ -330,6 +333,7 @@ def open_study(
         if attribute not in study.user_attrs:
             study.set_user_attr(attribute, ours)
         theirs = with_current_keys(study.user_attrs[attribute])
+        theirs = {key: value for key, value in ADDED_SETTINGS.items() if key in ours} | theirs
         for key in {**theirs, **ours}:
             if theirs.get(key) != ours.get(key):
                 difference = f"{key} was {theirs.get(key)}, now {ours.get(key)}"

@@ -12,6 +12,7 @@ from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.humanize import duration, perplexity
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.searches.cost import COSTS, Cost
 from marble_sweep.searches.pass_rate import PassRate, Standard
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Space
@@ -39,7 +40,6 @@ SIZES = {  # status of the sizes below the answer, in words
     "ruled_out": "ruled out",
     "refuted": "not certified with the recipes tried",
     "implied": "narrower than one of these and otherwise the same",
-    "implied_by_easier": "closed for an easier threshold",
     "too_slow": "ruled out as too slow",
     "undecided": "undecided",
     "crashed": "crashed",
@@ -63,20 +63,23 @@ class ThresholdResult:
     records: Sequence[TrialRecord]  # as this threshold sees them
     standard: Standard
     confidence: float  # of all that is said of this threshold
-    settings: Mapping[str, Any]  # that a trial for this threshold has and the search's config has not
     overrides: Sequence[str]  # that all trials share
     config_options: Sequence[str]  # for a command that reads the same config files
     workers: int
-    implied_by_easier: frozenset[int] = frozenset()  # sizes that an easier threshold has closed
 
     @functools.cached_property
     def state(self) -> SearchState:
-        return SearchState(self.space, self.records, self.standard, self.implied_by_easier)
+        return SearchState(self.space, self.records, self.standard)
 
     @functools.cached_property
     def decision(self) -> Proposal | Wait | Settled:
         """The next trial for this threshold."""
         return next_trial(self.state)
+
+    @property
+    def cost(self) -> Cost:
+        """What the search minimises."""
+        return COSTS[self.base.search.minimise]
 
     @property
     def ruled_out(self) -> str:
@@ -86,14 +89,6 @@ class ThresholdResult:
     def undecided_below(self) -> set[int]:
         """The undecided sizes below the answer."""
         return self.state.undecided & self._below(self.state)
-
-    @functools.cached_property
-    def closed(self) -> frozenset[int]:
-        """The sizes that are closed by their losses: ruled out or implied. A harder threshold asks no more of them."""
-        state = self.state
-        return frozenset(
-            size for size in range(len(self.space.sizes)) if size in state.refuted_by_loss or state.implied(size)
-        )
 
     def crashes(self) -> list[dict[str, Any]]:
         """The crashes that keep the answer from being proved, by size: the trials, and why the last one crashed."""
@@ -138,6 +133,7 @@ class ThresholdResult:
             "size": str(self.space.sizes[size]),
             "params": params,
             "n_params": self.space.sizes[size].num_parameters,
+            "cost": self.space.sizes[size].cost,
             "seed": seed,
             "trial": record.number,
             **{key: self._result(trial).get(key) for key in keys},
@@ -155,9 +151,9 @@ class ThresholdResult:
 
     def command(self, params: Mapping[str, Any], device: Mapping[str, Any] | None) -> str:
         """The command that trains such a model for the whole budget, with the numbers of the trial that certified."""
-        settings = (
-            {f"device.{name}": value for name, value in (device or {}).items()} | dict(self.settings) | dict(params)
-        )
+        settings = {f"device.{name}": value for name, value in (device or {}).items()} | dict(params)
+        if self.base.search.thresholds is not None:
+            settings["certify.threshold"] = self.threshold
         left_out = ("certify.stop=", "search.", "sweep.", *(f"{key}=" for key in settings))
         kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
         return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in settings.items())])
@@ -184,6 +180,7 @@ class ThresholdResult:
                 {
                     "size": str(size),
                     "n_params": size.num_parameters,
+                    "cost": size.cost,
                     "status": statuses[index],
                     "trials": len(tried),
                     "margin": best.get("margin"),
@@ -219,7 +216,7 @@ class ThresholdResult:
         top, sizes = state.answer(), self.space.sizes
         if top is None:
             return set(range(len(sizes)))
-        return {index for index, size in enumerate(sizes) if size.num_parameters < sizes[top].num_parameters}
+        return {index for index, size in enumerate(sizes) if size.rank < sizes[top].rank}
 
     def as_json(self) -> dict[str, Any]:
         """An entry of `thresholds` in search.json. Losses and margins are in nats per token."""
@@ -249,8 +246,8 @@ class ThresholdResult:
         refuted = [size for size in below if statuses[size] == self.ruled_out]
         counts = Counter(statuses[size] for size in below)
         apart = [f", {counts[status]} {name}" for status, name in APART.items() if counts[status]]
-        parts = ["none certified" if top is None else f"{sizes[top]} {standing(state, top)}"]
-        smaller = "smaller " if top is not None else ""
+        parts = ["none certified" if top is None else f"{self.cost.named(sizes[top])} {standing(state, top)}"]
+        smaller = f"{self.cost.smaller('', self.space)} " if top is not None else ""
         largest = f", largest {sizes[max(refuted)]}" if refuted else ""
         closed, ruled_out = counts[self.ruled_out] + counts["implied"], self.ruled_out.replace("_", " ")
         parts.append(f"{closed} of {len(below)} {smaller}{ruled_out}{largest}{''.join(apart)}")
@@ -285,8 +282,9 @@ class ThresholdResult:
         below = summary["sizes_below"]
         words = SIZES | {"ruled_out": ruled_out_words(summary["tested_recipes"], summary["ruled_out_below"])}
         counts = ", ".join(f"{below[status]} {name}" for status, name in words.items() if below.get(status))
-        which = "all sizes in the space" if answer is None else "all smaller sizes in the space"
-        lines.append(f"Of {which}: {counts}." if counts else "There is no smaller size in the space.")
+        sizes = "sizes" if answer is None else self.cost.smaller("sizes", self.space)
+        none = f"There is no {self.cost.smaller('size', self.space)} in the space."
+        lines.append(f"Of all {sizes} in the space: {counts}." if counts else none)
         if (undecided := undecided_line(summary["tested_recipes"], summary["undecided_below"])) is not None:
             lines.append(undecided)
         if summary["crashes"]:
@@ -307,12 +305,13 @@ class ThresholdResult:
         so_far = "" if is_final else " so far"  # a smaller one may be left
         windows = f" on {answer['num_windows']:,} windows" if answer["num_windows"] else ""
         lines = [
-            f"The smallest certified size{so_far}: {answer['size']}, {answer['n_params']:,} parameters, beats "
-            f"{threshold} {within}.",
+            f"The {self.cost.smallest}{so_far}: {answer['size']}, "
+            f"{self.cost.describe(answer['cost'], answer['n_params'])}, beats {threshold} {within}.",
             f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
             f"{answer['val_loss']:.4f}{windows} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} nats "
             f"below (standard error {answer['margin_se']:.4f}), at step {answer['step']:,}; {answer['evidence']}.",
         ]
         if (smaller := summary["smaller_unconfirmed"]) is not None:
-            lines.append(f"A smaller size is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")
+            which = self.cost.smaller("size", self.space)
+            lines.append(f"A {which} is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")
         return lines

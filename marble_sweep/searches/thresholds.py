@@ -20,22 +20,18 @@ def thresholds_of(config: Config) -> list[str]:
     return config.search.thresholds or [config.certify.threshold]
 
 
-def settings_for(config: Config, threshold: str) -> dict[str, Value]:
-    """What a trial for one of several thresholds has set; nothing where a search has one alone."""
-    names = config.search.thresholds
-    if names is None:
-        return {}
-    return {"certify.threshold": threshold, "certify.thresholds": f"[{','.join(names)}]"}
-
-
 def trial_settings(config: Config, plan: Proposal) -> dict[str, Value]:
     """What a trial has set besides what is searched and its seed.
 
     A confirmation is evaluated on text that the search never looks at.
     """
     is_confirmation = plan.seed and config.trainer.eval_part == "search"
-    part: dict[str, Value] = {"trainer.eval_part": "confirm"} if is_confirmation else {}
-    return part | settings_for(config, plan.threshold)
+    settings: dict[str, Value] = {"trainer.eval_part": "confirm"} if is_confirmation else {}
+    if (names := config.search.thresholds) is not None:
+        settings["certify.thresholds"] = f"[{','.join(names)}]"
+        if plan.threshold:
+            settings["certify.threshold"] = plan.threshold
+    return settings
 
 
 def as_seen_by(threshold: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -56,12 +52,3 @@ def as_seen_by(threshold: str, records: Sequence[TrialRecord]) -> list[TrialReco
             decided.add(configuration)
             seen.append(replace(record, outcome=standing.outcome, margins=standing.margins))
     return seen
-
-
-def is_easier(first: str, second: str, records: Sequence[TrialRecord]) -> bool:
-    """Whether the first threshold is a loss as high as the second one or higher, by the first trial that tells."""
-    for record in records:
-        losses = [record.standings[name].loss for name in (first, second) if name in record.standings]
-        if len(losses) == 2 and losses[0] is not None and losses[1] is not None:
-            return losses[0] >= losses[1]
-    return False

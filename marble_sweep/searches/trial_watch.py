@@ -122,8 +122,12 @@ class TrialWatch:
         }
 
     def _thresholds(self, status: str, evals: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-        """What the evaluations show of every threshold that the search asks of."""
+        """What the evaluations show of every threshold that the search asks of.
+
+        Of a run that does not end early the last one alone decides.
+        """
         entries = {}
+        evals = evals if self.config.certify.stop else evals[-1:]
         for certify in self.early_stopping.thresholds:
             outcome, number = self.early_stopping.standing(certify, evals)
             if status in (RunStatus.DIVERGED, RunStatus.TOO_SLOW) and outcome != RunStatus.CERTIFIED:
@@ -134,7 +138,6 @@ class TrialWatch:
             entries[certify.threshold] = shown | {
                 "outcome": outcome,
                 "step": int(row.get("step", 0)),
-                "loss": None if shown["margin"] is None else shown["val_loss"] + shown["margin"],
                 "shortfalls": {int(step): missing for step, missing in lacks.items() if math.isfinite(missing)},
             }
         return entries

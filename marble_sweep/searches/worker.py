@@ -25,10 +25,13 @@ from marble_sweep.runs.damage import flat
 from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metadata, run_directories
+from marble_sweep.searches.cost import COSTS, build_space
 from marble_sweep.searches.crashes import shared_error
+from marble_sweep.searches.frontier_result import FrontierResult
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.seeds import trial_seed
-from marble_sweep.searches.space import Dimension, Space, Value, build
+from marble_sweep.searches.space import Dimension, Value
+from marble_sweep.searches.step_seconds import measure_step_seconds, shared_step_seconds
 from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, Wait
 from marble_sweep.searches.study import Result, SharedStudy, Snapshot, open_study, result_of
@@ -42,6 +45,7 @@ WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
 WORKERS = "workers "  # begins the user attributes that say, for every start, whether its launched workers go on
 WORKING, STOPPED = "working", "stopped"
 
+RESULTS: dict[str, type[SearchResult]] = {"smallest": SearchResult, "frontier": FrontierResult}  # by search.question
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
 Train = Callable[[int, Params], Path | str]  # trains a trial; returns the run directory, or why there is none
@@ -58,6 +62,8 @@ class Ending:
 
 class Search:
     """One process's part in a search."""
+
+    threads: int | None = None  # of the CPU for a trial; None leaves them to its config
 
     def __init__(
         self,
@@ -85,7 +91,7 @@ class Search:
             for value in dimension.values:
                 if not dimension.decides_size:
                     resolve(first | {dimension.key: value})
-        self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
+        self.space = build_space(dimensions, lambda size: resolve(first | size))
         self.base = resolve(first | dict(self.space.sizes[0].params))
         self._check()
         self.workers = 1  # so many trials at once
@@ -100,9 +106,14 @@ class Search:
     def _check(self) -> None:
         """Raise CheckError for a config that cannot be searched."""
         base = self.base
-        require(base.certify.stop, "certify.stop", False, "true in a search")
-        part = base.trainer.eval_part
-        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
+        part, stop = base.trainer.eval_part, base.certify.stop
+        if base.search.question == "frontier":
+            require(not stop, "certify.stop", True, "false for a frontier, which asks for the loss at the end")
+            require(part == "all", "trainer.eval_part", part, "all for a frontier, whose losses are compared")
+        else:
+            require(stop, "certify.stop", False, "true in a search")
+            allowed = "search or all in a search, which confirms on `confirm`"
+            require(part != "confirm", "trainer.eval_part", part, allowed)
         require(base.objective is None, "objective", base.objective, "null in a search")
         given = [override for override in self.overrides if override.lstrip("+").startswith("certify.threshold")]
         are_several = base.search.thresholds is not None
@@ -111,19 +122,20 @@ class Search:
         )
 
     def largest(self) -> list[schema.Config]:
-        """The config of the largest size with each recipe that differs in one value from the first."""
-        size = dict(self.space.sizes[-1].params)
+        """The config of the size with most parameters, with each recipe that differs in one value from the first."""
+        size = dict(max(self.space.sizes, key=lambda size: size.num_parameters).params)
         params = {dimension.key: dimension.values[0] for dimension in self.space.recipes} | size
         others = [(dimension.key, value) for dimension in self.space.recipes for value in dimension.values[1:]]
         return [self.resolve(params), *(self.resolve(params | {key: value}) for key, value in others)]
 
-    def run(self, train: Train, workers: int = 1) -> Ending:
+    def run(self, train: Train, workers: int = 1, threads: int | None = None) -> Ending:
         """Search until the question is settled, the budget is spent or the user interrupts.
 
-        A single worker calls `train` in this thread. Several do so in threads of their own, where `train` raises
-        KeyboardInterrupt once `should_stop` says so.
+        `threads` of the CPU are what `train` gives a trial; None leaves them to its config. A single worker calls
+        `train` in this thread. Several do so in threads of their own, where `train` raises KeyboardInterrupt once
+        `should_stop` says so.
         """
-        self.train, self.workers = train, workers
+        self.train, self.workers, self.threads = train, workers, threads
         return self._run()
 
     def _run(self) -> Ending:
@@ -169,7 +181,16 @@ class Search:
         """Create the study, or join it. Lines about trials go to `log`, by default to standard error."""
         self.storage = open_storage(address, self.base.search.storage_patience)
         self.shared = self._join()
+        if COSTS[self.base.search.minimise].of is None:
+            self.space = self.space.with_costs(shared_step_seconds(self.shared.study, self._measure))
+            self.shared = self._join()
         self.view = View(self.base.trainer.total_steps, log)
+
+    def _measure(self) -> dict[str, float]:
+        """The seconds of a step of every size, with the first value of whatever else is searched."""
+        first = {dimension.key: dimension.values[0] for dimension in self.space.recipes}
+        configs = [self.resolve(first | dict(size.params)) for size in self.space.sizes]
+        return measure_step_seconds(self.space.sizes, configs, self.directory / layout.PRODUCTS, self.threads)
 
     def _search(self) -> Ending:
         """Work until the search has ended, and conclude."""
@@ -226,7 +247,9 @@ class Search:
         ignored = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
         kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
         search = self.base.search
-        names = ("confirm_seeds", "pass_rate", "confidence", *(["thresholds"] if search.thresholds else []))
+        names = ("confirm_seeds", "pass_rate", "confidence", "minimise", *(["thresholds"] if search.thresholds else []))
+        if search.question == "frontier":
+            names = ("question", "frontier_seeds", *names)
         return kept | {f"search.{name}": getattr(search, name) for name in names}
 
     def result(self) -> SearchResult:
@@ -239,7 +262,9 @@ class Search:
         if latest is None or latest.recorded != snapshot.records:
             options = self.first_trial, self.config_options, self.workers
             records = snapshot.records
-            latest = SearchResult(self.space, self.base, snapshot.trials, self.overrides, *options, records)
+            latest = RESULTS[self.base.search.question](
+                self.space, self.base, snapshot.trials, self.overrides, *options, records
+            )
             self._latest = latest
         return latest
 
@@ -286,7 +311,7 @@ class Search:
         description = describe_trial(trial.number, plan, size, params)
         params = params | trial_settings(self.base, plan)
         config = self.resolve(params)
-        self.view.begin(description, self.result().of(plan.threshold).bracket())
+        self.view.begin(description, self.result().bracket(plan.threshold))
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
             directory = find_run(config, self.directory) or directory
@@ -300,7 +325,7 @@ class Search:
             shared.release(trial)
             raise
         result = watch.result(run_dir)
-        shared.tell(trial, result, size.num_parameters, config.certify.min_steps_per_minute)
+        shared.tell(trial, result, size.cost, config.certify.min_steps_per_minute)
         with self._trial_ended:
             self._report(description, plan.threshold, result)
             self._trial_ended.notify_all()
@@ -312,7 +337,7 @@ class Search:
             searched = [dimension.key for dimension in self.space.dimensions]
             self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
-            self.view.end(trial, result, so_far.of(threshold).bracket())
+            self.view.end(trial, result, so_far.bracket(threshold))
         self._write(so_far)
 
     def _write(self, so_far: SearchResult) -> None:
