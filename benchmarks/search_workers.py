@@ -19,8 +19,8 @@ from pathlib import Path
 from replay_recording import CONFIRM_SEEDS, HARDER, LAYERS, RATE, WIDTH, Curve, Recording, read_curves, stopped
 from search_replay import make_space, markdown, right_size
 
-from marble_sweep.config import SearchConfig
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.search_config import SearchConfig
 from marble_sweep.searches.fresh_seeds import Recipe
 from marble_sweep.searches.pass_rate import Standard, standard_of
 from marble_sweep.searches.space import Space

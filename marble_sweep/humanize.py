@@ -26,6 +26,12 @@ def some_of(names: Sequence[str], max_names: int = 3) -> str:
     return ", ".join(names[:max_names]) + more
 
 
+def file_size(num_bytes: float) -> str:
+    """A number of bytes: 40 kB, 14 MB, 1.2 GB."""
+    unit, factor = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if num_bytes >= 0.9995 * pair[1]), ("kB", 1e3))
+    return f"{num_bytes / factor:.{0 if num_bytes >= 9.95 * factor else 1}f} {unit}"
+
+
 def duration(seconds: float) -> str:
     """A duration: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)

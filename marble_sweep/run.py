@@ -35,6 +35,7 @@ from marble_sweep.runs.files import (
     write_json,
     write_text,
 )
+from marble_sweep.runs.removed import require_kept
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
@@ -309,6 +310,7 @@ def has_begun(directory: Path) -> bool:
     """Whether there is a state to continue from. Raises ValueError where it is missing and there are rows already."""
     if (directory / layout.STATE).exists():
         return True
+    require_kept(directory / layout.STATE)
     rows = directory / layout.METRICS
     if rows.exists() and rows.read_bytes().count(b"\n") > 1:
         raise CheckError(f"{directory / layout.STATE}: must be there to continue: {rows} has rows of a run")

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from marble_sweep.checks import Checked, is_plain_text
 from marble_sweep.config import (
     AUTO_WORKERS,
-    BASELINES,
     EVAL_PARTS,
     MAX_WORKERS,
-    MINIMISED,
     NOT_OF_A_RUN,
     OBJECTIVES,
     SCHEMAS,
@@ -27,6 +25,7 @@ from marble_sweep.config import (
 )
 from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS
 from marble_sweep.run import run
+from marble_sweep.search_config import BASELINES, MINIMISED
 
 # What YAML, OmegaConf or Hydra might take for something other than text.
 HOSTILE = [

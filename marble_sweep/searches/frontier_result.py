@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marble_sweep.config import loss_of
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.scaling.law import Interval, Law, fit_law
 from marble_sweep.scaling.points import Point, Refusal, staircase
+from marble_sweep.search_config import loss_of
 from marble_sweep.searches.frontier_strategy import FrontierState, SizeState, loss_of_trial, next_frontier_trial
 from marble_sweep.searches.frontier_windows import window_errors
 from marble_sweep.searches.frontier_words import frontier_lines

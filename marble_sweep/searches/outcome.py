@@ -119,15 +119,23 @@ class SearchResult:
     # ------------------------------------------------------------------ what was spent
 
     def num_trials(self) -> int:
-        """Trials begun; a stale or crashed one and its retry count once, and so does one that was continued."""
-        return len(self.records) - len(self._replaced())
+        """Trials begun; a stale or crashed one and its retry count once, and so does one that was continued.
+
+        Reused runs are not among them.
+        """
+        return len(self.records) - len(self._replaced() | self._reused)
+
+    @functools.cached_property
+    def _reused(self) -> set[int]:
+        """The numbers of trials for which nothing was trained."""
+        return {trial.number for trial in self.trials if result_of(trial).get("reused")}
 
     def tokens(self) -> int:
         """Tokens trained on; of a running or stale trial, up to its last evaluation."""
-        replaced = self._replaced()
+        left_out = self._replaced() | self._reused
         spent = 0
         for trial, record in zip(self.trials, self.records, strict=True):
-            if record.number not in replaced:
+            if record.number not in left_out:
                 spent += result_of(trial).get("tokens", record.last_step * self.tokens_per_step)
         return spent
 
@@ -206,6 +214,7 @@ class SearchResult:
             "sizes_in_space": len(self.space.sizes),
             "impossible_sizes": list(self.space.impossible),
             "trials": self.num_trials(),
+            "reused": len(self._reused),
             "outcomes": dict(Counter(record.outcome for record in self.as_recorded)),
             "tokens": self.tokens(),
             "tokens_saved": self._saved(),
@@ -218,9 +227,9 @@ class SearchResult:
         """Tokens of the trials' budgets that were not needed, by reason."""
         budget = self.base.trainer.total_steps * self.tokens_per_step
         saved = {"certified_early": 0, "given_up_early": 0}
-        replaced = self._replaced()
+        left_out = self._replaced() | self._reused
         for trial, record in zip(self.trials, self.records, strict=True):
-            if record.number in replaced:
+            if record.number in left_out:
                 continue
             left = budget - result_of(trial).get("tokens", budget)
             if record.outcome == RunStatus.CERTIFIED:
@@ -241,8 +250,9 @@ class SearchResult:
         early, hopeless = (summary["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
         together = f" of {self.workers} workers together" if self.workers > 1 else ""
         time_spent = duration(summary["seconds"]) + together
+        reused = f", {counted(summary['reused'], 'reused run')}" if summary["reused"] else ""
         lines.append(
-            f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}, "
+            f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}{reused}, "
             f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )

@@ -25,7 +25,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from marble_sweep.config import SearchConfig
+from marble_sweep.search_config import SearchConfig
 
 POWER = 0.8  # with which a recipe of the aimed-at pass rate is accepted
 ROUNDING = 1e-9  # of a probability: far more than the errors of some hundred sums

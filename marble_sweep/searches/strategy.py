@@ -43,7 +43,7 @@ class Proposal:
     size: int
     recipe: Recipe
     seed: int
-    reason: str  # probe, confirm, refute, exclude, retry
+    reason: str  # probe, confirm, refute, exclude, retry, reuse
     threshold: str = ""  # that the trial is for; "" where the search has one alone
 
 

@@ -103,6 +103,7 @@ class Sampler(BaseSampler):
         self.decision: Proposal | Wait | Settled = Wait()
         # How many of the first trials have all ended, and those of them with a plan: they do not change any more.
         self._ended: tuple[int, Pairs] = 0, []
+        self.given: Proposal | None = None  # instead of a decision
 
     def snapshot(self, study: Study) -> Snapshot:
         """The study's trials now; those before the first one that has not ended are read once."""
@@ -121,7 +122,7 @@ class Sampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Value]:
         self._await_turn(study, trial)
-        self.decision = self.decide(self.snapshot(study))
+        self.decision = self.given or self.decide(self.snapshot(study))
         if isinstance(self.decision, Proposal):
             return self.space.params(self.decision.size, self.decision.recipe)
         return self.space.params(0, (0.0,) * len(self.space.recipes))  # withdrawn at once
@@ -224,6 +225,7 @@ class Result:
     # Where the search has several thresholds, by threshold: the fields above at the evaluation that decides for it,
     # its `outcome` (null: it is open), and `shortfalls` by step.
     thresholds: dict[str, dict[str, Any]] | None = None
+    reused: bool = False  # an earlier run that search.reuse names: nothing was trained
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -261,8 +263,12 @@ class SharedStudy:
     def snapshot(self) -> Snapshot:
         return self.sampler.snapshot(self.study)
 
-    def ask(self) -> tuple[Trial, Proposal] | None:
-        """A new trial with its plan; None where there is nothing to start after all."""
+    def ask(self, given: Proposal | None = None) -> tuple[Trial, Proposal] | None:
+        """A new trial with its plan, which is the strategy's unless one is given.
+
+        None where there is nothing to start after all.
+        """
+        self.sampler.given = given
         with contextlib.suppress(UpdateFinishedTrialError):  # this worker was so slow that its trial became stale
             trial = self.study.ask(self.sampler.space.distributions)
             _ = trial.relative_params  # Optuna does not ask the sampler where every parameter has but one value

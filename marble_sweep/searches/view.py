@@ -62,6 +62,8 @@ class View:
         parts = [f"{trial:<32}", f"{outcome:<9} at step {result.step:>3}"]
         if result.margin is not None and result.margin_se is not None:
             parts.append(f"margin {result.margin:+.4f} ± {result.margin_se:.4f}")
+        if result.reused:
+            parts.append("reused")
         if result.lacks_context:
             parts.append("no use of context shown")
         parts.append(f"{duration(result.seconds):>4}")

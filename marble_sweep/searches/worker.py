@@ -7,7 +7,7 @@ import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,15 +22,20 @@ from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import flat
+from marble_sweep.runs.discovery import find_runs
 from marble_sweep.runs.files import lock_directory, write_json, write_text
+from marble_sweep.runs.removed import remove_tensors
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metadata, run_directories
 from marble_sweep.searches.cost import COSTS, build_space
 from marble_sweep.searches.crashes import shared_error
+from marble_sweep.searches.disk import disk_line
 from marble_sweep.searches.frontier_result import FrontierResult
-from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.keep import unneeded
+from marble_sweep.searches.outcome import FINAL, SearchResult
+from marble_sweep.searches.reuse import REUSABLE, Reusable, find_reusable, plan_key, reuse_lines
 from marble_sweep.searches.seeds import trial_seed
-from marble_sweep.searches.space import Dimension, Value
+from marble_sweep.searches.space import Dimension, Size, Value
 from marble_sweep.searches.step_seconds import measure_step_seconds, shared_step_seconds
 from marble_sweep.searches.storage import StorageError, open_storage
 from marble_sweep.searches.strategy import Proposal, Settled, Wait
@@ -63,6 +68,7 @@ class Ending:
 class Search:
     """One process's part in a search."""
 
+    reusable: Sequence[Reusable] = ()  # runs that search.reuse names
     threads: int | None = None  # of the CPU for a trial; None leaves them to its config
 
     def __init__(
@@ -98,6 +104,7 @@ class Search:
         self._latest: SearchResult | None = None
         self.first_trial = 0  # of this start; known once there is a study
         self.data: dict[str, Any] | None = None  # of the first trial: the corpus and the baselines
+        self._tidied: set[Path] = set()  # run directories that search.keep was applied to
         self.error: str | None = None  # that every trial would meet
         self._worker_failed = threading.Event()
         self._stop_requested: Callable[[], bool] = lambda: False
@@ -158,8 +165,13 @@ class Search:
         mark_start(self.directory)
         unit = "margins in nats per token ± one standard error"
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}; {unit}")
+        sizes = sorted(self.space.sizes, key=lambda size: size.num_parameters)
+        smallest, largest = (self._config(size) for size in (sizes[0], sizes[-1]))
+        self.view.line(disk_line(smallest, largest, self.directory, self.workers))
         outlived = alone and self._stop_earlier_workers()
         self.shared.fail_stale_trials(alone=alone and not outlived)
+        if self.base.search.reuse:
+            self._find_reusable()
 
     def _stop_earlier_workers(self) -> bool:
         """Stop the launched workers of earlier starts whose process was killed; returns whether there may be any."""
@@ -186,16 +198,21 @@ class Search:
             self.shared = self._join()
         self.view = View(self.base.trainer.total_steps, log)
 
+    def _config(self, size: Size) -> schema.Config:
+        """The config of a size with the first value of whatever else is searched."""
+        first = {dimension.key: dimension.values[0] for dimension in self.space.recipes}
+        return self.resolve(first | dict(size.params))
+
     def _measure(self) -> dict[str, float]:
         """The seconds of a step of every size, with the first value of whatever else is searched."""
-        first = {dimension.key: dimension.values[0] for dimension in self.space.recipes}
-        configs = [self.resolve(first | dict(size.params)) for size in self.space.sizes]
+        configs = [self._config(size) for size in self.space.sizes]
         return measure_step_seconds(self.space.sizes, configs, self.directory / layout.PRODUCTS, self.threads)
 
     def _search(self) -> Ending:
         """Work until the search has ended, and conclude."""
         ended = "error"
         try:
+            self._take_reusable()
             ended = self._work_all()
         except KeyboardInterrupt:
             ended = "interrupted"
@@ -317,18 +334,44 @@ class Search:
             directory = find_run(config, self.directory) or directory
         show = functools.partial(self.view.step, description)
         watch = TrialWatch(trial, config, directory, config.search.worker_timeout, show)
+        reused = self._reused_run(plan)
         try:
             with watch:
-                run_dir = self.train(trial.number, params)
+                run_dir = reused or self.train(trial.number, params)
         except BaseException:
             self.storage.hurry()
             shared.release(trial)
             raise
-        result = watch.result(run_dir)
+        result = replace(watch.result(run_dir), reused=reused is not None)
         shared.tell(trial, result, size.cost, config.certify.min_steps_per_minute)
         with self._trial_ended:
             self._report(description, plan.threshold, result)
             self._trial_ended.notify_all()
+
+    def _reused_run(self, plan: Proposal) -> Path | None:
+        """The run that search.reuse has for a trial, where this machine can read it."""
+        runs: dict[str, str] = self.shared.study.user_attrs.get(REUSABLE, {})
+        directory = runs.get(plan_key(plan, self.space))
+        return Path(directory) if directory is not None and Path(directory, layout.CONFIG).is_file() else None
+
+    def _find_reusable(self) -> None:
+        """Say which runs are reused, and record them in the study for all workers."""
+        paths = [Path(path) for path in self.base.search.reuse]
+        directories = find_runs(paths, "search.reuse")
+        self.reusable, refused = find_reusable(directories, self.space, self.base, self.resolve)
+        study = self.shared.study
+        known = {plan_key(run.plan, self.space): str(run.directory) for run in self.reusable}
+        study.set_user_attr(REUSABLE, study.user_attrs.get(REUSABLE, {}) | known)
+        for line in reuse_lines(self.reusable, refused):
+            self.view.line(line)
+
+    def _take_reusable(self) -> None:
+        """Make trials of the reused runs with the search's own seed, where the study has none such yet."""
+        tried = {(record.size, record.recipe) for record in self.result().records if record.seed == 0}
+        own = [run.plan for run in self.reusable if run.plan.seed == 0]
+        for plan in own:
+            if (plan.size, plan.recipe) not in tried and (asked := self.shared.ask(plan)) is not None:
+                self._train(self.shared, *asked)
 
     def _report(self, trial: str, threshold: str, result: Result) -> None:
         """Show and write how a trial ended, unless every trial would end so."""
@@ -339,6 +382,18 @@ class Search:
         if self.error is None:
             self.view.end(trial, result, so_far.bracket(threshold))
         self._write(so_far)
+        self._tidy(so_far, is_over=False)
+
+    def _tidy(self, result: SearchResult, *, is_over: bool) -> None:
+        """Remove what search.keep does not ask for, of trials in this sweep directory."""
+        here = self.directory.resolve()
+        for directory in unneeded(result, is_over=is_over):
+            if directory not in self._tidied and directory.parent.resolve() == here:
+                try:
+                    remove_tensors(directory, f"search.keep={self.base.search.keep}")
+                except OSError as error:
+                    self.view.line(f"The tensors of {directory} stay: {error}")
+            self._tidied.add(directory)
 
     def _write(self, so_far: SearchResult) -> None:
         write_json(self.directory / layout.SEARCH, so_far.as_json("running", self._data(so_far)))
@@ -359,6 +414,7 @@ class Search:
         result = self.result()
         summary = result.as_json(ended, self._data(result)) | {"error": self.error}
         write_json(self.directory / layout.SEARCH, summary)
+        self._tidy(result, is_over=ended in FINAL)
         answers = {of_threshold["threshold"]: of_threshold["answer"] for of_threshold in summary["thresholds"]}
         self.shared.study.set_user_attr("answers", answers)
         with warning_on_error(f"the comparison in {self.directory}"):

@@ -115,6 +115,7 @@ def run_to_continue(config: Config, sweep_dir: Path) -> Path | None:
         for directory in (run_directories(sweep_dir) if texts else ())
         if config_text(directory) in texts
         and read_metadata(directory).get("status") in BY_EVALUATION
+        and (directory / layout.STATE).exists()  # search.keep may have removed it
         and not changes(directory, config)
     }
     return max(steps, key=lambda directory: steps[directory], default=None)

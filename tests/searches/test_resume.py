@@ -170,7 +170,7 @@ def test_a_missing_corpus_stops_a_search_at_the_first_trial(tmp_path: Path) -> N
     words = (*words, "data.vocab_size=300")
     result = search(tmp_path / "search", *words)
     assert result.returncode == 1
-    greeting, error = result.stderr.splitlines()
+    greeting, _, error = result.stderr.splitlines()
     assert greeting.startswith("2 sizes to search in ")
     assert error.startswith(f"marble_sweep: data.path = '{text}': must be a file")
     (trial,) = trials(tmp_path / "search")
