@@ -57,7 +57,7 @@ from marble_sweep.searches import space as spaces
 from marble_sweep.searches.pass_rate import Standard, standard_of
 
 STEADY = ("ours", "ascending scan", "binary search", "ascending scan, early stop", "binary search, early stop")
-PACKAGE_TOKENS = 10  # times those of this project's search until right: where a package's replay ends
+PACKAGE_TOKENS = 100e6  # where a package's replay ends
 STANDARD = standard_of(SearchConfig())
 
 
@@ -118,9 +118,8 @@ def published(replays: Replays, boundaries: Sequence[Boundary], seeds: int, toke
     lines = []
     for boundary in boundaries:
         ours = replays.lines(boundary, STANDARD, {"ours": found["ours"]}, seeds, tokens)
-        most = PACKAGE_TOKENS * ours["ours"][0].median
         others = {name: settings for name, settings in found.items() if name != "ours"}
-        lines.append((boundary, ours | replays.lines(boundary, STANDARD, others, seeds, most)))
+        lines.append((boundary, ours | replays.lines(boundary, STANDARD, others, seeds, PACKAGE_TOKENS)))
     absent = replay_packages.missing()
     note = f"Not installed, and so not in the table: {', '.join(absent)}." if absent else replay_packages.versions()
     return "\n\n".join([note, markdown(tables(lines))])
@@ -143,7 +142,7 @@ def report(replays: Replays, boundaries: Sequence[Boundary], seeds: int, tokens:
         ]
     if package_seeds:
         parts += [
-            PUBLISHED.format(replays=package_seeds, times=PACKAGE_TOKENS),
+            PUBLISHED.format(replays=package_seeds, cap=millions(PACKAGE_TOKENS)),
             published(replays, [each for each in boundaries if each.has_packages], package_seeds, tokens),
         ]
     parts += [
@@ -214,8 +213,8 @@ defaults, from the first look (25 steps) to the last. A trial that is watched at
 its value is known then. The published hydra-optuna-sweeper and NSGA-II train to the end.
 
 None of them ends by itself or says when its answer is final. Here too the choice favours them: no size larger than the
-right one is tested on fresh seeds, and a replay ends as soon as the right size is proved, or after {times} times the
-tokens of this project's search until right."""
+right one is tested on fresh seeds, and a replay ends as soon as the right size is proved, or after {cap}
+tokens."""
 RULE_NOTES = """*False stops*: recorded curves that certify later than the rule would give them up. *False refutations*:
 climbs over recipes (from each lr recorded for all sizes, on each seed) that refute a size which certifies on that seed
 with a recorded lr. *Saved*: share of the tokens of all recorded curves that never certify. A fastest fall is that with
