@@ -85,6 +85,22 @@ def climb_up(space: spaces.Space, records: Sequence[TrialRecord], standard: Stan
     return Settled()
 
 
+def neighbours_first(
+    space: spaces.Space, records: Sequence[TrialRecord], standard: Standard
+) -> Proposal | Wait | Settled:
+    """A variant that tries the smaller sizes once before it confirms, where that is fewer trials than the fresh seeds.
+
+    Each with the recipe that certified next to it. If one certifies, so does a smaller size than would be confirmed.
+    """
+    proposal = decide(space, records, standard)
+    if isinstance(proposal, Proposal) and proposal.reason == "confirm":
+        state = SearchState(space, records, standard)
+        untried = [size for size in state.widest_below(proposal.size) if not state.by_size.get(size)]
+        if 0 < len(untried) < state.fresh.seeds_to_accept((proposal.size, proposal.recipe)):
+            return Proposal(untried[-1], state.first_recipe(untried[-1]), 0, "refute")
+    return proposal
+
+
 # ------------------------------------------------------------------------------------------------------- the rivals
 
 
@@ -201,4 +217,5 @@ def contenders() -> dict[str, dict[str, Contender]]:
         "ascending scan, early stop": {f"{n} lr": partial(ascending, num_rates=n, early=True) for n in counts},
         "binary search, early stop": {f"{n} lr": partial(binary, num_rates=n, early=True) for n in counts},
         "ours without probes": {"": partial(ours, next_trial=climb_up)},
+        "ours, neighbours first": {"": partial(ours, next_trial=neighbours_first)},
     }

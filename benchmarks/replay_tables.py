@@ -166,7 +166,7 @@ def lead(lines: Sequence[tuple[Boundary, dict[str, list[Line]]]]) -> list[list[s
     fixed: dict[tuple[str, str], list[float]] = {}
     for _, contenders in lines:
         mine = contenders[OURS][0].median
-        rivals = [line for name, settings in contenders.items() if name != OURS for line in settings]
+        rivals = [line for name, settings in contenders.items() if not name.startswith(OURS) for line in settings]
         per_boundary.append(min(line.median for line in rivals) / mine)
         for line in rivals:
             fixed.setdefault((line.contender, line.setting), []).append(line.median / mine)

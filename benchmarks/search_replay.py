@@ -56,7 +56,8 @@ from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.pass_rate import Standard, standard_of
 
-STEADY = ("ours", "ascending scan", "binary search", "ascending scan, early stop", "binary search, early stop")
+SCANS = ("ascending scan", "binary search", "ascending scan, early stop", "binary search, early stop")
+STEADY = ("ours", "ours, neighbours first", *SCANS)
 PACKAGE_TOKENS = 100e6  # where a package's replay ends
 STANDARD = standard_of(SearchConfig())
 

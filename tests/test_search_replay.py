@@ -88,6 +88,23 @@ def test_a_pass_rate_costs_more_and_leaves_a_lucky_size_undecided_or_ruled_out(
         assert by_rate.by_reason["exclude"] > 0
 
 
+def test_a_smaller_size_is_tried_before_many_seeds_confirm(recording: recorded.Recording, space: spaces.Space) -> None:
+    """0L4D is certified: 0L3D, 1L3D, … are tried with its recipe, not confirmed by 21 seeds; but 3 seeds come first."""
+    sizes = [contenders.layers_and_width(each) for each in space.sizes]
+    done = [(0, 4, "certified", 0.1), (4, 3, "below", -0.1), (1, 3, "below", -0.1)]
+    records = [
+        TrialRecord(
+            number, sizes.index((layers, width)), (3.0,), 0, outcome, {400: 0.1 if outcome == "certified" else -0.1}
+        )
+        for number, (layers, width, outcome, margin) in enumerate(done)
+    ]
+    quick, by_rate = (contenders.neighbours_first(space, records, each) for each in (3, STANDARD))
+    assert isinstance(quick, Proposal)
+    assert (quick.reason, sizes[quick.size], quick.seed) == ("confirm", (0, 4), 1)
+    assert isinstance(by_rate, Proposal)
+    assert (by_rate.reason, sizes[by_rate.size], by_rate.seed) == ("refute", (3, 3), 0)
+
+
 def test_ours_plays_what_a_strategy_proposes(recording: recorded.Recording, space: spaces.Space) -> None:
     asked = [(1, (3.0,), 0), (0, (3.0,), 0), (1, (3.0,), 1)]  # sizes 1L2D, 0L2D, then a fresh seed of the first
     seen: list[TrialRecord] = []
