@@ -267,7 +267,6 @@ def packages() -> dict[str, dict[str, Contender]]:
         "no pruner": optuna.pruners.NopPruner,
         "median": optuna.pruners.MedianPruner,
         "Hyperband": partial(optuna.pruners.HyperbandPruner, min_resource=STEPS[0], max_resource=TOTAL_STEPS),
-        "successive halving": partial(optuna.pruners.SuccessiveHalvingPruner, min_resource=STEPS[0]),
     }
     tpe, gp = optuna.samplers.TPESampler, optuna.samplers.GPSampler
     found: dict[str, dict[str, Contender]] = {

@@ -60,7 +60,7 @@ def test_packages_on_a_space_that_is_easy(space: spaces.Space, name: str) -> Non
 def test_packages_are_told_what_fresh_seeds_rejected(recording: recorded.Recording, space: spaces.Space) -> None:
     """Whatever is proved is no smaller than the right answer, and once the right one is, the replay ends."""
     for contender in PACKAGES.values():
-        replay = replayed(contender, recording, space, seeds_by_first(recording, space, 1)[0], CAP, right=size(0, 3))
+        replay = replayed(contender, recording, space, seeds_by_first(recording, space, 1)[0], 12e6, right=size(0, 3))
         proved = [answer for _, answer in replay.confirmed]
         assert proved in ([], [size(0, 3)])
 
@@ -68,7 +68,7 @@ def test_packages_are_told_what_fresh_seeds_rejected(recording: recorded.Recordi
 def test_a_watched_trial_ends_where_it_certifies_or_is_stopped(
     recording: recorded.Recording, space: spaces.Space
 ) -> None:
-    replay = recorded.Replay(recording, space, seeds_by_first(recording, space, 1)[0], CAP, right=size(0, 3))
+    replay = recorded.Replay(recording, space, seeds_by_first(recording, space, 1)[0], 12e6, right=size(0, 3))
     assert packages.watched(replay, (0, 4, 0.1), lambda step, above: False)[1] is False
     assert replay.tokens == recorded.STEPS[3] * STEP
     above, was_stopped = packages.watched(replay, (1, 2, 0.1), lambda step, above: step >= 50)
