@@ -14,6 +14,8 @@ DRAWN: Kinds = {"status": TEXT, "n_params": WHOLE, "margin": NUMBER + OR_NULL, "
 # Of a frontier.
 SIZE: Kinds = {"size": TEXT, "n_params": WHOLE, "loss": NUMBER + OR_NULL}
 THRESHOLD: Kinds = {"threshold": TEXT, "loss": NUMBER + OR_NULL}
+# What a search may minimise other than n_params, which every row of a comparison has.
+COST_COLUMNS = ("non_embedding", "flops_per_token", "seconds_per_step")
 # What search.json says of every threshold.
 OF_A_THRESHOLD = (
     *("threshold", "answer", "smaller_unconfirmed", "tested_recipes", "undecided_below", "ruled_out_below"),
@@ -46,6 +48,28 @@ def with_thresholds(summary: dict[str, Any]) -> dict[str, Any]:
         return summary
     shared = {name: value for name, value in summary.items() if name not in OF_A_THRESHOLD}
     return shared | {"version": 1, "thresholds": [{name: summary[name] for name in OF_A_THRESHOLD if name in summary}]}
+
+
+def cost_column(summary: dict[str, Any], runs: Sequence[Run]) -> tuple[str, list[float | None]] | None:
+    """What a search has minimised other than parameters, and that of the size of each run; None where it has not.
+
+    A run whose size search.json does not name, as it may be damaged, has None.
+    """
+    name, thresholds = summary.get("minimise"), summary.get("thresholds")
+    if not isinstance(name, str) or name not in COST_COLUMNS or not isinstance(thresholds, list):
+        return None
+    frontiers = [threshold.get("frontier") for threshold in thresholds if isinstance(threshold, dict)]
+    rows = [row for frontier in frontiers if isinstance(frontier, list) for row in frontier]
+    sizes = [row for row in rows if _is_sound(row, {"cost": NUMBER}) and isinstance(row.get("params"), dict)]
+
+    def cost(run: Run) -> float | None:
+        config = run.config
+        for size in sizes:
+            if all(config.get(key, config.get(f"{key}.name")) == value for key, value in size["params"].items()):
+                return float(size["cost"])
+        return None
+
+    return name, [cost(run) for run in runs]
 
 
 def can_be_drawn(summary: dict[str, Any]) -> bool:

@@ -21,7 +21,10 @@ A crash says nothing about a size or a recipe. A trial that crashed is repeated 
 *crashed*: it can still certify with another recipe, and a wider size can imply it, but it is not refuted.
 """
 
+import bisect
+import functools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -86,16 +89,18 @@ def sort_out(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[Tr
     to_retry: list[TrialRecord] = []
     latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
     crashed_before = set()
+    failed: str = RunStatus.FAILED
     for record in records:
-        configuration = record.size, record.recipe, record.seed
-        first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
-        if first_crash:
-            crashed_before.add(configuration)
-        if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
+        is_to_retry = record.outcome == STALE
+        if record.outcome == failed or (latest and not is_to_retry):  # before the first crash no other matters
+            configuration = record.size, record.recipe, record.seed
+            is_to_retry = record.outcome == failed and configuration not in crashed_before
+            if is_to_retry:
+                crashed_before.add(configuration)
             latest[configuration] = record
-        (to_retry if first_crash or record.outcome == STALE else telling).append(record)
+        (to_retry if is_to_retry else telling).append(record)
     # A later trial of the same configuration replaces a crash.
-    return telling, to_retry, {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
+    return telling, to_retry, {record.size for record in latest.values() if record.outcome == failed}
 
 
 class SearchState:
@@ -108,16 +113,14 @@ class SearchState:
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
         self._best: dict[int, Recipe | None] = {}
-        self._starts: list[tuple[int, Recipe]] | None = None
-        self.confirmations: dict[tuple[int, Recipe], dict[int, TrialRecord]] = {}
+        self.confirmations: dict[Candidate, dict[int, TrialRecord]] = defaultdict(dict)
         for record in self.records:
             if record.seed == 0:
                 self.by_size.setdefault(record.size, {})[record.recipe] = record
             else:
-                self.confirmations.setdefault((record.size, record.recipe), {})[record.seed] = record
-        tested: dict[Candidate, dict[int, SeedResult]] = {
-            (record.size, record.recipe): {} for record in records if record.seed != 0
-        }
+                self.confirmations[record.size, record.recipe][record.seed] = record
+        in_order = dict.fromkeys((record.size, record.recipe) for record in records if record.seed != 0)
+        tested: dict[Candidate, dict[int, SeedResult]] = {candidate: {} for candidate in in_order}
         for candidate, trained in self.confirmations.items():
             tested[candidate] = {seed: record.seed_result for seed, record in trained.items()}
         self.fresh = FreshSeeds(standard, tested)
@@ -258,9 +261,11 @@ class SearchState:
         return None if leader is None else leader.recipe
 
     def _beats(self, first: TrialRecord, second: TrialRecord) -> bool:
-        common = set(first.margins) & set(second.margins)
-        if common and first.outcome not in NO_MARGIN and second.outcome not in NO_MARGIN:
-            return first.margins[max(common)] > second.margins[max(common)]
+        step = min(first.last_step, second.last_step)
+        if step not in first.margins or step not in second.margins:
+            step = max(first.margins.keys() & second.margins.keys(), default=0)
+        if step and first.outcome not in NO_MARGIN and second.outcome not in NO_MARGIN:
+            return first.margins[step] > second.margins[step]
         return first.margin > second.margin
 
     def next_recipes(self, size: int) -> Iterator[Recipe]:
@@ -300,6 +305,11 @@ class SearchState:
             return False
         return not any(self.next_recipes(size))
 
+    @functools.cached_property
+    def _starts(self) -> list[tuple[int, int, Recipe]]:
+        """Where others may begin from, by size: the size, its place in line, the recipe."""
+        return sorted((size, place, recipe) for place, (size, recipe) in enumerate(self._find_starts()))
+
     def _find_starts(self) -> Iterator[tuple[int, Recipe]]:
         """The sizes that others begin from, with their recipes: those that certified, else all that did not crash."""
         certified = [(size, record.recipe) for size in self.by_size if (record := self.certified(size)) is not None]
@@ -311,10 +321,10 @@ class SearchState:
 
     def first_recipe(self, size: int) -> Recipe:
         """Where a size begins: what certified the nearest size, else what was best there, else the middle."""
-        if self._starts is None:
-            self._starts = list(self._find_starts())
         if self._starts:
-            return min(self._starts, key=lambda start: abs(start[0] - size))[1]
+            place = bisect.bisect(self._starts, (size,))
+            nearest = self._starts[max(place - 1, 0) : place + 1]
+            return min(nearest, key=lambda start: (abs(start[0] - size), start[1]))[2]
         return middle_recipe(self.space.recipes)
 
 
@@ -324,7 +334,7 @@ def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialReco
     What made them crash may have been repaired since.
     """
     return [
-        replace(record, outcome=STALE) if record.outcome == RunStatus.FAILED and record.number < first else record
+        replace(record, outcome=STALE) if record.number < first and record.outcome == RunStatus.FAILED else record
         for record in records
     ]
 

@@ -189,6 +189,7 @@ class ThresholdResult:
             rows.append(
                 {
                     "size": str(size),
+                    "params": dict(size.params),
                     "n_params": size.num_parameters,
                     "cost": size.cost,
                     "status": statuses[index],
