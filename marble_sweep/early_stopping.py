@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from marble_sweep.config import CertifyConfig, Config
+from marble_sweep.config import Config
 from marble_sweep.metrics.margin import (
     DECIDING_MARGINS,
     DECISIONS,
@@ -22,6 +22,7 @@ from marble_sweep.metrics.margin import (
     outcome_with_context,
 )
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.search_config import CertifyConfig
 from marble_sweep.training.schedule import evaluation_steps
 from marble_sweep.uncertainty.student import student_errors
 

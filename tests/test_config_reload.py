@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from marble_sweep.checks import Checked, is_plain_text
 from marble_sweep.config import (
     AUTO_WORKERS,
-    BASELINES,
     EVAL_PARTS,
     MAX_WORKERS,
     NOT_OF_A_RUN,
@@ -26,6 +25,7 @@ from marble_sweep.config import (
 )
 from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS
 from marble_sweep.run import run
+from marble_sweep.search_config import BASELINES, MINIMISED
 
 # What YAML, OmegaConf or Hydra might take for something other than text.
 HOSTILE = [
@@ -111,6 +111,8 @@ CHOICES = {
     "certify.thresholds": st.none() | st.lists(thresholds, max_size=3),
     "search.thresholds": st.none() | st.lists(st.sampled_from(BASELINES), min_size=1, unique=True),
     "objective": st.none() | st.sampled_from(OBJECTIVES),
+    "search.minimise": st.sampled_from(MINIMISED),
+    "search.serve": st.none(),  # an address fits only some storages
     "search.study": text.filter(bool),
     "sweep.workers": st.just(AUTO_WORKERS) | st.integers(1, MAX_WORKERS).map(str),
 }

@@ -303,9 +303,10 @@ class LaunchingSearch(Search):
             if record.number >= self.first_trial
         ]
         news = [(trial, record.outcome) for trial, record in pairs if shown.get(record.number) != record.outcome]
-        brackets = {of_threshold.threshold: of_threshold.bracket() for of_threshold in result.thresholds if news}
+        asked = {self._plan(trial).threshold for trial, _ in news}
+        brackets = {threshold: result.bracket(threshold) for threshold in asked}
         for trial, outcome in news:
-            bracket = brackets[result.of(self._plan(trial).threshold).threshold]
+            bracket = brackets[self._plan(trial).threshold]
             self._show_trial(trial, outcome, bracket, is_new=trial.number not in shown)
             shown[trial.number] = outcome
         for trial, record in pairs:

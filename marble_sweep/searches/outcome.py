@@ -104,6 +104,14 @@ class SearchResult:
         """What the trials show of the threshold that a trial is for; "" where the search has one alone."""
         return next((result for result in self.thresholds if result.threshold == threshold), self.thresholds[0])
 
+    def named_trials(self, *, is_over: bool) -> set[int]:
+        """The numbers of the trials that an answer names, or while it is not over, may still come to name."""
+        return set().union(*(result.named_trials(is_over=is_over) for result in self.thresholds))
+
+    def bracket(self, threshold: str) -> str:
+        """How the search stands for the threshold that a trial is for, in a line."""
+        return self.of(threshold).bracket()
+
     @property
     def standard(self) -> Standard:
         return standard_of(self.base.search)
@@ -177,8 +185,10 @@ class SearchResult:
 
     def _everything_crashes(self) -> bool:
         """Whether MAX_CRASHED_SIZES sizes have crashed twice, and no trial has trained."""
-        twice = {record.size for record in self.thresholds[0].state.records if record.outcome == RunStatus.FAILED}
-        return self.nothing_trained and len(twice) >= MAX_CRASHED_SIZES
+        return self.nothing_trained and len(self._crashed_twice()) >= MAX_CRASHED_SIZES
+
+    def _crashed_twice(self) -> set[int]:
+        return {record.size for record in self.thresholds[0].state.records if record.outcome == RunStatus.FAILED}
 
     def crashes(self) -> list[dict[str, Any]]:
         """The crashes that keep an answer from being proved, once each, by size."""

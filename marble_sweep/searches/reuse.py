@@ -18,6 +18,7 @@ from marble_sweep.runs import layout
 from marble_sweep.runs.damage import flat
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import DONE
+from marble_sweep.search_config import MAX_SEEDS
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value
 from marble_sweep.searches.strategy import Proposal
@@ -145,7 +146,7 @@ def position(dimension: Dimension, value: Any) -> float:
 
 def seed_index(base: schema.Config, params: dict[str, Value], seed: int) -> int:
     """0 for the search's own seed, else which fresh seed of this size and recipe it is."""
-    for index in range(schema.MAX_SEEDS + 1):
+    for index in range(MAX_SEEDS + 1):
         if trial_seed(base.seed, params, index) == seed:
             return index
     raise NotReusableError(f"its seed, {seed}, is neither the search's ({base.seed}) nor one of its fresh seeds")

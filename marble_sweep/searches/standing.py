@@ -42,12 +42,15 @@ def status_of(state: SearchState, size: int) -> str:
 
 
 def standing(state: SearchState, size: int) -> str:
-    """How far a certified size is confirmed, as `certified on 5 of 6 seeds`."""
+    """How far a certified size is confirmed, as `certified on 5 of 6 seeds, at least 16 to go`."""
     record = state.certified(size)
     assert record is not None
     tally = state.fresh.tally((size, record.recipe))
     seeds = f" on {tally.passed} of {counted(tally.seeds, 'seed')}" if tally.seeds else ""
-    return f"{'confirmed' if seeds and tally.verdict == Verdict.ACCEPTED else 'certified'}{seeds}"
+    if seeds and tally.verdict == Verdict.ACCEPTED:
+        return f"confirmed{seeds}"
+    left = state.fresh.seeds_to_accept((size, record.recipe)) if seeds else 0
+    return f"certified{seeds}{f', at least {left} to go' if left else ''}"
 
 
 def standard_json(standard: Standard, confidence: float) -> dict[str, Any]:

@@ -11,12 +11,13 @@ A stale trial is ended before it is passed over: if its worker was only slow, th
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -68,6 +69,7 @@ class Snapshot:
     records: list[TrialRecord]  # the same as the strategy sees them
 
 
+Pairs = list[tuple[FrozenTrial, TrialRecord]]
 Decide = Callable[[Snapshot], Proposal | Wait | Settled]
 
 
@@ -99,21 +101,18 @@ class Sampler(BaseSampler):
         self.decide = decide
         self.heartbeats = heartbeats
         self.decision: Proposal | Wait | Settled = Wait()
+        # How many of the first trials have all ended, and those of them with a plan: they do not change any more.
+        self._ended: tuple[int, Pairs] = 0, []
         self.given: Proposal | None = None  # instead of a decision
-        self._ended: dict[int, TrialRecord | None] = {}  # by number: trials that have ended do not change
 
     def snapshot(self, study: Study) -> Snapshot:
-        """The study's trials now; of those that have ended only the new ones are read."""
-        pairs = []
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number in self._ended:
-                record = self._ended[trial.number]
-            else:
-                record = as_record(trial)
-                if trial.state.is_finished():
-                    self._ended[trial.number] = record
-            if record is not None:
-                pairs.append((trial, record))
+        """The study's trials now; those before the first one that has not ended are read once."""
+        number, known = self._ended  # threads may call this
+        later = study.get_trials(deepcopy=False)[number:]
+        ended = list(itertools.takewhile(lambda trial: trial.state.is_finished(), later))
+        known = [*known, *with_records(ended)]
+        self._ended = number + len(ended), known
+        pairs = [*known, *with_records(later[len(ended) :])]
         return Snapshot([trial for trial, _ in pairs], [record for _, record in pairs])
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -165,7 +164,12 @@ def end_trial(study: Study, trial: Trial | int, state: TrialState, value: float 
 
 def records(study: Study) -> list[TrialRecord]:
     """The study's trials as the strategy sees them, by number; trials without a plan are left out."""
-    return [record for trial in study.get_trials(deepcopy=False) if (record := as_record(trial)) is not None]
+    return [record for _, record in with_records(study.get_trials(deepcopy=False))]
+
+
+def with_records(trials: Sequence[FrozenTrial]) -> Pairs:
+    """The trials with a plan, as they are and as the strategy sees them."""
+    return [(trial, record) for trial in trials if (record := as_record(trial)) is not None]
 
 
 def as_record(trial: FrozenTrial) -> TrialRecord | None:
@@ -186,6 +190,7 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         outcome=outcome,
         margins={step: -shortfall for step, shortfall in trial.intermediate_values.items()},
         threshold=plan.get("threshold", ""),
+        loss=result_of(trial).get("val_loss"),
         standings={name: as_standing(entry) for name, entry in result_of(trial).get("thresholds", {}).items()},
     )
 

@@ -28,7 +28,9 @@ def trial_settings(config: Config, plan: Proposal) -> dict[str, Value]:
     is_confirmation = plan.seed and config.trainer.eval_part == "search"
     settings: dict[str, Value] = {"trainer.eval_part": "confirm"} if is_confirmation else {}
     if (names := config.search.thresholds) is not None:
-        settings |= {"certify.threshold": plan.threshold, "certify.thresholds": f"[{','.join(names)}]"}
+        settings["certify.thresholds"] = f"[{','.join(names)}]"
+        if plan.threshold:
+            settings["certify.threshold"] = plan.threshold
     return settings
 
 

@@ -34,6 +34,7 @@ class TrialRecord:
     margins: dict[int, float] = field(default_factory=dict)  # by step: nats per token above what certifies
     threshold: str = ""  # that it was trained for; "" where the search has one alone
     standings: dict[str, Standing] = field(default_factory=dict)  # of an ended trial, by threshold, where several are
+    loss: float | None = None  # held-out, at the last evaluation, in nats per token; None: not measured
 
     @functools.cached_property
     def seed_result(self) -> SeedResult:

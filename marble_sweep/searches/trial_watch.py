@@ -11,13 +11,14 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
-from marble_sweep.config import CertifyConfig, Config
+from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, margin_df, shortfall
 from marble_sweep.humanize import finite
 from marble_sweep.metrics.margin import Outcome, measured
 from marble_sweep.runs.renamed import NUM_ALL_WINDOWS
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
+from marble_sweep.search_config import CertifyConfig
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
 from marble_sweep.searches.study_products import StudyProducts
@@ -122,8 +123,12 @@ class TrialWatch:
         }
 
     def _thresholds(self, status: str, evals: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-        """What the evaluations show of every threshold that the search asks of."""
+        """What the evaluations show of every threshold that the search asks of.
+
+        Of a run that does not end early the last one alone decides.
+        """
         entries = {}
+        evals = evals if self.config.certify.stop else evals[-1:]
         for certify in self.early_stopping.thresholds:
             outcome, number = self.early_stopping.standing(certify, evals)
             if status in (RunStatus.DIVERGED, RunStatus.TOO_SLOW) and outcome != RunStatus.CERTIFIED:

@@ -30,6 +30,7 @@ from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metad
 from marble_sweep.searches.cost import COSTS, build_space
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.disk import disk_line
+from marble_sweep.searches.frontier_result import FrontierResult
 from marble_sweep.searches.keep import unneeded
 from marble_sweep.searches.outcome import FINAL, SearchResult
 from marble_sweep.searches.reuse import REUSABLE, Reusable, find_reusable, plan_key, reuse_lines
@@ -49,6 +50,8 @@ WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
 WORKERS = "workers "  # begins the user attributes that say, for every start, whether its launched workers go on
 WORKING, STOPPED = "working", "stopped"
 
+FRONTIER = "frontier"  # of search.question
+RESULTS: dict[str, type[SearchResult]] = {"smallest": SearchResult, FRONTIER: FrontierResult}  # by search.question
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
 Train = Callable[[int, Params], Path | str]  # trains a trial; returns the run directory, or why there is none
@@ -111,9 +114,14 @@ class Search:
     def _check(self) -> None:
         """Raise CheckError for a config that cannot be searched."""
         base = self.base
-        require(base.certify.stop, "certify.stop", False, "true in a search")
-        part = base.trainer.eval_part
-        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
+        part, stop = base.trainer.eval_part, base.certify.stop
+        if base.search.question == FRONTIER:
+            require(not stop, "certify.stop", True, "false for a frontier, which asks for the loss at the end")
+            require(part == "all", "trainer.eval_part", part, "all for a frontier, whose losses are compared")
+        else:
+            require(stop, "certify.stop", False, "true in a search")
+            allowed = "search or all in a search, which confirms on `confirm`"
+            require(part != "confirm", "trainer.eval_part", part, allowed)
         require(base.objective is None, "objective", base.objective, "null in a search")
         given = [override for override in self.overrides if override.lstrip("+").startswith("certify.threshold")]
         are_several = base.search.thresholds is not None
@@ -156,7 +164,7 @@ class Search:
         self.first_trial = len(self.shared.study.get_trials(deepcopy=False))
         self._latest = None
         mark_start(self.directory)
-        unit = "margins in nats per token ± one standard error"
+        unit = "losses in nats per token" if self.view.shows_loss else "margins in nats per token ± one standard error"
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}; {unit}")
         sizes = sorted(self.space.sizes, key=lambda size: size.num_parameters)
         smallest, largest = (self._config(size) for size in (sizes[0], sizes[-1]))
@@ -189,7 +197,8 @@ class Search:
         if COSTS[self.base.search.minimise].of is None:
             self.space = self.space.with_costs(shared_step_seconds(self.shared.study, self._measure))
             self.shared = self._join()
-        self.view = View(self.base.trainer.total_steps, log)
+        shows_loss = self.base.search.question == FRONTIER
+        self.view = View(self.base.trainer.total_steps, log, shows_loss=shows_loss)
 
     def _config(self, size: Size) -> schema.Config:
         """The config of a size with the first value of whatever else is searched."""
@@ -258,6 +267,8 @@ class Search:
         kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
         search = self.base.search
         names = ("confirm_seeds", "pass_rate", "confidence", "minimise", *(["thresholds"] if search.thresholds else []))
+        if search.question == FRONTIER:
+            names = ("question", "frontier_seeds", *names)
         return kept | {f"search.{name}": getattr(search, name) for name in names}
 
     def result(self) -> SearchResult:
@@ -270,7 +281,9 @@ class Search:
         if latest is None or latest.recorded != snapshot.records:
             options = self.first_trial, self.config_options, self.workers
             records = snapshot.records
-            latest = SearchResult(self.space, self.base, snapshot.trials, self.overrides, *options, records)
+            latest = RESULTS[self.base.search.question](
+                self.space, self.base, snapshot.trials, self.overrides, *options, records
+            )
             self._latest = latest
         return latest
 
@@ -317,7 +330,7 @@ class Search:
         description = describe_trial(trial.number, plan, size, params)
         params = params | trial_settings(self.base, plan)
         config = self.resolve(params)
-        self.view.begin(description, self.result().of(plan.threshold).bracket())
+        self.view.begin(description, self.result().bracket(plan.threshold))
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
             directory = find_run(config, self.directory) or directory
@@ -369,7 +382,7 @@ class Search:
             searched = [dimension.key for dimension in self.space.dimensions]
             self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
-            self.view.end(trial, result, so_far.of(threshold).bracket())
+            self.view.end(trial, result, so_far.bracket(threshold))
         self._write(so_far)
         self._tidy(so_far, is_over=False)
 

@@ -18,12 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from marble_sweep.checks import CheckError
-from marble_sweep.config import Config, SearchConfig
+from marble_sweep.config import Config
 from marble_sweep.groups import DeviceConfig, ModelConfig
 from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.report.frontier import frontier_figure
 from marble_sweep.report.search import can_be_drawn
 from marble_sweep.run import build_model
+from marble_sweep.search_config import SearchConfig
 from marble_sweep.searches import worker
 from marble_sweep.searches.cost import COSTS, build_space, flops_per_token, non_embedding
 from marble_sweep.searches.space import Size, Space, Value

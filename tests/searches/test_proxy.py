@@ -18,7 +18,7 @@ from sqlalchemy.exc import ProgrammingError
 from studies import Unreliable, free_address, served
 
 from marble_sweep.checks import CheckError
-from marble_sweep.config import SearchConfig
+from marble_sweep.search_config import SearchConfig
 from marble_sweep.searches.launched import Start
 from marble_sweep.searches.proxy import serving
 from marble_sweep.searches.storage import PatientStorage, StorageError, open_storage
