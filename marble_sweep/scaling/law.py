@@ -76,7 +76,7 @@ class Law:
     @property
     def level(self) -> Interval:
         """E: where the loss levels off."""
-        return _interval(float(self.curve.level[0]), self.replicates.level + self._common)
+        return _interval(float(self.curve.level[0]), np.maximum(self.replicates.level + self._common, 0.0))
 
     @property
     def alpha(self) -> Interval:
