@@ -23,9 +23,9 @@ from replay_recording import as_measured_now
 from replay_tables import markdown
 from scipy.stats import binomtest
 
-from marble_sweep.config import CertifyConfig
 from marble_sweep.early_stopping import is_hopeless, margin, outcome
 from marble_sweep.metrics.margin import DECIDING_MARGINS, Outcome, errors_needed
+from marble_sweep.search_config import CertifyConfig
 from marble_sweep.training.schedule import evaluation_steps
 
 HERE = Path(__file__).parent

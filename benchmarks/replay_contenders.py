@@ -21,7 +21,8 @@ from replay_recording import (
 
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.pass_rate import SeedResult, Standard
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, Wait, decide
+from marble_sweep.searches.trial_record import TrialRecord
 
 # ------------------------------------------------------------------------------------------- this project's search
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from marble_sweep.config import CertifyConfig, SearchConfig
 from marble_sweep.early_stopping import is_hopeless, shortfall
 from marble_sweep.metrics.margin import errors_needed
+from marble_sweep.search_config import CertifyConfig, SearchConfig
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.pass_rate import SeedResult, Standard, Verdict, judge
 from marble_sweep.training.schedule import evaluation_steps

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from marble_sweep.report.search import with_thresholds
 from marble_sweep.searches.pass_rate import Tally, Verdict, interval
 
 # Endings after which there is nothing left to do; an interrupted search, or one that met an error, goes on.
@@ -43,7 +44,9 @@ class Claims:
 
 
 def claims_of(seed: int, search: Mapping[str, Any]) -> Claims:
-    """What a search.json says."""
+    """What a search.json says of its only threshold."""
+    search = with_thresholds(dict(search))
+    search |= search["thresholds"][0]
     answer, rows = search["answer"], search["frontier"]
     statuses = {row["size"]: row["status"] for row in rows}
     statuses |= dict.fromkeys(search["undecided_below"], "undecided") | dict.fromkeys(

@@ -27,7 +27,7 @@ def main() -> None:
             command = [sys.executable, "-m", "marble_sweep", "--multirun", "hydra/sweeper=smallest", *words]
             subprocess.run([*command, f"hydra.sweep.dir={folder}"], check=True, stderr=subprocess.DEVNULL)
             found = json.loads(Path(folder, "search.json").read_text(encoding="utf-8"))
-        answer = found["answer"]
+        answer = found["thresholds"][0]["answer"]
         confirmed = answer is not None and answer["confirmed"]
         false_answers += confirmed
         told = "nothing certifies" if answer is None else f"{answer['size']} (confirmed: {confirmed})"

@@ -51,8 +51,8 @@ from replay_tables import (
     tables,
 )
 
-from marble_sweep.config import SearchConfig
 from marble_sweep.hydra_app.sweep_syntax import parse
+from marble_sweep.search_config import SearchConfig
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.pass_rate import Standard, standard_of
 

@@ -20,12 +20,13 @@ from replay_recording import CONFIRM_SEEDS, CORPORA, LAYERS, RATE, WIDTH, Curve,
 from replay_tables import markdown
 from search_replay import make_space, right_size
 
-from marble_sweep.config import SearchConfig
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.search_config import SearchConfig
 from marble_sweep.searches.fresh_seeds import Recipe
 from marble_sweep.searches.pass_rate import Standard, standard_of
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, decide
+from marble_sweep.searches.trial_record import TrialRecord
 
 
 @dataclass(frozen=True)

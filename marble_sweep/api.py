@@ -167,9 +167,16 @@ class Search:
 
     @property
     def answer(self) -> dict[str, Any] | None:
-        """The smallest certified model: its size, params, margin and proof; None where nothing certified."""
-        answer: dict[str, Any] | None = self.summary["answer"]
-        return answer
+        """The smallest certified model: its size, params, margin and proof; None where nothing certified.
+
+        Of several thresholds that for the first one; `answers` has all.
+        """
+        return next(iter(self.answers.values()))
+
+    @property
+    def answers(self) -> dict[str, dict[str, Any] | None]:
+        """The smallest certified model for every threshold."""
+        return {threshold["threshold"]: threshold["answer"] for threshold in self.summary["thresholds"]}
 
     def __str__(self) -> str:
         return "\n".join(self.summary["summary_lines"])

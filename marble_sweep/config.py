@@ -7,7 +7,6 @@ Dataclasses check themselves when they are built (`resolve` builds them); every 
 
 import copy
 import functools
-import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -43,12 +42,11 @@ from marble_sweep.groups import (
     TokensConfig,
     WSDConfig,
 )
-from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.safe_yaml import parse_yaml
+from marble_sweep.search_config import CertifyConfig, SearchConfig
 
 EXPERIMENT_NAME = "${model.name}"
-BASELINES = ("unigram", "oracle", "bigram")
 OBJECTIVES = ("val_loss", "val_margin", "n_params")
 SPACINGS = ("linear", "geometric")
 EVAL_PARTS = ("all", "search", "confirm")
@@ -56,11 +54,7 @@ AUTO_WORKERS = "auto"
 
 # Bounds that no run comes near, as in groups.py.
 MAX_SEQ_LEN = 2**20
-MAX_TRIALS = 10**6
-MAX_SEEDS = 1000
-MAX_TOKENS = 10**18
 MAX_EVALS = 100_000  # of a run
-MAX_SECONDS = 10**7  # some four months, and what a lock can be waited for
 MAX_JOBS = 100_000  # of a grid, and sizes of a search
 MAX_WORKERS = 1024
 
@@ -109,65 +103,7 @@ class VerdictConfig(Checked):
     max_dead_slowdown: float = bounded(0.5, UNIT)
 
 
-@dataclass
-class CertifyConfig(Checked):
-    """When held-out loss counts as better than a threshold, and whether a run ends once that is settled."""
-
-    GROUP: ClassVar[str] = "certify"
-
-    # unigram (the best of uniform, fitted and tempered), oracle, bigram, or a loss in nats per token
-    threshold: str = "unigram"
-    stop: bool = False  # end the run at the first evaluation that certifies it or leaves it no hope
-    # with stop: a run that is slower at an evaluation ends there, as too_slow
-    min_steps_per_minute: float | None = bounded(None, POSITIVE)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        allowed = f"{', '.join(BASELINES)}, or a loss > 0 in nats per token"
-        require(self.threshold in BASELINES or self.loss is not None, "certify.threshold", self.threshold, allowed)
-
-    @property
-    def loss(self) -> float | None:
-        """The threshold, where it is a number."""
-        try:
-            value = float(self.threshold)
-        except ValueError:
-            return None
-        return value if value in POSITIVE else None
-
-
 # ------------------------------------------------------------------------- the whole
-
-
-@dataclass
-class SearchConfig(Checked):
-    """What concerns a search for the smallest model as a whole (hydra/sweeper=smallest)."""
-
-    GROUP: ClassVar[str] = "search"
-
-    n_trials: int = bounded(300, Interval(1, MAX_TRIALS))  # in all, over every worker and every resumption
-    max_tokens: int | None = bounded(None, Interval(1, MAX_TOKENS))  # to train on, over all trials; null: no limit
-    # of training and waiting, over every resumption; null: no limit
-    max_minutes: float | None = bounded(None, POSITIVE)
-    # The answer must certify on more than this share of fresh seeds, and no smaller size may.
-    pass_rate: float = bounded(0.8, Interval(0.1, 0.95))
-    confidence: float = bounded(0.95, Interval(0.5, 0.999))  # of all that a search says of pass rates
-    # the quick form: so many fresh seeds on which the answer must certify again; null: by pass_rate
-    confirm_seeds: int | None = bounded(None, Interval(0, MAX_SEEDS))
-    storage: str | None = None  # a journal file or a database URL; null: a journal file in the sweep directory
-    # seconds to wait for a storage that does not answer, before the search ends
-    storage_patience: float = bounded(300.0, Interval(0, MAX_SECONDS))
-    study: str = "smallest"  # its name in the storage: workers that name the same one share the work
-    # seconds without a heartbeat after which a worker's trial is retried
-    worker_timeout: float = bounded(60.0, Interval(0, MAX_SECONDS, open_low=True))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.storage is not None:
-            require(self.storage != "", "search.storage", "''", "null, a file, or the URL of a database")
-            require(not has_password(self.storage), "search.storage", mask(self.storage), WITHOUT_PASSWORD)
-            self.storage = os.path.expanduser(self.storage)
-        require(self.study != "", "search.study", repr(self.study), "a name")
 
 
 @dataclass

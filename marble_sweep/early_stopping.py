@@ -8,8 +8,9 @@ one. Where the threshold is a baseline, the gain from the context must be that m
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
-from marble_sweep.config import CertifyConfig, Config
+from marble_sweep.config import Config
 from marble_sweep.metrics.margin import (
     DECIDING_MARGINS,
     DECISIONS,
@@ -21,6 +22,7 @@ from marble_sweep.metrics.margin import (
     outcome_with_context,
 )
 from marble_sweep.runs.status import RunStatus
+from marble_sweep.search_config import CertifyConfig
 from marble_sweep.training.schedule import evaluation_steps
 from marble_sweep.uncertainty.student import student_errors
 
@@ -31,6 +33,8 @@ PART_WITHOUT_CONTEXT = 1 / 4
 # How much held-out loss may yet fall with each doubling of the steps, as a share of itself. Once the first descent is
 # over, no recorded curve of the default corpus falls faster between two evaluations (docs/truth.md).
 FASTEST_FALL = 0.12
+
+BY_EVALUATION = (RunStatus.CERTIFIED, RunStatus.PRUNED)  # why a run ends that its evaluations alone decide
 
 
 class EarlyStopping:
@@ -56,6 +60,34 @@ class EarlyStopping:
     def outcome(self, row: dict[str, float]) -> Outcome | None:
         """What a row of evals.csv shows of the threshold; None where that was not measured."""
         return outcome(self.config, row, self.errors_needed)
+
+    def needs_all_windows(self, row: dict[str, float]) -> bool:
+        """Whether the evaluated windows leave the threshold undecided; at the last step, any that a search asks of."""
+        asked = self.thresholds if row["step"] == self.steps[-1] else [self.config]
+        return any(outcome(config, row, self.errors_needed) == Outcome.UNDECIDED for config in asked)
+
+    @property
+    def thresholds(self) -> list[CertifyConfig]:
+        """The config for each threshold that a search asks of the run; its own alone where none are named."""
+        names = self.config.thresholds or [self.config.threshold]
+        return [replace(self.config, threshold=name) for name in names]
+
+    def standing(
+        self, config: CertifyConfig, evals: Sequence[dict[str, float]]
+    ) -> tuple[RunStatus | Outcome | None, int]:
+        """How a run stands towards one of `thresholds` by all of its evaluations, and after how many of them.
+
+        It is certified by the first evaluation that certifies it. Below, undecided, or pruned as hopeless it can only
+        be by the last one. None: the run ended early for another threshold, and could be continued for this one.
+        """
+        for number, row in enumerate(evals, 1):
+            if outcome(config, row, self.errors_needed) == Outcome.CERTIFIED:
+                return RunStatus.CERTIFIED, number
+        if not evals:
+            return None, 0
+        if evals[-1]["step"] == self.steps[-1]:
+            return outcome(config, evals[-1], self.errors_needed) or Outcome.UNDECIDED, len(evals)
+        return (RunStatus.PRUNED if is_hopeless(config, evals, self.steps) else None), len(evals)
 
 
 def margin(config: CertifyConfig, row: dict[str, float]) -> tuple[float, float]:

@@ -5,6 +5,11 @@ import sys
 from collections.abc import Sequence
 
 
+def amount(value: float) -> str:
+    """A number of something: 30,262; below a thousand with three digits, as 0.0123."""
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
+
+
 def counted(number: int, what: str) -> str:
     """1 head, 2 heads."""
     return f"{number} {what}{'' if number == 1 else 's'}"
@@ -19,6 +24,12 @@ def some_of(names: Sequence[str], max_names: int = 3) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
     return ", ".join(names[:max_names]) + more
+
+
+def file_size(num_bytes: float) -> str:
+    """A number of bytes: 40 kB, 14 MB, 1.2 GB."""
+    unit, factor = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if num_bytes >= 0.9995 * pair[1]), ("kB", 1e3))
+    return f"{num_bytes / factor:.{0 if num_bytes >= 9.95 * factor else 1}f} {unit}"
 
 
 def duration(seconds: float) -> str:

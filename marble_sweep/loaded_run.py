@@ -19,6 +19,7 @@ from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_figures
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import DamageError, read_json
+from marble_sweep.runs.removed import require_kept
 from marble_sweep.runs.run import Run as RunFiles
 from marble_sweep.sample import generate_text, load_model, naming, read_config, read_tensors, read_tokenizer
 from marble_sweep.verdict import Verdict
@@ -88,13 +89,18 @@ class Run:
 
     @property
     def snapshots(self) -> Snapshots:
-        """The embedding over the run. Raises FileNotFoundError before the first step."""
+        """The embedding over the run.
+
+        Raises FileNotFoundError before the first step, ValueError where it was removed (search.keep).
+        """
+        require_kept(self.path / layout.SNAPSHOTS)
         saved = read_tensors(self.path / layout.SNAPSHOTS, "steps", "W", "h_mean")
         return Snapshots(saved["steps"], saved["W"].view(torch.bfloat16), saved["h_mean"])
 
     @property
     def dead_mask(self) -> Tensor:
         """(V,) bool: the tokens that never occur in the training split."""
+        require_kept(self.path / layout.SNAPSHOTS)
         return read_tensors(self.path / layout.SNAPSHOTS, "dead_mask")["dead_mask"].bool()
 
     @property

@@ -35,6 +35,7 @@ from marble_sweep.runs.files import (
     write_json,
     write_text,
 )
+from marble_sweep.runs.removed import require_kept
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
@@ -102,7 +103,7 @@ def prepare(
     metadata = describe(config, corpus, baselines, model, batches, device)
     metadata["products"] = as_metadata(products, device)
     if resume:
-        refuse_other_data(directory, metadata)
+        metadata |= what_stays(directory, metadata)
     trainer = Trainer(
         config,
         model,
@@ -309,21 +310,24 @@ def has_begun(directory: Path) -> bool:
     """Whether there is a state to continue from. Raises ValueError where it is missing and there are rows already."""
     if (directory / layout.STATE).exists():
         return True
+    require_kept(directory / layout.STATE)
     rows = directory / layout.METRICS
     if rows.exists() and rows.read_bytes().count(b"\n") > 1:
         raise CheckError(f"{directory / layout.STATE}: must be there to continue: {rows} has rows of a run")
     return False
 
 
-def refuse_other_data(directory: Path, metadata: dict[str, Any]) -> None:
-    """Raise ValueError where the corpus is not the one that the run began with."""
+def what_stays(directory: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata that a resumed run keeps. Raises ValueError where the corpus is not the one that it began with."""
     path = directory / layout.METADATA
-    corpus = read_metadata(directory).get("corpus")
+    before = read_metadata(directory)
+    corpus = before.get("corpus")
     began = corpus.get("sha256") if isinstance(corpus, dict) else None
     if not isinstance(began, str):
         raise CheckError(f"{path}: must be a run's metadata: it does not name the corpus that the run began with")
     now = metadata["corpus"]["sha256"]
     require(began == now, "resume", directory, f"on the corpus it began with ({began[:12]}…; this one is {now[:12]}…)")
+    return {"continued_from": before["continued_from"]} if "continued_from" in before else {}
 
 
 def judged_by(config: Config) -> VerdictConfig:

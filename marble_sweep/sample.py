@@ -22,6 +22,7 @@ from marble_sweep.run import build_model
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import DamageError, open_file, read_text, read_yaml
 from marble_sweep.runs.files import user_path
+from marble_sweep.runs.removed import require_kept
 from marble_sweep.terminal import printable, use_replacements
 from marble_sweep.training.precision import POLICIES
 
@@ -31,6 +32,7 @@ def load_model(directory: Path) -> Transformer:
 
     Raises ValueError where the directory holds no trained model, or a file in it is damaged.
     """
+    require_kept(directory / layout.MODEL)
     for name in (layout.CONFIG, layout.MODEL):
         exists = (directory / name).is_file()
         require(exists, "RUN_DIR", directory, f"a run directory with a {name}")

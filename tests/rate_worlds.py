@@ -9,7 +9,8 @@ from worlds import make_space
 
 from marble_sweep.searches.fresh_seeds import Candidate
 from marble_sweep.searches.pass_rate import PassRate, Verdict
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, decide
+from marble_sweep.searches.trial_record import TrialRecord
 
 STANDARD = PassRate(0.8, 0.95)
 SPACE = make_space("model.num_layers=0,1", "model.hidden_dim=2,3,4", "optimizer.lr=tag(log,interval(1e-2,1e-1))")

@@ -1,11 +1,15 @@
 """Studies without training: a small space, made-up results, and a storage that fails."""
 
+import contextlib
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.storages import BaseStorage, InMemoryStorage
 
 from marble_sweep.hydra_app.sweep_syntax import parse
+from marble_sweep.searches.proxy import serving
 from marble_sweep.searches.space import Space, Value, build
 from marble_sweep.searches.strategy import Proposal, Settled, Wait, decide
 from marble_sweep.searches.study import Decide, Result, SharedStudy, Snapshot, open_study
@@ -47,6 +51,21 @@ def made_up(outcome: str, *, step: int = 40, margin: float | None = 0.1, steps_p
         reason="boom" if outcome == "failed" else None,
         device={"matmul": "float32", "head": "float32", "num_threads": 2},
     )
+
+
+def free_address() -> str:
+    """HOST:PORT of this machine that no other process uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def served(storage: BaseStorage) -> Iterator[str]:
+    """Serve a storage meanwhile; yields its address."""
+    address = free_address()
+    with serving(storage, address):
+        yield f"grpc://{address}"
 
 
 class Unreliable(InMemoryStorage):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from marble_sweep.checks import Checked, is_plain_text
 from marble_sweep.config import (
     AUTO_WORKERS,
-    BASELINES,
     EVAL_PARTS,
     MAX_WORKERS,
     NOT_OF_A_RUN,
@@ -26,6 +25,7 @@ from marble_sweep.config import (
 )
 from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS
 from marble_sweep.run import run
+from marble_sweep.search_config import BASELINES, MINIMISED
 
 # What YAML, OmegaConf or Hydra might take for something other than text.
 HOSTILE = [
@@ -99,6 +99,7 @@ HOSTILE = [
     ),
 ]
 text = st.sampled_from(HOSTILE) | st.text().filter(lambda drawn: drawn != "???" and is_plain_text(drawn))
+thresholds = st.sampled_from(BASELINES) | st.floats(1e-3, 1e3).map(str) | st.just("1e3")
 CHOICES = {
     "device.type": st.sampled_from(DEVICES),
     "device.matmul": st.sampled_from(MATMULS),
@@ -106,8 +107,12 @@ CHOICES = {
     "precision.name": st.sampled_from(PRECISIONS),
     "trainer.eval_spacing": st.sampled_from(SPACINGS),
     "trainer.eval_part": st.sampled_from(EVAL_PARTS),
-    "certify.threshold": st.sampled_from(BASELINES) | st.floats(1e-3, 1e3).map(str) | st.just("1e3"),
+    "certify.threshold": thresholds,
+    "certify.thresholds": st.none() | st.lists(thresholds, max_size=3),
+    "search.thresholds": st.none() | st.lists(st.sampled_from(BASELINES), min_size=1, unique=True),
     "objective": st.none() | st.sampled_from(OBJECTIVES),
+    "search.minimise": st.sampled_from(MINIMISED),
+    "search.serve": st.none(),  # an address fits only some storages
     "search.study": text.filter(bool),
     "sweep.workers": st.just(AUTO_WORKERS) | st.integers(1, MAX_WORKERS).map(str),
 }

@@ -242,7 +242,7 @@ def test_the_default_search_keeps_everything_in_one_directory(tmp_path: Path, sh
     trials = [path.parent for path in tmp_path.glob("**/metrics.csv")]
     assert {path.parent for path in trials} == {directory}
     assert len(trials) == found["trials"]
-    assert found["answer"]["confirming_seeds"]
+    assert found["thresholds"][0]["answer"]["confirming_seeds"]
     assert len((directory / "summary.csv").read_text().splitlines()) > 1
     for name in ("compare.html", "frontier.png", "study.log"):
         assert (directory / name).stat().st_size > 0

@@ -9,11 +9,12 @@ from helpers import tiny_config
 from opened import interrupted_as_it_writes
 
 import marble_sweep
-from marble_sweep.config import NOT_OF_A_RUN, CertifyConfig, load
+from marble_sweep.config import NOT_OF_A_RUN, load
 from marble_sweep.early_stopping import EarlyStopping, is_hopeless, lacks_context, margin, outcome, shortfall
 from marble_sweep.metrics.margin import errors_needed
 from marble_sweep.run import run
 from marble_sweep.runs.status import RunStatus, read_metadata
+from marble_sweep.search_config import CertifyConfig
 from marble_sweep.training.schedule import evaluation_steps
 
 GEOMETRIC = ("trainer.num_evals=5", "trainer.eval_spacing=geometric")

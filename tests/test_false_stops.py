@@ -10,8 +10,8 @@ import pytest
 import record_stops
 from false_stops import Curve, Row, Rule, make_run, tally
 
-from marble_sweep.config import CertifyConfig
 from marble_sweep.early_stopping import FASTEST_FALL, NO_CONTEXT, PART_WITHOUT_CONTEXT, is_hopeless
+from marble_sweep.search_config import CertifyConfig
 
 UNIGRAM = 6.6
 STEPS = false_stops.SCHEDULES["search"][0]

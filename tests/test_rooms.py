@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room imports from its own row and from those above it.
 ROWS = (
     ("checks", "commands", "humanize", "passwords", "process", "renamed_keys", "safe_yaml", "terminal"),
-    ("groups",),
+    ("groups", "search_config"),
     ("config",),
-    ("data", "kernels", "model", "metrics", "runs", "uncertainty"),
+    ("data", "kernels", "model", "metrics", "runs", "scaling", "uncertainty"),
     ("early_stopping", "training", "verdict"),
     ("census", "metadata", "report"),
     ("compare", "run"),

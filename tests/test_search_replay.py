@@ -31,7 +31,8 @@ from made_up_curves import (
 
 from marble_sweep.searches import space as spaces
 from marble_sweep.searches.pass_rate import Standard
-from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord
+from marble_sweep.searches.strategy import Proposal, Settled
+from marble_sweep.searches.trial_record import TrialRecord
 
 
 @pytest.fixture(autouse=True)

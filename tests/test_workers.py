@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 from test_sweep import command, rows, statuses, sweep, wait_for
 
 from marble_sweep.checks import CheckError
-from marble_sweep.config import CertifyConfig, Config, SweepConfig
+from marble_sweep.config import Config, SweepConfig
 from marble_sweep.groups import DeviceConfig
 from marble_sweep.hydra_app.private import BASIC_LAUNCHER, BASIC_SWEEPER
 from marble_sweep.hydra_app.side_by_side import plan, require_launchable
 from marble_sweep.run import run
 from marble_sweep.runs.status import read_metadata
+from marble_sweep.search_config import CertifyConfig
 from marble_sweep.sweeps import workers
 from marble_sweep.sweeps.workers import ONE, Workers, jobs_that_fit, plan_workers, send_room, usable_cores
 from marble_sweep.training import memory

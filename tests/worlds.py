@@ -7,7 +7,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from marble_sweep.hydra_app.sweep_syntax import parse
 from marble_sweep.searches.space import Space, Value, build
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, decide
+from marble_sweep.searches.trial_record import TrialRecord
 
 STEPS = (100, 200, 400)
 SEEDS = 2  # that confirm

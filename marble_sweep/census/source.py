@@ -10,6 +10,7 @@ from marble_sweep.checks import CheckError, require, wrong_value
 from marble_sweep.metrics.lattice import BFLOAT16, FLOAT16, FLOAT32
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import DamageError, open_file, read_json
+from marble_sweep.runs.removed import require_kept
 from marble_sweep.runs.state import readable
 
 DTYPES = {"BF16": BFLOAT16, "F16": FLOAT16, "F32": FLOAT32}  # by their names in a file
@@ -78,6 +79,7 @@ def run_source(run_dir: Path, step: int | None) -> Source | None:
         return Source(model, EMBEDDING, "the run's embedding", run_dir, dead_mask=mask)
     if snapshots.exists():
         return snapshot_source(snapshots, step)
+    require_kept(snapshots)
     require(step is None, "step", step, f"left out: the run has no {layout.SNAPSHOTS}")
     return None
 

@@ -7,6 +7,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from marble_sweep.checks import require
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from marble_sweep.hydra_app.launch import LocalRunner, Runner, lone_train
 from marble_sweep.hydra_app.launched import WorkerTask, make_search
@@ -31,6 +32,8 @@ def search(
     if is_launched(config):
         return search_launched(config, overrides, context)
     whole, composer = make_search(Search, config, overrides, context)
+    serve = whole.base.search.serve
+    require(serve is None, "search.serve", serve, "null unless sweep.workers are started by another hydra/launcher")
     rerun = rerun_command(config, whole.directory)
     with job_environment(config):
         workers = plan_trials(config, whole)
@@ -41,7 +44,7 @@ def search(
             train = lone_train(composer, whole.directory)
         else:
             train = Runner(composer, launcher, context, task).run
-        return conclude(whole.run(train, workers.number), rerun)
+        return conclude(whole.run(train, workers.number, workers.threads), rerun)
 
 
 def search_launched(config: DictConfig, overrides: Sequence[str], context: HydraContext) -> int:
@@ -51,7 +54,7 @@ def search_launched(config: DictConfig, overrides: Sequence[str], context: Hydra
     with job_environment(config):
         workers = plan_trials(config, whole)
         launch = WorkerTask(config, list(overrides), context, workers).launch
-        return conclude(whole.run_launched(launch, workers.number), rerun)
+        return conclude(whole.run_launched(launch, workers.number, workers.threads), rerun)
 
 
 def plan_trials(config: DictConfig, whole: Search) -> Workers:

@@ -9,18 +9,19 @@ from marble_sweep.checks import CheckError
 from marble_sweep.runs import layout
 
 
-def find_runs(paths: Sequence[Path]) -> list[Path]:
+def find_runs(paths: Sequence[Path], setting: str = "PATH") -> list[Path]:
     """The run directories at or below each of `paths`, each once; job 10 comes after job 9.
 
-    Raises ValueError for a path that is not there or holds no run.
+    Raises ValueError for a path that is not there or holds no run; `setting` is what it was given as.
     """
     runs: dict[Path, Path] = {}  # by resolved path, as the user gave it
     for path in paths:
         if not path.is_dir():
-            raise CheckError(f"PATH = {path}: must be a run directory or a folder of them")
+            raise CheckError(f"{setting} = {path}: must be a run directory or a folder of them")
         below = sorted(_below(path), key=_natural)
         if not below:
-            raise CheckError(f"PATH = {path}: must hold runs (folders with config.yaml, metadata.json and metrics.csv)")
+            files = "config.yaml, metadata.json and metrics.csv"
+            raise CheckError(f"{setting} = {path}: must hold runs (folders with {files})")
         for run in below:
             runs.setdefault(run.resolve(), run)
     return list(runs.values())

@@ -34,9 +34,12 @@ PRODUCTS = "product_choices"  # a folder: how its jobs multiply, a file for each
 SUMMARY = "summary.csv"
 PAGE = "compare.html"
 SEARCH = "search.json"
+CONTINUING = ".continuing"  # a folder: copies of runs that are about to be continued for another threshold
 JOURNAL = "study.log"
+DATABASE = "study.db"  # in place of the journal, where the study is served
 FRONTIER = "frontier.png"
 
 # Of a search whose workers a launcher starts: a folder for each worker, by its number, with its log.
 WORKERS = "workers"
 WORKER_LOG = "worker.log"
+WORKERS_START = f"{WORKERS}/start"  # the name of their start: a worker that reads it shares the folder

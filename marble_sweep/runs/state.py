@@ -23,7 +23,8 @@ from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.safe_yaml import parse_yaml
 
 # Keys of a config that may change while a run is interrupted: what it computes stays the same, or is checked elsewhere.
-FREE = ("data.", "device.", "notes", "experiment_name", "trainer.state_interval")
+# The thresholds decide when a run ends, not what it has computed until then.
+FREE = ("data.", "device.", "notes", "experiment_name", "trainer.state_interval", "certify.threshold")
 STOP_REASONS = (None, RunStatus.CERTIFIED, RunStatus.PRUNED, RunStatus.TOO_SLOW, RunStatus.DIVERGED)
 
 

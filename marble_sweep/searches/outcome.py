@@ -1,42 +1,29 @@
-"""The result of a search: search.json, the answer in words, and the bracket that is shown meanwhile."""
+"""The result of a search: what its trials show of every threshold, what they cost, and search.json."""
 
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from marble_sweep.commands import shell_command
 from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.humanize import counted, duration, perplexity
+from marble_sweep.humanize import counted, duration
 from marble_sweep.runs.status import RunStatus
-from marble_sweep.searches.pass_rate import PassRate, Standard, standard_of
-from marble_sweep.searches.seeds import trial_seed
+from marble_sweep.searches.cost import COSTS
+from marble_sweep.searches.pass_rate import Standard, confidence_of, standard_of
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.standing import (
-    crashes_in_words,
-    data_in_words,
-    evidence,
-    ruled_out_status,
-    ruled_out_words,
-    standard_json,
-    standing,
-    status_of,
-    tested_recipe,
-    tested_recipes,
-    undecided_line,
-)
-from marble_sweep.searches.strategy import STALE, SearchState, TrialRecord, forget_crashes, next_probe
+from marble_sweep.searches.standing import data_in_words, standard_json
+from marble_sweep.searches.step_seconds import ROUNDS
+from marble_sweep.searches.strategy import Proposal, Settled, Wait, forget_crashes
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
+from marble_sweep.searches.threshold_result import ThresholdResult
+from marble_sweep.searches.thresholds import as_seen_by, thresholds_of
+from marble_sweep.searches.trial_record import STALE, TrialRecord
 
-THRESHOLDS = {
-    "unigram": "the best unigram loss",
-    "oracle": "the oracle unigram loss",
-    "bigram": "the bigram loss",
-}
+VERSION = 2  # of search.json: 1 had a single threshold
 ENDINGS = {
     "settled": "The question is settled",
     "undecided": "Nothing is left to try",
@@ -49,22 +36,9 @@ ENDINGS = {
     "error": "It ended in an error",
     "running": "It is going on",
 }
-SIZES = {  # status of the sizes below the answer, in words
-    "ruled_out": "ruled out",
-    "refuted": "not certified with the recipes tried",
-    "implied": "narrower than one of these and otherwise the same",
-    "too_slow": "ruled out as too slow",
-    "undecided": "undecided",
-    "crashed": "crashed",
-    "open": "tried, with other recipes left",
-    "untried": "not tried",
-}
-# Statuses that the bracket does not count as ruled out.
-APART = {"undecided": "undecided", "too_slow": "too slow", "crashed": "crashed"}
-SEEDS_TO_EXCLUDE = 6  # that rule out a recipe which never certifies, as a rule
-RECIPES_TO_REFUTE = 3  # for a typical size: the best recipe and its two neighbours
 PRUNED = (RunStatus.PRUNED, RunStatus.DIVERGED, RunStatus.TOO_SLOW)
 MAX_CRASHED_SIZES = 2  # once so many crashed and nothing trained, the search ends
+FINAL = ("settled", "undecided")  # endings after which nothing smaller is left to try
 
 
 @dataclass(frozen=True)
@@ -72,7 +46,7 @@ class SearchResult:
     """The trials of a search, and what follows from them."""
 
     space: Space
-    base: Config  # what all trials share: the budget, the threshold
+    base: Config  # what all trials share: the budget, the thresholds
     trials: Sequence[FrozenTrial]  # those with a plan
     overrides: Sequence[str]  # that all trials share
     first_trial: int = 0  # of this start of the search: earlier ones that crashed are retried
@@ -92,16 +66,55 @@ class SearchResult:
         return [record for trial in self.trials if (record := as_record(trial)) is not None]
 
     @functools.cached_property
-    def state(self) -> SearchState:
-        return SearchState(self.space, self.records, self.standard)
+    def thresholds(self) -> list[ThresholdResult]:
+        """What the trials show of every threshold, in the order in which they are searched."""
+        return [
+            ThresholdResult(
+                self.space,
+                self.base,
+                name,
+                self.trials,
+                as_seen_by(name, self.records) if self.are_named else self.records,
+                self.standard,
+                confidence_of(self.base.search),
+                self.overrides,
+                self.config_options,
+                self.workers,
+            )
+            for name in thresholds_of(self.base)
+        ]
+
+    @property
+    def are_named(self) -> bool:
+        """Whether search.thresholds names the thresholds, of which there may be several."""
+        return self.base.search.thresholds is not None
+
+    @functools.cached_property
+    def decision(self) -> Proposal | Wait | Settled:
+        """The next trial, for the first threshold that needs one."""
+        waits = False
+        for result in self.thresholds:
+            decision = result.decision
+            if isinstance(decision, Proposal):
+                return replace(decision, threshold=result.threshold) if self.are_named else decision
+            waits = waits or isinstance(decision, Wait)
+        return Wait() if waits else Settled()
+
+    def of(self, threshold: str) -> ThresholdResult:
+        """What the trials show of the threshold that a trial is for; "" where the search has one alone."""
+        return next((result for result in self.thresholds if result.threshold == threshold), self.thresholds[0])
+
+    def named_trials(self, *, is_over: bool) -> set[int]:
+        """The numbers of the trials that an answer names, or while it is not over, may still come to name."""
+        return set().union(*(result.named_trials(is_over=is_over) for result in self.thresholds))
+
+    def bracket(self, threshold: str) -> str:
+        """How the search stands for the threshold that a trial is for, in a line."""
+        return self.of(threshold).bracket()
 
     @property
     def standard(self) -> Standard:
         return standard_of(self.base.search)
-
-    @property
-    def ruled_out(self) -> str:
-        return ruled_out_status(self.standard)
 
     @property
     def tokens_per_step(self) -> int:
@@ -110,15 +123,23 @@ class SearchResult:
     # ------------------------------------------------------------------ what was spent
 
     def num_trials(self) -> int:
-        """Trials begun; a stale or crashed one and its retry count once."""
-        return len(self.records) - len(self._retried())
+        """Trials begun; a stale or crashed one and its retry count once, and so does one that was continued.
+
+        Reused runs are not among them.
+        """
+        return len(self.records) - len(self._replaced() | self._reused)
+
+    @functools.cached_property
+    def _reused(self) -> set[int]:
+        """The numbers of trials for which nothing was trained."""
+        return {trial.number for trial in self.trials if result_of(trial).get("reused")}
 
     def tokens(self) -> int:
         """Tokens trained on; of a running or stale trial, up to its last evaluation."""
-        retried = self._retried()
+        left_out = self._replaced() | self._reused
         spent = 0
         for trial, record in zip(self.trials, self.records, strict=True):
-            if record.number not in retried:
+            if record.number not in left_out:
                 spent += result_of(trial).get("tokens", record.last_step * self.tokens_per_step)
         return spent
 
@@ -132,18 +153,17 @@ class SearchResult:
                 seconds += trial.duration.total_seconds()
         return seconds
 
-    def _retried(self) -> set[int]:
-        """The numbers of stale and crashed trials that a later one has retried."""
+    def _replaced(self) -> set[int]:
+        """The numbers of trials that a later one has retried, or continued for another threshold."""
         latest = {(record.size, record.recipe, record.seed): record.number for record in self.records}
-        ended = [record for record in self.records if record.outcome in (STALE, RunStatus.FAILED)]
-        return {record.number for record in ended if latest[record.size, record.recipe, record.seed] != record.number}
+        return {record.number for record in self.records} - {*latest.values()}
 
     def ended_by(self, *, settled: bool) -> str | None:
         """What ends the search now; None while it may go on."""
         search, failures = self.base.search, self.base.sweep.max_failures
         crashed = sum(record.outcome == RunStatus.FAILED for record in self.records)
         if settled:
-            undecided = self.state.undecided & self._below(self.state)
+            undecided = any(result.undecided_below for result in self.thresholds)
             return "crashed" if self.crashes() else "undecided" if undecided else "settled"
         if self._everything_crashes():
             return "crashed"
@@ -165,172 +185,56 @@ class SearchResult:
 
     def _everything_crashes(self) -> bool:
         """Whether MAX_CRASHED_SIZES sizes have crashed twice, and no trial has trained."""
-        twice = {record.size for record in self.state.records if record.outcome == RunStatus.FAILED}
-        return self.nothing_trained and len(twice) >= MAX_CRASHED_SIZES
+        return self.nothing_trained and len(self._crashed_twice()) >= MAX_CRASHED_SIZES
+
+    def _crashed_twice(self) -> set[int]:
+        return {record.size for record in self.thresholds[0].state.records if record.outcome == RunStatus.FAILED}
 
     def crashes(self) -> list[dict[str, Any]]:
-        """The crashes that keep the answer from being proved, by size: the trials, and why the last one crashed."""
-        below = self._below(self.state)
-        rows = []
-        for size in sorted(size for size, status in self.statuses.items() if status == "crashed" and size in below):
-            records = [record for record in self.records if record.size == size]
-            trials = [record.number for record in records if record.outcome == RunStatus.FAILED]
-            reason = result_of(self._trial(trials[-1])).get("reason")
-            rows.append({"size": str(self.space.sizes[size]), "trials": trials, "reason": reason})
-        return rows
+        """The crashes that keep an answer from being proved, once each, by size."""
+        crashes = {crash["size"]: crash for result in self.thresholds for crash in result.crashes()}
+        return list(crashes.values())
 
-    # ------------------------------------------------------------------ the answer
-
-    def answer(self) -> dict[str, Any] | None:
-        """The smallest confirmed size, else the smallest certified one: its parameters, loss, margin and fresh seeds.
-
-        None where there is none.
-        """
-        size = self.state.answer()
-        return None if size is None else self._certified(size)
-
-    def smaller_unconfirmed(self) -> dict[str, Any] | None:
-        """The smallest size that is certified but not confirmed, where the answer is a larger one."""
-        size = self.state.smallest()
-        return None if size is None or size == self.state.answer() else self._certified(size)
-
-    def _certified(self, size: int) -> dict[str, Any]:
-        """A certified size. Loss and margin are those of the first trial of its recipe that certified."""
-        state = self.state
-        record = state.certified(size)
-        assert record is not None
-        recipe = record.recipe
-        params = self.space.params(size, recipe)
-        confirmations = state.confirmations.get((size, recipe), {})
-        certified = sorted(seed for seed, trial in confirmations.items() if trial.outcome == RunStatus.CERTIFIED)
-        if record.outcome != RunStatus.CERTIFIED:
-            record = confirmations[certified[0]]
-        trial, seed = self._trial(record.number), trial_seed(self.base.seed, params, record.seed)
-        keys = ("val_loss", "num_windows", "margin", "margin_se", "margin_df", "step", "steps_per_minute", "directory")
-        return {
-            "size": str(self.space.sizes[size]),
-            "params": params,
-            "n_params": self.space.sizes[size].num_parameters,
-            "seed": seed,
-            "trial": record.number,
-            **{key: result_of(trial).get(key) for key in keys},
-            "perplexity": perplexity(result_of(trial)["val_loss"]),
-            "confirmed": self._confirmed(size),
-            "confirming_seeds": [trial_seed(self.base.seed, params, index) for index in certified],
-            "fresh_seeds": tested_recipe(state, self.base, size, recipe),
-            "evidence": evidence(self.standard, state.fresh.tally((size, recipe)), self.base.search.confidence),
-            "command": self.command(params | {"seed": seed}, result_of(trial).get("device")),
-        }
-
-    def _confirmed(self, size: int) -> bool:
-        """Whether fresh seeds accepted it, and there is at least one."""
-        return self.standard != 0 and self.state.confirmed(size)
-
-    def command(self, params: Mapping[str, Any], device: Mapping[str, Any] | None) -> str:
-        """The command that trains such a model for the whole budget, with the numbers of the trial that certified."""
-        settings = {f"device.{name}": value for name, value in (device or {}).items()} | dict(params)
-        left_out = ("certify.stop=", "search.", "sweep.", *(f"{key}=" for key in settings))
-        kept = [override for override in self.overrides if not override.lstrip("+").startswith(left_out)]
-        return shell_command([*self.config_options, *kept, *(f"{key}={value}" for key, value in settings.items())])
-
-    def _trial(self, number: int) -> FrozenTrial:
-        return next(trial for trial in self.trials if trial.number == number)
-
-    @functools.cached_property
-    def statuses(self) -> dict[int, str]:
-        """The status of every size, by its index."""
-        return {size: status_of(self.state, size) for size in range(len(self.space.sizes))}
-
-    def frontier(self) -> list[dict[str, Any]]:
-        """Every size that was trained or is no larger than the answer, with its best margin."""
-        statuses, state = self.statuses, self.state
-        top = state.answer()
-        rows = []
-        for index, size in enumerate(self.space.sizes):
-            tried = state.by_size.get(index, {})
-            if not tried and statuses[index] != "crashed" and (top is None or index > top):
-                continue
-            best = self._best(state, index)
-            rows.append(
-                {
-                    "size": str(size),
-                    "n_params": size.num_parameters,
-                    "status": statuses[index],
-                    "trials": len(tried),
-                    "margin": best.get("margin"),
-                    "margin_se": best.get("margin_se"),
-                    "margin_df": best.get("margin_df"),
-                }
-            )
-        return rows
-
-    def _best(self, state: SearchState, size: int) -> dict[str, Any]:
-        """The result of the trial that certified a size, or came closest.
-
-        A recipe that failed on a fresh seed counts by that failure.
-        """
-        if (record := state.certified(size)) is not None:
-            return result_of(self._trial(record.number))
-        recipes = state.by_size.get(size, {})
-        seeds = [state.confirmations.get((size, recipe), {}) for recipe in recipes]
-        numbers = [
-            min([own, *others.values()], key=lambda record: record.margin).number
-            for own, others in zip(recipes.values(), seeds, strict=True)
-        ]
-        results = [result_of(self._trial(number)) for number in numbers]
-        measured = [result for result in results if "margin" in result]
-        return max(measured, key=lambda result: result["margin"], default={})
+    # ------------------------------------------------------------------ search.json
 
     def as_json(self, ended: str, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What search.json holds. Losses and margins are in nats per token.
 
         `data` has the corpus and the baselines of a trial's metadata.json; None where there is none yet.
         """
-        config, answer = self.base, self.answer()
-        statuses, state = self.statuses, self.state
-        below = {size: status for size, status in statuses.items() if size in self._below(state)}
-        refuted = [size for size, status in below.items() if status == self.ruled_out]
+        config = self.base
         early_stopping = EarlyStopping(config)
         summary = {
-            "threshold": config.certify.threshold,
+            "version": VERSION,
+            "minimise": config.search.minimise,
+            "cost_unit": COSTS[config.search.minimise].unit,
             "standard_errors": config.verdict.min_standard_errors,
             "standard_errors_each_evaluation": early_stopping.errors_needed,
             "evaluation_steps": early_stopping.steps,
             "budget": {key: getattr(config.trainer, key) for key in ("total_steps", "batch_size", "seq_len")},
             "data": data,
             "ended": ended,
-            "standard": standard_json(self.standard, config),
-            "answer": answer,
-            "smaller_unconfirmed": self.smaller_unconfirmed(),
-            "tested_recipes": tested_recipes(state, config),
-            "undecided_below": [str(self.space.sizes[size]) for size in sorted(below) if below[size] == "undecided"],
-            "ruled_out_below": [str(self.space.sizes[size]) for size in refuted],
-            "largest_refuted_below": str(self.space.sizes[max(refuted)]) if refuted else None,
-            "sizes_below": dict(Counter(below.values())),
-            "crashes": self.crashes(),
+            "standard": standard_json(self.standard, confidence_of(config.search)),
             "sizes_in_space": len(self.space.sizes),
             "impossible_sizes": list(self.space.impossible),
             "trials": self.num_trials(),
+            "reused": len(self._reused),
             "outcomes": dict(Counter(record.outcome for record in self.as_recorded)),
             "tokens": self.tokens(),
             "tokens_saved": self._saved(),
             "seconds": self.seconds(),
-            "frontier": self.frontier(),
         }
-        return summary | {"summary_lines": self._summary_lines(summary)}
-
-    def _below(self, state: SearchState) -> set[int]:
-        """The indices of the sizes smaller than the answer; all where there is none."""
-        top, sizes = state.answer(), self.space.sizes
-        if top is None:
-            return set(range(len(sizes)))
-        return {index for index, size in enumerate(sizes) if size.num_parameters < sizes[top].num_parameters}
+        thresholds = [result.as_json() for result in self.thresholds]
+        return summary | {"thresholds": thresholds, "summary_lines": self._summary_lines(summary, thresholds)}
 
     def _saved(self) -> dict[str, int]:
         """Tokens of the trials' budgets that were not needed, by reason."""
         budget = self.base.trainer.total_steps * self.tokens_per_step
         saved = {"certified_early": 0, "given_up_early": 0}
+        left_out = self._replaced() | self._reused
         for trial, record in zip(self.trials, self.records, strict=True):
+            if record.number in left_out:
+                continue
             left = budget - result_of(trial).get("tokens", budget)
             if record.outcome == RunStatus.CERTIFIED:
                 saved["certified_early"] += left
@@ -338,95 +242,30 @@ class SearchResult:
                 saved["given_up_early"] += left
         return saved
 
-    # ------------------------------------------------------------------ in words
-
-    def bracket(self) -> str:
-        """The smallest certified size, what is refuted below it, and an estimate of the time left."""
-        state, statuses, sizes = self.state, self.statuses, self.space.sizes
-        top = state.answer()
-        below = self._below(state)
-        refuted = [size for size in below if statuses[size] == self.ruled_out]
-        counts = Counter(statuses[size] for size in below)
-        apart = [f", {counts[status]} {name}" for status, name in APART.items() if counts[status]]
-        parts = ["none certified" if top is None else f"{sizes[top]} {standing(state, top)}"]
-        smaller = "smaller " if top is not None else ""
-        largest = f", largest {sizes[max(refuted)]}" if refuted else ""
-        closed, ruled_out = counts[self.ruled_out] + counts["implied"], self.ruled_out.replace("_", " ")
-        parts.append(f"{closed} of {len(below)} {smaller}{ruled_out}{largest}{''.join(apart)}")
-        if (left := self.seconds_left(state, top)) is not None:
-            parts.append(f"about {duration(left)} left")
-        return " | ".join(parts)
-
-    def seconds_left(self, state: SearchState, top: int | None) -> float | None:
-        """An estimate of the time until the search is settled; None during the bisection, whose length is unknown.
-
-        It takes this process's workers to be busy all the time.
-        """
-        ended = [result for trial in self.trials if (result := result_of(trial)).get("steps_per_minute")]
-        if top is None or not ended or next_probe(state, top) is not None:
-            return None
-        training = [60 * result["step"] / result["steps_per_minute"] for result in ended]
-        step_seconds = sum(training) / sum(result["step"] for result in ended)
-        other_seconds = sum(result["seconds"] for result in ended) - sum(training)
-        still_open = [size for size in state.widest_below(top) if size not in state.crashed]
-        to_exclude = SEEDS_TO_EXCLUDE if isinstance(self.standard, PassRate) else 0
-        recipes = sum(max(1, RECIPES_TO_REFUTE - len(state.by_size.get(size, {}))) + to_exclude for size in still_open)
-        steps = recipes * self.base.trainer.total_steps
-        record = state.certified(top)
-        seeds = state.fresh.seeds_to_accept((top, record.recipe)) if record is not None else 0
-        steps += seeds * record.last_step if record is not None else 0
-        return (steps * step_seconds + (recipes + seeds) * other_seconds / len(ended)) / self.workers
-
-    def _summary_lines(self, summary: dict[str, Any]) -> list[str]:
-        """The answer, its proof and its cost, in lines."""
-        answer = summary["answer"]
-        lines = self._answer_lines(summary)
-        below = summary["sizes_below"]
-        words = SIZES | {"ruled_out": ruled_out_words(summary["tested_recipes"], summary["ruled_out_below"])}
-        counts = ", ".join(f"{below[status]} {name}" for status, name in words.items() if below.get(status))
-        which = "all sizes in the space" if answer is None else "all smaller sizes in the space"
-        lines.append(f"Of {which}: {counts}." if counts else "There is no smaller size in the space.")
-        if (undecided := undecided_line(summary["tested_recipes"], summary["undecided_below"])) is not None:
-            lines.append(undecided)
-        if summary["crashes"]:
-            lines.append(f"The question is not settled: {crashes_in_words(summary['crashes'])}.")
+    def _summary_lines(self, summary: Mapping[str, Any], thresholds: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The answers, their proof and their cost, in lines."""
+        lines = []
+        is_final = summary["ended"] in FINAL
+        for result, of_threshold in zip(self.thresholds, thresholds, strict=True):
+            lines += result.summary_lines(of_threshold, is_final=is_final)
         if self.space.impossible:
             number = counted(len(self.space.impossible), "size")
             lines.append(f"{number} cannot be, such as {self.space.impossible[0]}.")
         early, hopeless = (summary["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
         together = f" of {self.workers} workers together" if self.workers > 1 else ""
         time_spent = duration(summary["seconds"]) + together
+        reused = f", {counted(summary['reused'], 'reused run')}" if summary["reused"] else ""
         lines.append(
-            f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}, "
+            f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}{reused}, "
             f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )
+        if (cost := COSTS[self.base.search.minimise]).of is None:
+            lines.append(f"The {cost.unit} are medians of {ROUNDS} steps, measured before the first trial.")
         if summary["data"] is not None:
             lines.append(data_in_words(summary["data"]))
-        if answer is not None:
-            lines.append(f"To train it: {answer['command']}")
-        return lines
-
-    def _answer_lines(self, summary: dict[str, Any]) -> list[str]:
-        """The answer, or that there is none."""
-        answer, config, trainer = summary["answer"], self.base, self.base.trainer
-        threshold = THRESHOLDS.get(config.certify.threshold, f"a loss of {config.certify.threshold}")
-        within = f"within {trainer.total_steps:,} steps of {trainer.batch_size} x {trainer.seq_len} tokens"
-        if (slowest := config.certify.min_steps_per_minute) is not None:
-            within += f" at {slowest:g} steps a minute or more"
-        if answer is None:
-            if summary["outcomes"].keys() - {RunStatus.RUNNING, STALE, RunStatus.FAILED}:
-                return [f"Nothing is certified: no size tried is shown to beat {threshold} {within}."]
-            return [f"Nothing is certified: every trial {'crashed' if summary['crashes'] else 'was cut short'}."]
-        so_far = "" if summary["ended"] in ("settled", "undecided") else " so far"  # a smaller one may be left
-        windows = f" on {answer['num_windows']:,} windows" if answer["num_windows"] else ""
-        lines = [
-            f"The smallest certified size{so_far}: {answer['size']}, {answer['n_params']:,} parameters, beats "
-            f"{threshold} {within}.",
-            f"{' '.join(f'{key}={value}' for key, value in answer['params'].items())}: held-out loss "
-            f"{answer['val_loss']:.4f}{windows} (perplexity {answer['perplexity']:,.1f}), {answer['margin']:.4f} nats "
-            f"below (standard error {answer['margin_se']:.4f}), at step {answer['step']:,}; {answer['evidence']}.",
-        ]
-        if (smaller := summary["smaller_unconfirmed"]) is not None:
-            lines.append(f"A smaller size is certified on the search's seed: {smaller['size']}; {smaller['evidence']}.")
+        for of_threshold in thresholds:
+            if (answer := of_threshold["answer"]) is not None:
+                named = f" for {of_threshold['threshold']}" if len(thresholds) > 1 else ""
+                lines.append(f"To train it{named}: {answer['command']}")
         return lines

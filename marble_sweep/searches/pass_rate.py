@@ -25,9 +25,10 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from marble_sweep.config import SearchConfig
+from marble_sweep.search_config import SearchConfig
 
 POWER = 0.8  # with which a recipe of the aimed-at pass rate is accepted
+ROUNDING = 1e-9  # of a probability: far more than the errors of some hundred sums
 TESTS_AT_ONCE = 32  # that are tried for their power together, in arrays
 AIM = 0.25  # which fails this share of the seeds that the asked pass rate allows to fail: 0.95 where 0.8 is asked
 
@@ -113,9 +114,15 @@ class PassRate:
 Standard = int | PassRate  # the quick form: as many fresh seeds, all of which must certify; or a pass rate
 
 
+def confidence_of(config: SearchConfig) -> float:
+    """The confidence of all that a search says of one threshold, so that all thresholds together have the asked one."""
+    number = len(config.thresholds or [""])
+    return config.confidence if number == 1 else 1 - (1 - config.confidence) / number
+
+
 def standard_of(config: SearchConfig) -> Standard:
-    """The standard that a search is asked for."""
-    return PassRate(config.pass_rate, config.confidence) if config.confirm_seeds is None else config.confirm_seeds
+    """The standard that a search is asked for, by threshold."""
+    return PassRate(config.pass_rate, confidence_of(config)) if config.confirm_seeds is None else config.confirm_seeds
 
 
 @functools.lru_cache(maxsize=1024)  # a decision judges every recipe again, and most have no new result
@@ -154,16 +161,31 @@ def _with_verdict(standard: Standard, number: int, tally: Tally) -> Tally:
 def design(rate: float, level: float) -> Design:
     """The test with the fewest seeds that accepts a recipe of the aimed-at pass rate with probability POWER."""
     aim = 1 - AIM * (1 - rate)
-    for first in itertools.count(1, TESTS_AT_ONCE):
+    for first in itertools.count(fewest_seeds(rate, level, aim), TESTS_AT_ONCE):
         sizes = np.arange(first, first + TESTS_AT_ONCE)
         accept = least_passes(rate, level, sizes)
-        if max(_accepted(sizes, accept, np.full_like(accept, -1), aim)) < POWER:
-            continue  # ruling out makes acceptance no likelier
         # The most passes that rule out are, of n seeds, the least failures of a recipe that fails 1 - rate of them.
         rule_out = np.arange(1, sizes[-1] + 1) - least_passes(1 - rate, level, sizes)
         for row in np.nonzero(_accepted(sizes, accept, rule_out, aim) >= POWER)[0]:
             seeds = sizes[row]
             return Design(tuple(accept[row, :seeds].tolist()), tuple(rule_out[row, :seeds].tolist()))
+    raise AssertionError("with enough seeds any power is reached")
+
+
+def fewest_seeds(rate: float, level: float, aim: float) -> int:
+    """With fewer seeds no test of this level accepts a recipe of the aimed-at pass rate with probability POWER.
+
+    Not even the most powerful one, that of Neyman and Pearson (1933): it looks once, accepts from some number of passes
+    on, and draws a lot at one pass less, by which it spends the level to the full.
+    """
+    wrong, right = np.ones(1), np.ones(1)  # the distributions of the passes at `rate` and at the aimed-at one
+    for seeds in itertools.count(1):
+        wrong, right = _next(wrong, rate), _next(right, aim)
+        tails = np.append(np.cumsum(wrong[::-1])[::-1], 0.0)
+        bound = int(np.argmax(tails <= level))
+        lot = (level - tails[bound]) / wrong[bound - 1]
+        if right[bound:].sum() + lot * right[bound - 1] >= POWER - ROUNDING:
+            return seeds
     raise AssertionError("with enough seeds any power is reached")
 
 

@@ -1,14 +1,15 @@
 """The space of a search: dimensions with their Optuna distributions, split into sizes and recipes.
 
 A *size* is one choice of everything that the number of parameters depends on; a *recipe* is one choice of
-everything else, the learning rate first of all. Sizes are known before anything is trained, and are ordered.
+everything else, the learning rate first of all. Sizes are known before anything is trained, and are ordered by what the
+search minimises (cost.py).
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -64,6 +65,17 @@ class Size:
 
     params: tuple[tuple[str, Value], ...]
     num_parameters: int
+    cost: float  # what the search minimises
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """By which sizes are compared: of those with the same cost, one with fewer parameters is smaller."""
+        return self.cost, self.num_parameters
+
+    @property
+    def key(self) -> str:
+        """Its values in an order that no command line changes."""
+        return " ".join(f"{key}={value}" for key, value in sorted(self.params))
 
     def narrower_than(self, other: "Size") -> bool:
         """Whether it differs from the other by a smaller width alone."""
@@ -81,7 +93,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Space:
-    """Everything that is searched. `sizes` are sorted by number of parameters."""
+    """Everything that is searched. `sizes` are sorted by rank."""
 
     dimensions: tuple[Dimension, ...]
     sizes: tuple[Size, ...]
@@ -108,6 +120,18 @@ class Space:
     def distributions(self) -> dict[str, BaseDistribution]:
         return {dimension.key: dimension.distribution for dimension in self.dimensions}
 
+    @functools.cached_property
+    def has_ties(self) -> bool:
+        """Whether sizes of the same cost differ in their number of parameters."""
+        return any(
+            size.cost == following.cost and size.num_parameters < following.num_parameters
+            for size, following in itertools.pairwise(self.sizes)
+        )
+
+    def with_costs(self, costs: Mapping[str, float]) -> "Space":
+        """The space with these costs, by the sizes' keys, and in their order."""
+        return replace(self, sizes=in_order([replace(size, cost=costs[size.key]) for size in self.sizes]))
+
     def params(self, size: int, recipe: Sequence[float]) -> dict[str, Value]:
         """The values by key, for the index of a size and the positions of a recipe."""
         chosen = {
@@ -130,10 +154,18 @@ def interval_grid(low: float, high: float, *, log: bool) -> tuple[float, ...]:
     return tuple(min(max(value, low), high) for value in inner)
 
 
-def build(dimensions: Sequence[Dimension], num_parameters: Callable[[dict[str, Value]], int]) -> Space:
-    """The space with its sizes in order. `num_parameters` raises ValueError for an impossible size.
+def in_order(sizes: Sequence[Size]) -> tuple[Size, ...]:
+    return tuple(sorted(sizes, key=lambda size: size.rank))
 
-    Raises ValueError where every size is impossible.
+
+def build(
+    dimensions: Sequence[Dimension],
+    num_parameters: Callable[[dict[str, Value]], int],
+    cost: Callable[[dict[str, Value]], float] | None = None,
+) -> Space:
+    """The space with its sizes in order, by `cost`, or by `num_parameters` where none is given.
+
+    `num_parameters` raises ValueError for an impossible size. Raises ValueError where every size is impossible.
     """
     deciding = [dimension for dimension in dimensions if dimension.decides_size]
     thinned = tuple(dimension if dimension.decides_size else thin(dimension) for dimension in dimensions)
@@ -144,13 +176,14 @@ def build(dimensions: Sequence[Dimension], num_parameters: Callable[[dict[str, V
     for values in itertools.product(*(dimension.values for dimension in deciding)):
         params = dict(zip((dimension.key for dimension in deciding), values, strict=True))
         try:
-            sizes.append(Size(tuple(params.items()), num_parameters(params)))
+            number_of_parameters = num_parameters(params)
+            size_cost = number_of_parameters if cost is None else cost(params)
+            sizes.append(Size(tuple(params.items()), number_of_parameters, size_cost))
         except CheckError as error:
             impossible.append(str(error))
     if not sizes:
         raise CheckError(impossible[0])
-    sizes.sort(key=lambda size: size.num_parameters)
-    return Space(thinned, tuple(sizes), tuple(impossible))
+    return Space(thinned, in_order(sizes), tuple(impossible))
 
 
 def thin(dimension: Dimension) -> Dimension:

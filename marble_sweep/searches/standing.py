@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marble_sweep.config import Config
 from marble_sweep.humanize import counted
 from marble_sweep.metadata import baselines_in_words
 from marble_sweep.searches.fresh_seeds import Recipe
@@ -24,10 +23,10 @@ def ruled_out_status(standard: Standard) -> str:
 
 
 def status_of(state: SearchState, size: int) -> str:
-    """certified, ruled_out (in the quick form: refuted), too_slow, implied, undecided, crashed, open or untried.
+    """certified, ruled_out, too_slow, implied, undecided, crashed, open or untried.
 
-    A size is too_slow where the speed of some recipe helped to rule it out, and open where it was tried and is neither
-    ruled out nor undecided.
+    In the quick form refuted stands for ruled_out. A size is too_slow where the speed of some recipe helped to rule it
+    out, and open where it was tried and is neither ruled out nor undecided.
     """
     if state.certified(size):
         return "certified"
@@ -43,25 +42,27 @@ def status_of(state: SearchState, size: int) -> str:
 
 
 def standing(state: SearchState, size: int) -> str:
-    """How far a certified size is confirmed, as `certified on 5 of 6 seeds`."""
+    """How far a certified size is confirmed, as `certified on 5 of 6 seeds, at least 16 to go`."""
     record = state.certified(size)
     assert record is not None
     tally = state.fresh.tally((size, record.recipe))
     seeds = f" on {tally.passed} of {counted(tally.seeds, 'seed')}" if tally.seeds else ""
-    return f"{'confirmed' if seeds and tally.verdict == Verdict.ACCEPTED else 'certified'}{seeds}"
+    if seeds and tally.verdict == Verdict.ACCEPTED:
+        return f"confirmed{seeds}"
+    left = state.fresh.seeds_to_accept((size, record.recipe)) if seeds else 0
+    return f"certified{seeds}{f', at least {left} to go' if left else ''}"
 
 
-def standard_json(standard: Standard, config: Config) -> dict[str, Any]:
+def standard_json(standard: Standard, confidence: float) -> dict[str, Any]:
     """What an answer has to show, and for the quick form what it does show."""
-    confidence = config.search.confidence
     if isinstance(standard, PassRate):
         return {"pass_rate": standard.rate, "confidence": confidence}
     shown = quick_bound(standard, confidence) if standard else 0.0
     return {"confirm_seeds": standard, "shows_pass_rate": shown, "confidence": confidence}
 
 
-def tested_recipe(state: SearchState, config: Config, size: int, recipe: Recipe) -> dict[str, Any]:
-    """What the fresh seeds of a recipe show; `seeds` are those that count, as the runs have them."""
+def tested_recipe(state: SearchState, seed: int, confidence: float, size: int, recipe: Recipe) -> dict[str, Any]:
+    """What the fresh seeds of a recipe show; `seeds` are those that count, derived from the search's `seed`."""
     params, tally = state.space.params(size, recipe), state.fresh.tally((size, recipe))
     tested: dict[str, Any] = {
         "size": str(state.space.sizes[size]),
@@ -69,8 +70,8 @@ def tested_recipe(state: SearchState, config: Config, size: int, recipe: Recipe)
         "verdict": str(tally.verdict),
         "passed": tally.passed,
         "undecided": tally.undecided,
-        "seeds": [trial_seed(config.seed, params, index) for index in range(1, tally.seeds + 1)],
-        "interval": list(interval(tally, config.search.confidence)),
+        "seeds": [trial_seed(seed, params, index) for index in range(1, tally.seeds + 1)],
+        "interval": list(interval(tally, confidence)),
     }
     if isinstance(state.standard, PassRate):
         number = state.fresh.number((size, recipe))
@@ -79,9 +80,9 @@ def tested_recipe(state: SearchState, config: Config, size: int, recipe: Recipe)
     return tested
 
 
-def tested_recipes(state: SearchState, config: Config) -> list[dict[str, Any]]:
+def tested_recipes(state: SearchState, seed: int, confidence: float) -> list[dict[str, Any]]:
     """Every recipe that was trained on fresh seeds, in the order of its test."""
-    return [tested_recipe(state, config, *candidate) for candidate in state.fresh.results]
+    return [tested_recipe(state, seed, confidence, *candidate) for candidate in state.fresh.results]
 
 
 def evidence(standard: Standard, tally: Tally, confidence: float) -> str:

@@ -1,4 +1,4 @@
-"""The storage of a study: a journal file or a database, either of which may be out of reach for a while.
+"""The storage of a study: a journal file, a database or what another process serves. It may be away for a while.
 
 A call that fails because the storage is out of reach is made again. Where only its answer was lost it is carried out
 twice. That changes nothing: attributes, parameters and intermediate values are set to the same values, an existing
@@ -8,8 +8,10 @@ and is ended as stale.
 
 import logging
 import random
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +24,17 @@ from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 from marble_sweep.searches.journal import JournalError, JournalFile
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.engine import URL
 
 CREATE_TRIES = 5  # to open a database in which other workers may be creating the tables
 FIRST_PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between two tries to reach a storage; it doubles after every try
 LAST_PATIENCE = 2.0  # seconds, for a worker that is about to end
 CONNECT_SECONDS = 10
 READ_ONLY = "25006"  # PostgreSQL's code during a failover to another server
+AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # gRPC's codes where a server is away or is stopping
+SERVED = "grpc://"  # begins the address of a study that another process serves (proxy.py)
 ALLOWED = "a journal file or the URL of a database that answers"
+INSTALL_GRPC = "pip install 'marble_sweep[grpc]'"
 MAX_TABLES_NAMED = 3  # of another program's database
 
 log = logging.getLogger(__name__)
@@ -43,7 +48,7 @@ def _patient(name: str) -> Any:
     """The wrapped storage's method of that name, with waiting."""
 
     def method(self: "PatientStorage", *args: Any, **kwargs: Any) -> Any:
-        return self._call(name, *args, **kwargs)
+        return self.call(getattr(self._storage, name), *args, **kwargs)
 
     return method
 
@@ -51,13 +56,15 @@ def _patient(name: str) -> Any:
 class PatientStorage(BaseStorage):
     """Wraps a storage and waits while it is out of reach. Threads may share it."""
 
-    def __init__(self, storage: BaseStorage, address: str, patience: float, engine: "Engine | None" = None) -> None:
-        """Every call waits up to `patience` seconds, then raises StorageError. A database has an `engine`."""
+    def __init__(
+        self, storage: BaseStorage, address: str, patience: float, disconnect: Callable[[], object] = lambda: None
+    ) -> None:
+        """Every call waits up to `patience` seconds, then raises StorageError. `disconnect` closes its connections."""
         self.name = f"search.storage = {address}"
         self.patience = patience
         self.back_at = 0.0  # when it last answered after an outage, by time.monotonic
         self._storage = storage
-        self._engine = engine
+        self._disconnect = disconnect
         self._away_since: float | None = None
         self._lock = threading.Lock()
 
@@ -66,15 +73,15 @@ class PatientStorage(BaseStorage):
         self.patience = min(self.patience, LAST_PATIENCE)
 
     def close(self) -> None:
-        """Close the connections to a database."""
-        if self._engine is not None:
-            self._engine.dispose()
+        """Close the connections to a database or server."""
+        self._disconnect()
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a function returns that asks the storage, or another service of its server. Waits for that."""
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             try:
-                answer = getattr(self._storage, name)(*args, **kwargs)
+                answer = function(*args, **kwargs)
             except Exception as error:
                 if not is_of_storage(error):
                     raise
@@ -142,7 +149,13 @@ def is_of_storage(error: Exception) -> bool:
     """Whether an error comes from the file or the database, not from what was asked of it."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    return isinstance(error, OSError | JournalError | StorageInternalError | SQLAlchemyError)
+    return isinstance(error, OSError | JournalError | StorageInternalError | SQLAlchemyError) or bool(grpc_error(error))
+
+
+def grpc_error(error: BaseException) -> Any:
+    """The error, where it is one of gRPC's, which need not be installed; else None."""
+    grpc: Any = sys.modules.get("grpc")
+    return error if grpc is not None and isinstance(error, grpc.RpcError) else None
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -151,6 +164,8 @@ def is_transient(error: BaseException | None) -> bool:
 
     if error is None:
         return False
+    if (failure := grpc_error(error)) is not None:
+        return failure.code().name in AWAY
     if isinstance(error, OSError | exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
         return True
     if isinstance(error, exc.PendingRollbackError):  # the connection was lost in the midst of a transaction
@@ -161,10 +176,12 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong in one line: the database's message without the SQL statement and without passwords."""
+    """What went wrong in one line: the storage's message without the SQL statement and without passwords."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    failure = grpc_error(error)
+    text = getattr(error, "orig", None) or error if failure is None else failure.details()
+    lines = str(text).strip().splitlines()
     return mask(lines[0]) if lines else type(error).__name__
 
 
@@ -172,18 +189,35 @@ def reason(error: BaseException) -> str:
 
 
 def open_storage(address: str, patience: float = 0.0) -> PatientStorage:
-    """A database where the address is a URL, else a journal file; every call waits up to `patience` seconds for it.
+    """A database or served study where the address is a URL, else a journal file.
 
-    Raises ValueError where it cannot be opened, or where the address holds a password.
+    Every call waits up to `patience` seconds for it. Raises ValueError where it cannot be opened, or where the address
+    holds a password.
     """
     require(not has_password(address), "search.storage", mask(address), WITHOUT_PASSWORD)
+    if address.startswith(SERVED):
+        require_grpc("search.storage", address)
     try:
+        if address.startswith(SERVED):
+            from marble_sweep.searches.proxy import Proxy
+
+            proxy = Proxy(address.removeprefix(SERVED))
+            return PatientStorage(proxy, address, patience, proxy.close)
         if "://" in address:
             database = _open_database(address)
-            return PatientStorage(get_storage(database), address, patience, database.engine)
+            return PatientStorage(get_storage(database), address, patience, database.engine.dispose)
         return PatientStorage(_open_journal(address), address, patience)
     except Exception as error:  # whatever the file system or the database's driver raises
         raise wrong_value("search.storage", address, f"{ALLOWED}: {reason(error)}") from None
+
+
+def require_grpc(setting: str, address: str) -> None:
+    """Raise CheckError where the packages are missing that serve a study, and that reach a served one."""
+    try:
+        import google.protobuf  # noqa: F401
+        import grpc  # noqa: F401
+    except ImportError:
+        raise wrong_value(setting, address, f"null without grpcio: {INSTALL_GRPC}") from None
 
 
 def _open_journal(address: str) -> BaseStorage:

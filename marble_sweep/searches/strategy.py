@@ -1,10 +1,10 @@
 """Which configuration to train next: a pure function of the space and the records of earlier trials.
 
-The number of parameters is known before training. Whether a size can beat the threshold must be measured, and that
-depends on the recipe, above all on the learning rate. So:
+What a size costs, by default its number of parameters, is known before training. Whether it can beat the threshold must
+be measured, and that depends on the recipe, above all on the learning rate. So:
 
-1. *Bracket.* Sizes are probed by bisection on the logarithm of their parameters, with the recipe that worked last.
-   Once one certifies, no size with as many parameters or more is trained.
+1. *Bracket.* Sizes are probed by bisection on the logarithm of their cost, with the recipe that worked last. Once one
+   certifies, no size that costs as much or more is trained.
 2. *Confirm.* The smallest certified size trains again on fresh seeds, until its recipe is accepted, or rejected: ruled
    out or undecided (pass_rate.py). In the quick form a few seeds must all certify.
 3. *Refute.* Every smaller size climbs: from the best known recipe it moves to the better neighbour until the best
@@ -21,55 +21,22 @@ A crash says nothing about a size or a recipe. A trial that crashed is repeated 
 *crashed*: it can still certify with another recipe, and a wider size can imply it, but it is not refuted.
 """
 
+import bisect
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from marble_sweep.metrics.margin import Outcome
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.fresh_seeds import Candidate, FreshSeeds, Recipe
 from marble_sweep.searches.pass_rate import PassRate, SeedResult, Standard, Verdict
-from marble_sweep.searches.space import Space
+from marble_sweep.searches.space import Dimension, Space
+from marble_sweep.searches.trial_record import NO_MARGIN, STALE, TrialRecord
 
 WHOLE = 1.0  # between neighbouring recipes
 HALF = 0.5  # between a near miss and its closer neighbours
-STALE = "stale"  # the outcome of a trial whose worker died or was interrupted
 FAILURES_BEFORE_LARGEST = 2
-# Outcomes whose last evaluation does not show where training would have led.
-NO_MARGIN = (RunStatus.DIVERGED, RunStatus.FAILED)
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """A trial as the strategy sees it."""
-
-    number: int
-    size: int  # index in Space.sizes
-    recipe: Recipe
-    seed: int  # 0: of the search; 1, 2, …: the fresh ones of a confirmation
-    outcome: str  # running, certified, below, undecided, pruned, diverged, too_slow, failed, stale
-    margins: dict[int, float] = field(default_factory=dict)  # by step: nats per token above what certifies
-
-    @functools.cached_property
-    def seed_result(self) -> SeedResult:
-        """What it shows as a run on a fresh seed."""
-        if self.outcome == RunStatus.CERTIFIED:
-            return SeedResult.PASSED
-        if self.outcome == RunStatus.RUNNING:
-            return SeedResult.RUNNING
-        if self.outcome == RunStatus.FAILED:
-            return SeedResult.CRASHED
-        return SeedResult.UNDECIDED if self.outcome == Outcome.UNDECIDED else SeedResult.FAILED
-
-    @functools.cached_property
-    def last_step(self) -> int:
-        return max(self.margins, default=0)
-
-    @functools.cached_property
-    def margin(self) -> float:
-        """At the last evaluation; -inf where there was none, the loss diverged or the trial crashed."""
-        return self.margins[self.last_step] if self.margins and self.outcome not in NO_MARGIN else -math.inf
 
 
 @dataclass(frozen=True)
@@ -77,7 +44,8 @@ class Proposal:
     size: int
     recipe: Recipe
     seed: int
-    reason: str  # probe, confirm, refute, exclude, retry
+    reason: str  # probe, confirm, refute, exclude, retry, reuse
+    threshold: str = ""  # that the trial is for; "" where the search has one alone
 
 
 @dataclass(frozen=True)
@@ -90,39 +58,69 @@ class Settled:
     """Nothing is left to do."""
 
 
+def neighbours(dimensions: Sequence[Dimension], recipe: Recipe, *, closer: bool = False) -> Iterator[Recipe]:
+    """The recipes that differ in one dimension: by one step where it is ordered, else by any other choice.
+
+    Steps are whole. With `closer`, or between two values, they are half; only continuous dimensions have those.
+    """
+    for axis, dimension in enumerate(dimensions):
+        current, last = recipe[axis], len(dimension.values) - 1
+        if dimension.ordered:
+            step = HALF if closer or current % WHOLE else WHOLE
+            fits = dimension.is_continuous or step == WHOLE
+            positions = [position for position in (current + step, current - step) if 0 <= position <= last and fits]
+        else:
+            positions = [float(choice) for choice in range(last + 1) if choice != current and not closer]
+        for position in positions:
+            yield (*recipe[:axis], position, *recipe[axis + 1 :])
+
+
+def middle_recipe(dimensions: Sequence[Dimension]) -> Recipe:
+    """Where a climb begins that knows of no good recipe."""
+    return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
+
+
+def sort_out(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord], set[int]]:
+    """The records that say something, those that are to be retried, and the sizes where a repeated trial crashed.
+
+    To be retried are stale trials, and the first crash of every configuration.
+    """
+    telling: list[TrialRecord] = []
+    to_retry: list[TrialRecord] = []
+    latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
+    crashed_before = set()
+    failed: str = RunStatus.FAILED
+    for record in records:
+        is_to_retry = record.outcome == STALE
+        if record.outcome == failed or (latest and not is_to_retry):  # before the first crash no other matters
+            configuration = record.size, record.recipe, record.seed
+            is_to_retry = record.outcome == failed and configuration not in crashed_before
+            if is_to_retry:
+                crashed_before.add(configuration)
+            latest[configuration] = record
+        (to_retry if is_to_retry else telling).append(record)
+    # A later trial of the same configuration replaces a crash.
+    return telling, to_retry, {record.size for record in latest.values() if record.outcome == failed}
+
+
 class SearchState:
     """What the records say about every size."""
 
     def __init__(self, space: Space, records: Sequence[TrialRecord], standard: Standard) -> None:
         self.space = space
         self.standard = standard
-        self.records: list[TrialRecord] = []
-        self.to_retry: list[TrialRecord] = []  # stale trials, and the first crash of every configuration
-        latest: dict[tuple[int, Recipe, int], TrialRecord] = {}
-        crashed_before = set()
-        for record in records:
-            configuration = record.size, record.recipe, record.seed
-            first_crash = record.outcome == RunStatus.FAILED and configuration not in crashed_before
-            if first_crash:
-                crashed_before.add(configuration)
-            if crashed_before and record.outcome != STALE:  # of what never crashed the latest does not matter
-                latest[configuration] = record
-            (self.to_retry if first_crash or record.outcome == STALE else self.records).append(record)
-        # A later trial of the same configuration replaces a crash.
-        self.crashed = {record.size for record in latest.values() if record.outcome == RunStatus.FAILED}
+        self.records, self.to_retry, self.crashed = sort_out(records)
         self.by_size: dict[int, dict[Recipe, TrialRecord]] = {}
         self._certified: dict[tuple[int, bool], TrialRecord | None] = {}  # what was asked for before, as are the next
         self._best: dict[int, Recipe | None] = {}
-        self._starts: list[tuple[int, Recipe]] | None = None
-        self.confirmations: dict[tuple[int, Recipe], dict[int, TrialRecord]] = {}
+        self.confirmations: dict[Candidate, dict[int, TrialRecord]] = defaultdict(dict)
         for record in self.records:
             if record.seed == 0:
                 self.by_size.setdefault(record.size, {})[record.recipe] = record
             else:
-                self.confirmations.setdefault((record.size, record.recipe), {})[record.seed] = record
-        tested: dict[Candidate, dict[int, SeedResult]] = {
-            (record.size, record.recipe): {} for record in records if record.seed != 0
-        }
+                self.confirmations[record.size, record.recipe][record.seed] = record
+        in_order = dict.fromkeys((record.size, record.recipe) for record in records if record.seed != 0)
+        tested: dict[Candidate, dict[int, SeedResult]] = {candidate: {} for candidate in in_order}
         for candidate, trained in self.confirmations.items():
             tested[candidate] = {seed: record.seed_result for seed, record in trained.items()}
         self.fresh = FreshSeeds(standard, tested)
@@ -231,11 +229,9 @@ class SearchState:
         return min((size for size in self.by_size if self.certified(size, running=running)), default=None)
 
     def open_below(self, top: int | None) -> list[int]:
-        """The sizes with fewer parameters than `top` (all where None) that are not refuted, implied or undecided."""
+        """The sizes smaller than `top` (all where None) that are not refuted, implied or undecided."""
         sizes = self.space.sizes
-        smaller = [
-            index for index, size in enumerate(sizes) if top is None or size.num_parameters < sizes[top].num_parameters
-        ]
+        smaller = [index for index, size in enumerate(sizes) if top is None or size.rank < sizes[top].rank]
         closed = self.refuted | self.undecided
         return [index for index in smaller if index not in closed and not self.implied(index)]
 
@@ -265,9 +261,11 @@ class SearchState:
         return None if leader is None else leader.recipe
 
     def _beats(self, first: TrialRecord, second: TrialRecord) -> bool:
-        common = set(first.margins) & set(second.margins)
-        if common and first.outcome not in NO_MARGIN and second.outcome not in NO_MARGIN:
-            return first.margins[max(common)] > second.margins[max(common)]
+        step = min(first.last_step, second.last_step)
+        if step not in first.margins or step not in second.margins:
+            step = max(first.margins.keys() & second.margins.keys(), default=0)
+        if step and first.outcome not in NO_MARGIN and second.outcome not in NO_MARGIN:
+            return first.margins[step] > second.margins[step]
         return first.margin > second.margin
 
     def next_recipes(self, size: int) -> Iterator[Recipe]:
@@ -278,30 +276,12 @@ class SearchState:
                 yield self.first_recipe(size)
             return
         tried = self.by_size[size]
-        neighbours = list(self._neighbours(best))
-        untried = [recipe for recipe in neighbours if recipe not in tried]
+        nearby = list(neighbours(self.space.recipes, best))
+        untried = [recipe for recipe in nearby if recipe not in tried]
         yield from untried
-        waiting = any(tried[recipe].outcome == RunStatus.RUNNING for recipe in neighbours if recipe in tried)
+        waiting = any(tried[recipe].outcome == RunStatus.RUNNING for recipe in nearby if recipe in tried)
         if not untried and not waiting and self._near_miss(size, best):
-            yield from (recipe for recipe in self._neighbours(best, closer=True) if recipe not in tried)
-
-    def _neighbours(self, recipe: Recipe, *, closer: bool = False) -> Iterator[Recipe]:
-        """The recipes that differ in one dimension: by one step where it is ordered, else by any other choice.
-
-        Steps are whole. With `closer`, or between two values, they are half; only continuous dimensions have those.
-        """
-        for axis, dimension in enumerate(self.space.recipes):
-            current, last = recipe[axis], len(dimension.values) - 1
-            if dimension.ordered:
-                step = HALF if closer or current % WHOLE else WHOLE
-                fits = dimension.is_continuous or step == WHOLE
-                positions = [
-                    position for position in (current + step, current - step) if 0 <= position <= last and fits
-                ]
-            else:
-                positions = [float(choice) for choice in range(last + 1) if choice != current and not closer]
-            for position in positions:
-                yield (*recipe[:axis], position, *recipe[axis + 1 :])
+            yield from (recipe for recipe in neighbours(self.space.recipes, best, closer=True) if recipe not in tried)
 
     def _near_miss(self, size: int, best: Recipe) -> bool:
         """Whether a parabola through the best recipe and its neighbours might reach the threshold in between.
@@ -312,7 +292,7 @@ class SearchState:
         tried = self.by_size[size]
         margin, top = self.margin(size, best), tried[best]
         drops = [0.0]
-        for neighbour in (tried[recipe] for recipe in self._neighbours(best) if recipe in tried):
+        for neighbour in (tried[recipe] for recipe in neighbours(self.space.recipes, best) if recipe in tried):
             step = max(set(neighbour.margins) & set(top.margins), default=0)
             if 2 * step >= top.last_step > 0 and neighbour.outcome not in NO_MARGIN:
                 drops.append(top.margins[step] - neighbour.margins[step])
@@ -325,6 +305,11 @@ class SearchState:
             return False
         return not any(self.next_recipes(size))
 
+    @functools.cached_property
+    def _starts(self) -> list[tuple[int, int, Recipe]]:
+        """Where others may begin from, by size: the size, its place in line, the recipe."""
+        return sorted((size, place, recipe) for place, (size, recipe) in enumerate(self._find_starts()))
+
     def _find_starts(self) -> Iterator[tuple[int, Recipe]]:
         """The sizes that others begin from, with their recipes: those that certified, else all that did not crash."""
         certified = [(size, record.recipe) for size in self.by_size if (record := self.certified(size)) is not None]
@@ -336,12 +321,11 @@ class SearchState:
 
     def first_recipe(self, size: int) -> Recipe:
         """Where a size begins: what certified the nearest size, else what was best there, else the middle."""
-        if self._starts is None:
-            self._starts = list(self._find_starts())
         if self._starts:
-            return min(self._starts, key=lambda start: abs(start[0] - size))[1]
-        dimensions = self.space.recipes
-        return tuple(float((len(axis.values) - 1) // 2) if axis.ordered else 0.0 for axis in dimensions)
+            place = bisect.bisect(self._starts, (size,))
+            nearest = self._starts[max(place - 1, 0) : place + 1]
+            return min(nearest, key=lambda start: (abs(start[0] - size), start[1]))[2]
+        return middle_recipe(self.space.recipes)
 
 
 def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialRecord]:
@@ -350,7 +334,7 @@ def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialReco
     What made them crash may have been repaired since.
     """
     return [
-        replace(record, outcome=STALE) if record.outcome == RunStatus.FAILED and record.number < first else record
+        replace(record, outcome=STALE) if record.number < first and record.outcome == RunStatus.FAILED else record
         for record in records
     ]
 
@@ -412,9 +396,9 @@ def next_probe(state: SearchState, expected: int | None) -> int | None:
         return None
     if expected is None and len(failed) >= FAILURES_BEFORE_LARGEST:
         return inside[-1]
-    low, high = sizes[max(bottom, 0)].num_parameters, sizes[min(top, len(sizes) - 1)].num_parameters
+    low, high = sizes[max(bottom, 0)].cost, sizes[min(top, len(sizes) - 1)].cost
     middle = math.sqrt(low * high)
-    return next((index for index in inside if sizes[index].num_parameters >= middle), inside[-1])
+    return next((index for index in inside if sizes[index].cost >= middle), inside[-1])
 
 
 def _refute(state: SearchState, answer: int | None) -> Proposal | None:

@@ -2,8 +2,8 @@
 
 Optuna's states say how a trial ended. COMPLETE: certified (its constraint is met), or below or undecided at the end of
 the budget (it is not met). PRUNED: stopped as hopeless, diverged or too slow; its constraint is set first. FAIL:
-crashed, or stale (its worker died). The value is the number of parameters. An intermediate value is what the margin
-lacks to certify, in nats per token. Everything else is in user attributes.
+crashed, or stale (its worker died). The value is what the search minimises, of the trial's size. An intermediate value
+is what the margin lacks to certify, in nats per token. Everything else is in user attributes.
 
 Two workers that ask at the same time must not choose the same configuration. A trial's number is its ticket: a worker
 decides only once every trial with a lower number has a plan, so decisions happen one after the other in any storage.
@@ -11,12 +11,13 @@ A stale trial is ended before it is passed over: if its worker was only slow, th
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -34,7 +35,8 @@ from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Space, Value
 from marble_sweep.searches.storage import PatientStorage, StorageError
-from marble_sweep.searches.strategy import STALE, Proposal, Settled, TrialRecord, Wait
+from marble_sweep.searches.strategy import Proposal, Settled, Wait
+from marble_sweep.searches.trial_record import STALE, Standing, TrialRecord
 
 PLAN = "plan"  # the user attribute that says what a trial trains
 HEARTBEAT = "heartbeat"  # seconds since the trial began: its worker increases it as long as it lives
@@ -48,6 +50,8 @@ LOSS, SPEED = "held_out_loss", "speed"  # the constraints
 # unigram for the best one, and asked for no use of the context; 3 confirmed on a few seeds; 4 looked at no more than
 # trainer.eval_windows, and gave runs up by a fall for each evaluation.
 RULES = 5
+# Settings that a study may have begun without, as they were then.
+ADDED_SETTINGS = {"search.minimise": "n_params"}
 DIVERGED_VIOLATION = 1e6  # the loss constraint of a diverged trial: Optuna's constraints are finite
 STATES: dict[str, TrialState] = {
     **dict.fromkeys(Outcome, TrialState.COMPLETE),
@@ -65,6 +69,7 @@ class Snapshot:
     records: list[TrialRecord]  # the same as the strategy sees them
 
 
+Pairs = list[tuple[FrozenTrial, TrialRecord]]
 Decide = Callable[[Snapshot], Proposal | Wait | Settled]
 
 
@@ -96,20 +101,18 @@ class Sampler(BaseSampler):
         self.decide = decide
         self.heartbeats = heartbeats
         self.decision: Proposal | Wait | Settled = Wait()
-        self._ended: dict[int, TrialRecord | None] = {}  # by number: trials that have ended do not change
+        # How many of the first trials have all ended, and those of them with a plan: they do not change any more.
+        self._ended: tuple[int, Pairs] = 0, []
+        self.given: Proposal | None = None  # instead of a decision
 
     def snapshot(self, study: Study) -> Snapshot:
-        """The study's trials now; of those that have ended only the new ones are read."""
-        pairs = []
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number in self._ended:
-                record = self._ended[trial.number]
-            else:
-                record = as_record(trial)
-                if trial.state.is_finished():
-                    self._ended[trial.number] = record
-            if record is not None:
-                pairs.append((trial, record))
+        """The study's trials now; those before the first one that has not ended are read once."""
+        number, known = self._ended  # threads may call this
+        later = study.get_trials(deepcopy=False)[number:]
+        ended = list(itertools.takewhile(lambda trial: trial.state.is_finished(), later))
+        known = [*known, *with_records(ended)]
+        self._ended = number + len(ended), known
+        pairs = [*known, *with_records(later[len(ended) :])]
         return Snapshot([trial for trial, _ in pairs], [record for _, record in pairs])
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -119,7 +122,7 @@ class Sampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Value]:
         self._await_turn(study, trial)
-        self.decision = self.decide(self.snapshot(study))
+        self.decision = self.given or self.decide(self.snapshot(study))
         if isinstance(self.decision, Proposal):
             return self.space.params(self.decision.size, self.decision.recipe)
         return self.space.params(0, (0.0,) * len(self.space.recipes))  # withdrawn at once
@@ -161,7 +164,12 @@ def end_trial(study: Study, trial: Trial | int, state: TrialState, value: float 
 
 def records(study: Study) -> list[TrialRecord]:
     """The study's trials as the strategy sees them, by number; trials without a plan are left out."""
-    return [record for trial in study.get_trials(deepcopy=False) if (record := as_record(trial)) is not None]
+    return [record for _, record in with_records(study.get_trials(deepcopy=False))]
+
+
+def with_records(trials: Sequence[FrozenTrial]) -> Pairs:
+    """The trials with a plan, as they are and as the strategy sees them."""
+    return [(trial, record) for trial in trials if (record := as_record(trial)) is not None]
 
 
 def as_record(trial: FrozenTrial) -> TrialRecord | None:
@@ -181,7 +189,16 @@ def as_record(trial: FrozenTrial) -> TrialRecord | None:
         seed=plan["seed"],
         outcome=outcome,
         margins={step: -shortfall for step, shortfall in trial.intermediate_values.items()},
+        threshold=plan.get("threshold", ""),
+        loss=result_of(trial).get("val_loss"),
+        standings={name: as_standing(entry) for name, entry in result_of(trial).get("thresholds", {}).items()},
     )
+
+
+def as_standing(entry: Mapping[str, Any]) -> Standing:
+    """How a trial stands towards a threshold, from its entry in `thresholds` of the trial's Result."""
+    margins = {int(step): -shortfall for step, shortfall in entry["shortfalls"].items()}
+    return Standing(entry["outcome"], margins)
 
 
 @dataclass(frozen=True)
@@ -205,12 +222,22 @@ class Result:
     stage: str = "training"  # where it crashed: start (of its process), setup (before training) or training
     # The settings below `device` that its numbers depend on to the last bit; None where a GPU multiplied.
     device: dict[str, str | int] | None = None
+    # Where the search has several thresholds, by threshold: the fields above at the evaluation that decides for it,
+    # its `outcome` (null: it is open), and `shortfalls` by step.
+    thresholds: dict[str, dict[str, Any]] | None = None
+    reused: bool = False  # an earlier run that search.reuse names: nothing was trained
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
     """The fields of the trial's Result that are not None; empty for a running or stale trial."""
     result: dict[str, Any] = trial.user_attrs.get(RESULT, {})
     return result
+
+
+def result_for(trial: FrozenTrial, threshold: str) -> dict[str, Any]:
+    """The same, with what the trial shows of a threshold where the search has several."""
+    result = result_of(trial)
+    return result | result.get("thresholds", {}).get(threshold, {})
 
 
 def as_result(trial: FrozenTrial) -> Result:
@@ -236,8 +263,12 @@ class SharedStudy:
     def snapshot(self) -> Snapshot:
         return self.sampler.snapshot(self.study)
 
-    def ask(self) -> tuple[Trial, Proposal] | None:
-        """A new trial with its plan; None where there is nothing to start after all."""
+    def ask(self, given: Proposal | None = None) -> tuple[Trial, Proposal] | None:
+        """A new trial with its plan, which is the strategy's unless one is given.
+
+        None where there is nothing to start after all.
+        """
+        self.sampler.given = given
         with contextlib.suppress(UpdateFinishedTrialError):  # this worker was so slow that its trial became stale
             trial = self.study.ask(self.sampler.space.distributions)
             _ = trial.relative_params  # Optuna does not ask the sampler where every parameter has but one value
@@ -255,7 +286,7 @@ class SharedStudy:
                 return trial, decision
         return None
 
-    def tell(self, trial: Trial, result: Result, num_parameters: int, min_steps_per_minute: float | None) -> None:
+    def tell(self, trial: Trial, result: Result, cost: float, min_steps_per_minute: float | None) -> None:
         """Record how a trial ended: constraints first, then its state. Does nothing where another worker ended it."""
         with contextlib.suppress(UpdateFinishedTrialError):
             fields = {name: value for name, value in asdict(result).items() if value is not None}
@@ -268,7 +299,7 @@ class SharedStudy:
                 if min_steps_per_minute is not None and result.steps_per_minute is not None:
                     trial.set_constraint(SPEED, min_steps_per_minute - result.steps_per_minute)
             state = STATES.get(result.outcome, TrialState.PRUNED)
-            end_trial(self.study, trial, state, num_parameters if state == TrialState.COMPLETE else None)
+            end_trial(self.study, trial, state, cost if state == TrialState.COMPLETE else None)
 
     def fail_stale_trials(self, *, alone: bool = False) -> None:
         """End stale trials, so that they are retried. Where this worker is `alone`, every running trial is stale."""
@@ -308,6 +339,7 @@ def open_study(
         if attribute not in study.user_attrs:
             study.set_user_attr(attribute, ours)
         theirs = with_current_keys(study.user_attrs[attribute])
+        theirs = {key: value for key, value in ADDED_SETTINGS.items() if key in ours} | theirs
         for key in {**theirs, **ours}:
             if theirs.get(key) != ours.get(key):
                 difference = f"{key} was {theirs.get(key)}, now {ours.get(key)}"

@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from marble_sweep.metrics.margin import Outcome, measured
 from marble_sweep.runs.renamed import NUM_ALL_WINDOWS
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, read_metadata
+from marble_sweep.search_config import CertifyConfig
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
 from marble_sweep.searches.study_products import StudyProducts
@@ -39,7 +40,8 @@ class TrialWatch:
         self.heartbeat_interval = timeout / HEARTBEATS_PER_TIMEOUT
         self.show = show
         # Workers of one directory share its choices there, others through the study.
-        self.products = None if config.search.storage is None else StudyProducts(trial, directory.parent)
+        one_directory = config.search.storage is None and config.search.serve is None
+        self.products = None if one_directory else StudyProducts(trial, directory.parent)
         self.early_stopping = EarlyStopping(config)
         self.reported: set[int] = set()
         self._stop = threading.Event()
@@ -88,11 +90,11 @@ class TrialWatch:
         self.report_evaluations(run_dir)
         metadata = read_metadata(run_dir)
         status, step = metadata["status"], metadata.get("step") or 0
-        row = next(iter(Run.read(run_dir).evals[-1:]), {})  # the last evaluation
-        value, error = margin(self.config.certify, row)
-        df = margin_df(self.config.certify, row)
+        evals = Run.read(run_dir).evals
+        row = next(iter(evals[-1:]), {})  # the last evaluation
         if status == RunStatus.FINISHED:  # not certified, or it would have ended as that
             status = self.early_stopping.outcome(row) or Outcome.UNDECIDED
+        several = bool(self.config.certify.thresholds) and status != RunStatus.FAILED
         return Result(
             outcome=status,
             directory=str(run_dir),
@@ -100,17 +102,46 @@ class TrialWatch:
             tokens=step * self.config.trainer.batch_size * self.config.trainer.seq_len,
             seconds=metadata.get("seconds") or 0.0,
             steps_per_minute=metadata.get("steps_per_minute"),
-            val_loss=finite(measured(row, "val_loss")[0]),
-            margin=finite(value),
-            margin_se=finite(error),
-            num_windows=_whole(row.get(NUM_ALL_WINDOWS, math.nan)),
-            margin_df=df if math.isfinite(df) else None,
-            lacks_context=lacks_context(self.config.certify, row, self.early_stopping.errors_needed),
+            **self._measured(self.config.certify, row),
             reason=metadata.get("reason"),
             field=metadata.get("field"),
             stage="training" if "corpus" in metadata else "setup",  # written once the run is ready to train
             device=device_settings(metadata),
+            thresholds=self._thresholds(status, evals) if several else None,
         )
+
+    def _measured(self, certify: CertifyConfig, row: dict[str, float]) -> dict[str, Any]:
+        """Loss and margin of a row of evals.csv, as fields of a Result."""
+        (value, error), df = margin(certify, row), margin_df(certify, row)
+        return {
+            "val_loss": finite(measured(row, "val_loss")[0]),
+            "margin": finite(value),
+            "margin_se": finite(error),
+            "num_windows": _whole(row.get(NUM_ALL_WINDOWS, math.nan)),
+            "margin_df": df if math.isfinite(df) else None,
+            "lacks_context": lacks_context(certify, row, self.early_stopping.errors_needed),
+        }
+
+    def _thresholds(self, status: str, evals: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+        """What the evaluations show of every threshold that the search asks of.
+
+        Of a run that does not end early the last one alone decides.
+        """
+        entries = {}
+        evals = evals if self.config.certify.stop else evals[-1:]
+        for certify in self.early_stopping.thresholds:
+            outcome, number = self.early_stopping.standing(certify, evals)
+            if status in (RunStatus.DIVERGED, RunStatus.TOO_SLOW) and outcome != RunStatus.CERTIFIED:
+                outcome = RunStatus(status)
+            row = evals[number - 1] if number else {}
+            shown = self._measured(certify, row)
+            lacks = {row["step"]: shortfall(certify, row, self.early_stopping.errors_needed) for row in evals[:number]}
+            entries[certify.threshold] = shown | {
+                "outcome": outcome,
+                "step": int(row.get("step", 0)),
+                "shortfalls": {int(step): missing for step, missing in lacks.items() if math.isfinite(missing)},
+            }
+        return entries
 
 
 def _whole(value: float) -> int | None:

@@ -7,7 +7,7 @@ import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,16 +22,25 @@ from marble_sweep.report.summary import compare_runs
 from marble_sweep.report.table import render
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import flat
+from marble_sweep.runs.discovery import find_runs
 from marble_sweep.runs.files import lock_directory, write_json, write_text
+from marble_sweep.runs.removed import remove_tensors
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metadata, run_directories
+from marble_sweep.searches.cost import COSTS, build_space
 from marble_sweep.searches.crashes import shared_error
-from marble_sweep.searches.outcome import SearchResult
+from marble_sweep.searches.disk import disk_line
+from marble_sweep.searches.frontier_result import FrontierResult
+from marble_sweep.searches.keep import unneeded
+from marble_sweep.searches.outcome import FINAL, SearchResult
+from marble_sweep.searches.reuse import REUSABLE, Reusable, find_reusable, plan_key, reuse_lines
 from marble_sweep.searches.seeds import trial_seed
-from marble_sweep.searches.space import Dimension, Space, Value, build
+from marble_sweep.searches.space import Dimension, Size, Value
+from marble_sweep.searches.step_seconds import measure_step_seconds, shared_step_seconds
 from marble_sweep.searches.storage import StorageError, open_storage
-from marble_sweep.searches.strategy import Proposal, Settled, Wait, next_trial
+from marble_sweep.searches.strategy import Proposal, Settled, Wait
 from marble_sweep.searches.study import Result, SharedStudy, Snapshot, open_study, result_of
+from marble_sweep.searches.thresholds import trial_settings
 from marble_sweep.searches.trial_watch import TrialWatch
 from marble_sweep.searches.view import View, describe_trial
 from marble_sweep.terminal import warning_on_error
@@ -41,6 +50,8 @@ WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
 WORKERS = "workers "  # begins the user attributes that say, for every start, whether its launched workers go on
 WORKING, STOPPED = "working", "stopped"
 
+FRONTIER = "frontier"  # of search.question
+RESULTS: dict[str, type[SearchResult]] = {"smallest": SearchResult, FRONTIER: FrontierResult}  # by search.question
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
 Train = Callable[[int, Params], Path | str]  # trains a trial; returns the run directory, or why there is none
@@ -55,13 +66,11 @@ class Ending:
     crashes: list[dict[str, Any]]  # that keep the answer from being proved
 
 
-def held_out_part(base: schema.Config, plan: Proposal) -> dict[str, Value]:
-    """The settings by which a confirmation is evaluated on text that the search never looks at."""
-    return {"trainer.eval_part": "confirm"} if plan.seed and base.trainer.eval_part == "search" else {}
-
-
 class Search:
     """One process's part in a search."""
+
+    reusable: Sequence[Reusable] = ()  # runs that search.reuse names
+    threads: int | None = None  # of the CPU for a trial; None leaves them to its config
 
     def __init__(
         self,
@@ -89,35 +98,52 @@ class Search:
             for value in dimension.values:
                 if not dimension.decides_size:
                     resolve(first | {dimension.key: value})
-        self.space: Space = build(dimensions, lambda size: resolve(first | size).num_parameters)
+        self.space = build_space(dimensions, lambda size: resolve(first | size))
         self.base = resolve(first | dict(self.space.sizes[0].params))
-        require(self.base.certify.stop, "certify.stop", False, "true in a search")
-        part = self.base.trainer.eval_part
-        require(part != "confirm", "trainer.eval_part", part, "search or all in a search, which confirms on `confirm`")
-        require(self.base.objective is None, "objective", self.base.objective, "null in a search")
+        self._check()
         self.workers = 1  # so many trials at once
         self._latest: SearchResult | None = None
         self.first_trial = 0  # of this start; known once there is a study
         self.data: dict[str, Any] | None = None  # of the first trial: the corpus and the baselines
+        self._tidied: set[Path] = set()  # run directories that search.keep was applied to
         self.error: str | None = None  # that every trial would meet
         self._worker_failed = threading.Event()
         self._stop_requested: Callable[[], bool] = lambda: False
         self._trial_ended = threading.Condition()  # held while that is shown and written
 
+    def _check(self) -> None:
+        """Raise CheckError for a config that cannot be searched."""
+        base = self.base
+        part, stop = base.trainer.eval_part, base.certify.stop
+        if base.search.question == FRONTIER:
+            require(not stop, "certify.stop", True, "false for a frontier, which asks for the loss at the end")
+            require(part == "all", "trainer.eval_part", part, "all for a frontier, whose losses are compared")
+        else:
+            require(stop, "certify.stop", False, "true in a search")
+            allowed = "search or all in a search, which confirms on `confirm`"
+            require(part != "confirm", "trainer.eval_part", part, allowed)
+        require(base.objective is None, "objective", base.objective, "null in a search")
+        given = [override for override in self.overrides if override.lstrip("+").startswith("certify.threshold")]
+        are_several = base.search.thresholds is not None
+        require(
+            not (given and are_several), "certify.threshold", given, "left out with search.thresholds, which sets it"
+        )
+
     def largest(self) -> list[schema.Config]:
-        """The config of the largest size with each recipe that differs in one value from the first."""
-        size = dict(self.space.sizes[-1].params)
+        """The config of the size with most parameters, with each recipe that differs in one value from the first."""
+        size = dict(max(self.space.sizes, key=lambda size: size.num_parameters).params)
         params = {dimension.key: dimension.values[0] for dimension in self.space.recipes} | size
         others = [(dimension.key, value) for dimension in self.space.recipes for value in dimension.values[1:]]
         return [self.resolve(params), *(self.resolve(params | {key: value}) for key, value in others)]
 
-    def run(self, train: Train, workers: int = 1) -> Ending:
+    def run(self, train: Train, workers: int = 1, threads: int | None = None) -> Ending:
         """Search until the question is settled, the budget is spent or the user interrupts.
 
-        A single worker calls `train` in this thread. Several do so in threads of their own, where `train` raises
-        KeyboardInterrupt once `should_stop` says so.
+        `threads` of the CPU are what `train` gives a trial; None leaves them to its config. A single worker calls
+        `train` in this thread. Several do so in threads of their own, where `train` raises KeyboardInterrupt once
+        `should_stop` says so.
         """
-        self.train, self.workers = train, workers
+        self.train, self.workers, self.threads = train, workers, threads
         return self._run()
 
     def _run(self) -> Ending:
@@ -138,10 +164,15 @@ class Search:
         self.first_trial = len(self.shared.study.get_trials(deepcopy=False))
         self._latest = None
         mark_start(self.directory)
-        unit = "margins in nats per token ± one standard error"
+        unit = "losses in nats per token" if self.view.shows_loss else "margins in nats per token ± one standard error"
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}; {unit}")
+        sizes = sorted(self.space.sizes, key=lambda size: size.num_parameters)
+        smallest, largest = (self._config(size) for size in (sizes[0], sizes[-1]))
+        self.view.line(disk_line(smallest, largest, self.directory, self.workers))
         outlived = alone and self._stop_earlier_workers()
         self.shared.fail_stale_trials(alone=alone and not outlived)
+        if self.base.search.reuse:
+            self._find_reusable()
 
     def _stop_earlier_workers(self) -> bool:
         """Stop the launched workers of earlier starts whose process was killed; returns whether there may be any."""
@@ -163,12 +194,27 @@ class Search:
         """Create the study, or join it. Lines about trials go to `log`, by default to standard error."""
         self.storage = open_storage(address, self.base.search.storage_patience)
         self.shared = self._join()
-        self.view = View(self.base.trainer.total_steps, log)
+        if COSTS[self.base.search.minimise].of is None:
+            self.space = self.space.with_costs(shared_step_seconds(self.shared.study, self._measure))
+            self.shared = self._join()
+        shows_loss = self.base.search.question == FRONTIER
+        self.view = View(self.base.trainer.total_steps, log, shows_loss=shows_loss)
+
+    def _config(self, size: Size) -> schema.Config:
+        """The config of a size with the first value of whatever else is searched."""
+        first = {dimension.key: dimension.values[0] for dimension in self.space.recipes}
+        return self.resolve(first | dict(size.params))
+
+    def _measure(self) -> dict[str, float]:
+        """The seconds of a step of every size, with the first value of whatever else is searched."""
+        configs = [self._config(size) for size in self.space.sizes]
+        return measure_step_seconds(self.space.sizes, configs, self.directory / layout.PRODUCTS, self.threads)
 
     def _search(self) -> Ending:
         """Work until the search has ended, and conclude."""
         ended = "error"
         try:
+            self._take_reusable()
             ended = self._work_all()
         except KeyboardInterrupt:
             ended = "interrupted"
@@ -220,8 +266,10 @@ class Search:
         ignored = ("model.name", "experiment_name", "notes", *(key for key in config if key.startswith("device.")))
         kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
         search = self.base.search
-        standard = ("confirm_seeds", "pass_rate", "confidence")
-        return kept | {f"search.{name}": getattr(search, name) for name in standard}
+        names = ("confirm_seeds", "pass_rate", "confidence", "minimise", *(["thresholds"] if search.thresholds else []))
+        if search.question == FRONTIER:
+            names = ("question", "frontier_seeds", *names)
+        return kept | {f"search.{name}": getattr(search, name) for name in names}
 
     def result(self) -> SearchResult:
         """The result of the trials so far."""
@@ -233,14 +281,16 @@ class Search:
         if latest is None or latest.recorded != snapshot.records:
             options = self.first_trial, self.config_options, self.workers
             records = snapshot.records
-            latest = SearchResult(self.space, self.base, snapshot.trials, self.overrides, *options, records)
+            latest = RESULTS[self.base.search.question](
+                self.space, self.base, snapshot.trials, self.overrides, *options, records
+            )
             self._latest = latest
         return latest
 
     def _decide(self, snapshot: Snapshot) -> Proposal | Wait | Settled:
         """The strategy's decision, within the budget of trials."""
         result = self._result_of(snapshot)
-        decision = next_trial(result.state)
+        decision = result.decision
         return Settled() if isinstance(decision, Proposal) and self._ended_by(result, decision) else decision
 
     @staticmethod
@@ -257,7 +307,7 @@ class Search:
                 raise KeyboardInterrupt
             shared.fail_stale_trials()
             result = self.result()
-            decision = next_trial(result.state)
+            decision = result.decision
             reason = self._ended_by(result, decision)
             others = any(record.outcome == RunStatus.RUNNING for record in result.records)
             if reason is not None and not others:
@@ -278,36 +328,74 @@ class Search:
         """Train one trial by its plan, and record its end in the study."""
         params, size = self._params(plan), self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
-        params = params | held_out_part(self.base, plan)
+        params = params | trial_settings(self.base, plan)
         config = self.resolve(params)
-        self.view.begin(description, self.result().bracket())
+        self.view.begin(description, self.result().bracket(plan.threshold))
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
             directory = find_run(config, self.directory) or directory
         show = functools.partial(self.view.step, description)
         watch = TrialWatch(trial, config, directory, config.search.worker_timeout, show)
+        reused = self._reused_run(plan)
         try:
             with watch:
-                run_dir = self.train(trial.number, params)
+                run_dir = reused or self.train(trial.number, params)
         except BaseException:
             self.storage.hurry()
             shared.release(trial)
             raise
-        result = watch.result(run_dir)
-        shared.tell(trial, result, size.num_parameters, config.certify.min_steps_per_minute)
+        result = replace(watch.result(run_dir), reused=reused is not None)
+        shared.tell(trial, result, size.cost, config.certify.min_steps_per_minute)
         with self._trial_ended:
-            self._report(description, result)
+            self._report(description, plan.threshold, result)
             self._trial_ended.notify_all()
 
-    def _report(self, trial: str, result: Result) -> None:
+    def _reused_run(self, plan: Proposal) -> Path | None:
+        """The run that search.reuse has for a trial, where this machine can read it."""
+        runs: dict[str, str] = self.shared.study.user_attrs.get(REUSABLE, {})
+        directory = runs.get(plan_key(plan, self.space))
+        return Path(directory) if directory is not None and Path(directory, layout.CONFIG).is_file() else None
+
+    def _find_reusable(self) -> None:
+        """Say which runs are reused, and record them in the study for all workers."""
+        paths = [Path(path) for path in self.base.search.reuse]
+        directories = find_runs(paths, "search.reuse")
+        self.reusable, refused = find_reusable(directories, self.space, self.base, self.resolve)
+        study = self.shared.study
+        known = {plan_key(run.plan, self.space): str(run.directory) for run in self.reusable}
+        study.set_user_attr(REUSABLE, study.user_attrs.get(REUSABLE, {}) | known)
+        for line in reuse_lines(self.reusable, refused):
+            self.view.line(line)
+
+    def _take_reusable(self) -> None:
+        """Make trials of the reused runs with the search's own seed, where the study has none such yet."""
+        tried = {(record.size, record.recipe) for record in self.result().records if record.seed == 0}
+        own = [run.plan for run in self.reusable if run.plan.seed == 0]
+        for plan in own:
+            if (plan.size, plan.recipe) not in tried and (asked := self.shared.ask(plan)) is not None:
+                self._train(self.shared, *asked)
+
+    def _report(self, trial: str, threshold: str, result: Result) -> None:
         """Show and write how a trial ended, unless every trial would end so."""
         so_far = self.result()
         if so_far.ended_by(settled=False) != "max_failures":
             searched = [dimension.key for dimension in self.space.dimensions]
             self.error = self.error or shared_error(result, searched, nothing_trained=so_far.nothing_trained)
         if self.error is None:
-            self.view.end(trial, result, so_far.bracket())
+            self.view.end(trial, result, so_far.bracket(threshold))
         self._write(so_far)
+        self._tidy(so_far, is_over=False)
+
+    def _tidy(self, result: SearchResult, *, is_over: bool) -> None:
+        """Remove what search.keep does not ask for, of trials in this sweep directory."""
+        here = self.directory.resolve()
+        for directory in unneeded(result, is_over=is_over):
+            if directory not in self._tidied and directory.parent.resolve() == here:
+                try:
+                    remove_tensors(directory, f"search.keep={self.base.search.keep}")
+                except OSError as error:
+                    self.view.line(f"The tensors of {directory} stay: {error}")
+            self._tidied.add(directory)
 
     def _write(self, so_far: SearchResult) -> None:
         write_json(self.directory / layout.SEARCH, so_far.as_json("running", self._data(so_far)))
@@ -328,7 +416,9 @@ class Search:
         result = self.result()
         summary = result.as_json(ended, self._data(result)) | {"error": self.error}
         write_json(self.directory / layout.SEARCH, summary)
-        self.shared.study.set_user_attr("answer", summary["answer"])
+        self._tidy(result, is_over=ended in FINAL)
+        answers = {of_threshold["threshold"]: of_threshold["answer"] for of_threshold in summary["thresholds"]}
+        self.shared.study.set_user_attr("answers", answers)
         with warning_on_error(f"the comparison in {self.directory}"):
             draw_frontier(summary, self.directory / layout.FRONTIER)
             runs = [Run.read(path) for path in run_directories(self.directory)]

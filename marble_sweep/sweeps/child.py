@@ -3,9 +3,11 @@
 import contextlib
 import itertools
 import logging
+import shutil
 import signal
 import sys
 import threading
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from tqdm import tqdm
 
 from marble_sweep.checks import CheckError
 from marble_sweep.config import Config, dump
+from marble_sweep.early_stopping import BY_EVALUATION
 from marble_sweep.process import keep_freed_memory
 from marble_sweep.runs import layout
-from marble_sweep.runs.files import lock_directory, write_exclusive
+from marble_sweep.runs.files import lock_directory, write_exclusive, write_json, write_text
 from marble_sweep.runs.provenance import code_sha256
-from marble_sweep.runs.status import config_text, is_done, read_metadata, record_failure, run_directories
+from marble_sweep.runs.status import RunStatus, config_text, is_done, read_metadata, record_failure, run_directories
 from marble_sweep.training.signals import stop_this_process
 
 log = logging.getLogger(__name__)
@@ -76,7 +79,8 @@ def assign_run_dir(config: Config, sweep_dir: Path, number: int) -> tuple[Path, 
 
     A run with the very same config, made of the same data by the same code, is continued or reused,
     whatever its number. Else the job gets the directory of its number, or, where another run lies
-    there, the first free one; its config in it keeps every other job away.
+    there, the first free one; its config in it keeps every other job away. A run that ended early for another threshold
+    of the same search is copied there first: it is continued, and what it was stays as it is.
     """
     text = dump(config)
     for directory in run_directories(sweep_dir):
@@ -85,6 +89,8 @@ def assign_run_dir(config: Config, sweep_dir: Path, number: int) -> tuple[Path, 
             if not changed:
                 return directory, is_done(directory, config)
             log.warning("job %d: the run in %s is not reused, its %s", number, directory, " and its ".join(changed))
+    if (source := run_to_continue(config, sweep_dir)) is not None:
+        return copy_run(source, text, sweep_dir, number), False
     for candidate in itertools.chain([number], itertools.count()):
         directory = sweep_dir / str(candidate)
         with contextlib.suppress(FileExistsError):  # where something else has the name
@@ -92,6 +98,51 @@ def assign_run_dir(config: Config, sweep_dir: Path, number: int) -> tuple[Path, 
             if write_exclusive(directory / layout.CONFIG, text):
                 break
     return directory, False
+
+
+def texts_for_other_thresholds(config: Config) -> set[str]:
+    """The texts of the configs that differ in their threshold alone, which is another one of the same search."""
+    certify = config.certify
+    others = [threshold for threshold in certify.thresholds or () if threshold != certify.threshold]
+    return {dump(replace(config, certify=replace(certify, threshold=threshold))) for threshold in others}
+
+
+def run_to_continue(config: Config, sweep_dir: Path) -> Path | None:
+    """The run that an evaluation ended, and that differs from this one in its threshold alone; the longest one."""
+    texts = texts_for_other_thresholds(config)
+    steps = {
+        directory: read_metadata(directory).get("step", 0)
+        for directory in (run_directories(sweep_dir) if texts else ())
+        if config_text(directory) in texts
+        and read_metadata(directory).get("status") in BY_EVALUATION
+        and (directory / layout.STATE).exists()  # search.keep may have removed it
+        and not changes(directory, config)
+    }
+    return max(steps, key=lambda directory: steps[directory], default=None)
+
+
+def copy_run(source: Path, config: str, sweep_dir: Path, number: int) -> Path:
+    """Copy a run that has ended, to be continued with the text of another config; returns its directory.
+
+    That appears whole or not at all, and has the first free number from `number` on.
+    """
+    staging = sweep_dir / layout.CONTINUING / str(number)
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+    unwanted = (layout.VERDICT, layout.LOCK, layout.SOFT_LOCK)
+    shutil.copytree(source, staging, ignore=lambda _, names: [name for name in names if name in unwanted])
+    write_text(staging / layout.CONFIG, config)
+    continued = {"status": RunStatus.INTERRUPTED, "continued_from": source.name}
+    write_json(staging / layout.METADATA, read_metadata(source) | continued)
+    for candidate in itertools.count(number):
+        directory = sweep_dir / str(candidate)
+        try:
+            staging.rename(directory)
+        except OSError:
+            if not directory.exists():
+                raise
+        else:
+            break
+    return directory
 
 
 def changes(directory: Path, config: Config) -> list[str]:

@@ -15,8 +15,7 @@ from torch import Tensor
 from marble_sweep.checks import CheckError
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
-from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.metrics.margin import Outcome
+from marble_sweep.early_stopping import BY_EVALUATION, EarlyStopping
 from marble_sweep.metrics.step import Pending, StepMetrics
 from marble_sweep.model import products
 from marble_sweep.model.loss import linear_cross_entropy
@@ -200,12 +199,12 @@ class Trainer:
             self.stop_reason = self.early_stopping.stop_reason(self.evals, self.steps_per_minute())
 
     def needs_all_windows(self, row: dict[str, float]) -> bool:
-        """Whether all windows are evaluated: for the verdict of a whole run, or where `row` leaves it undecided."""
+        """Whether all windows are evaluated: for the verdict of a whole run, or where early stopping needs them."""
         if not math.isfinite(row["val_loss"]):
             return False
         if self.early_stopping is None:
             return self.step == self.config.trainer.total_steps
-        return self.early_stopping.outcome(row) == Outcome.UNDECIDED
+        return self.early_stopping.needs_all_windows(row)
 
     def take_snapshot(self, h_mean: Tensor) -> None:
         self.writer.snapshots.take(self.step, self.model.embedding.weight, h_mean)
@@ -223,6 +222,9 @@ class Trainer:
         self.step, self.train_seconds = info["step"], info["train_seconds"]
         self.last_loss, self.evals = info["last_loss"], info["evals"]
         self.stop_reason = None if info["stop_reason"] is None else RunStatus(info["stop_reason"])
+        if self.early_stopping is not None and self.stop_reason in BY_EVALUATION:
+            # It ended for its threshold, and may be continued for another one.
+            self.stop_reason = self.early_stopping.stop_reason(self.evals, math.inf)
         diverged = self.stop_reason == RunStatus.DIVERGED  # the model then went on for a few steps
         num_batches = (self.batches.epoch - 1) * self.batches.steps_per_epoch + self.batches.state_dict()["position"]
         if not diverged and not num_batches == self.metrics.step == self.step:

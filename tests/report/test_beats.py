@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from helpers import MANY_CLUSTERS, tiny_config
 
-from marble_sweep.config import CertifyConfig, VerdictConfig
+from marble_sweep.config import VerdictConfig
 from marble_sweep.early_stopping import EarlyStopping, shortfall
 from marble_sweep.metrics.margin import outcome_of, outcome_with_context
 from marble_sweep.metrics.step import MEASURED
@@ -16,6 +16,7 @@ from marble_sweep.report.summary import compare_runs
 from marble_sweep.run import judged_by, run
 from marble_sweep.runs.csv_log import CsvLog
 from marble_sweep.runs.run import Run
+from marble_sweep.search_config import CertifyConfig
 from marble_sweep.sweeps.watch import ended_line
 from marble_sweep.training.evaluation import EVAL_COLUMNS
 from marble_sweep.verdict import judge

@@ -1,6 +1,8 @@
 """One search by real joblib, submitit, Ray and Slurm: the answer of one worker alone, nothing lost, nothing twice."""
 
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -8,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import optuna
 import pytest
 from slurm import Cluster
+from studies import free_address
 
 from marble_sweep.runs import layout
 from marble_sweep.runs.status import DONE, read_metadata, run_directories
@@ -64,7 +67,7 @@ def search(sweep_dir: Path, *overrides: str, environment: dict[str, str] | None 
 
 def summary(sweep_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((sweep_dir / layout.SEARCH).read_text())
-    return content
+    return content | content["thresholds"][0]
 
 
 def answer(sweep_dir: Path) -> dict[str, Any]:
@@ -75,18 +78,18 @@ def answer(sweep_dir: Path) -> dict[str, Any]:
     return {key: found["answer"][key] for key in kept}
 
 
-def trials(sweep_dir: Path, storage: str | None = None) -> list[optuna.trial.FrozenTrial]:
-    opened = open_storage(storage or str(sweep_dir / layout.JOURNAL))
-    try:
-        return optuna.load_study(study_name="smallest", storage=opened).get_trials()
-    finally:
-        opened.close()
+@contextlib.contextmanager
+def load(sweep_dir: Path, database: str | None) -> Iterator[optuna.Study]:
+    """The study in the sweep directory: in a journal, or in a database."""
+    address = str(sweep_dir / layout.JOURNAL) if database is None else f"sqlite:///{sweep_dir / database}"
+    with contextlib.closing(open_storage(address)) as storage:
+        yield optuna.load_study(study_name="smallest", storage=storage)
 
 
-def check(sweep_dir: Path) -> None:
+def check(sweep_dir: Path, database: str | None = None) -> None:
     """Nothing was lost, and nothing trained twice."""
-    opened = open_storage(str(sweep_dir / layout.JOURNAL))
-    tried = records(optuna.load_study(study_name="smallest", storage=opened))
+    with load(sweep_dir, database) as study:
+        tried = records(study)
     kept = [(record.size, record.recipe, record.seed) for record in tried if record.outcome != "stale"]
     assert Counter(kept).most_common(1)[0][1] == 1
     assert not [record for record in tried if record.outcome == "running"]
@@ -99,8 +102,14 @@ def check(sweep_dir: Path) -> None:
     assert summary(sweep_dir)["trials"] == len(kept) + len(lost)
 
 
-def check_all_worked(sweep_dir: Path, number: int) -> None:
-    assert len({trial.user_attrs[WORKER] for trial in trials(sweep_dir) if WORKER in trial.user_attrs}) == number
+def number_of_workers(sweep_dir: Path, database: str | None = None) -> int:
+    with load(sweep_dir, database) as study:
+        trials = study.get_trials()
+    return len({trial.user_attrs[WORKER] for trial in trials if WORKER in trial.user_attrs})
+
+
+def check_all_worked(sweep_dir: Path, number: int, database: str | None = None) -> None:
+    assert number_of_workers(sweep_dir, database) == number
     assert len(list(sweep_dir.glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))) == number
 
 
@@ -122,6 +131,27 @@ def test_workers_on_this_machine(launcher: str, options: Sequence[str], alone: d
     check_all_worked(sweep_dir, 2)
 
 
+def test_workers_of_a_served_study(alone: dict[str, Any], tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "search"
+    search(sweep_dir, "hydra/launcher=joblib", "sweep.workers=2", f"search.serve={free_address()}")
+    assert answer(sweep_dir) == alone
+    check(sweep_dir, layout.DATABASE)
+    check_all_worked(sweep_dir, 2, layout.DATABASE)
+
+
+def test_a_served_search_goes_on_after_its_killed_parent(alone: dict[str, Any], tmp_path: Path) -> None:
+    """Workers that outlive it reach the next start at the same address, and hear there that they are to stop."""
+    sweep_dir = tmp_path / "search"
+    given = ["hydra/launcher=submitit_local", *SUBMITIT, "sweep.workers=2", f"search.serve={free_address()}"]
+    with subprocess.Popen(command(sweep_dir, *given), stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
+        wait_for(lambda: len(list(sweep_dir.glob("*/metrics.csv"))) > 2, process)
+        process.kill()
+    said = search(sweep_dir, *given, "search.worker_timeout=20")
+    assert "Workers of an earlier start may still be at work: they are told to stop" in said
+    assert answer(sweep_dir) == alone
+    check(sweep_dir, layout.DATABASE)
+
+
 def test_ray_on_two_nodes(alone: dict[str, Any], tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster as RayCluster
 
@@ -137,6 +167,56 @@ def test_ray_on_two_nodes(alone: dict[str, Any], tmp_path: Path) -> None:
         check_all_worked(sweep_dir, 2)
     finally:
         cluster.shutdown()
+
+
+@contextlib.contextmanager
+def node_with_its_own_disk(cluster: Any, folder: Path) -> Iterator[None]:
+    """A node of Ray that shares all but one folder with this machine: there it has an empty one."""
+    number = number_of_nodes(cluster)
+    mount = 'mount -t tmpfs none "$0" && exec "$@"'
+    ray = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        f"--address={cluster.address}",
+        "--num-cpus=1",
+        "--block",
+    ]
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, str(folder), *ray]
+    patient = os.environ | {"RAY_raylet_start_wait_time_s": str(PATIENCE)}
+    with subprocess.Popen(unshare, stdout=subprocess.DEVNULL, env=patient) as node:
+        try:
+            wait_for(lambda: number_of_nodes(cluster) > number, node)
+            yield
+        finally:
+            node.terminate()
+
+
+def number_of_nodes(cluster: Any) -> int:
+    return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
+def test_workers_on_nodes_of_ray_with_a_disk_of_their_own_send_their_runs_home(
+    alone: dict[str, Any], tmp_path: Path
+) -> None:
+    if subprocess.run(["unshare", "--mount", "--map-root-user", "true"], check=False).returncode:
+        pytest.skip("needs a kernel that lets a process mount a file system of its own")
+    from ray.cluster_utils import Cluster as RayCluster
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        with node_with_its_own_disk(cluster, disk), node_with_its_own_disk(cluster, disk):
+            given = [f"hydra.launcher.ray.init.address='{cluster.address}'", "sweep.workers=2"]
+            given += ["+hydra.launcher.ray.init.object_store_memory=null", f"search.serve={free_address()}"]
+            search(disk / "search", "hydra/launcher=ray", *given)
+    finally:
+        cluster.shutdown()
+    assert answer(disk / "search") == alone
+    check(disk / "search", layout.DATABASE)
+    assert number_of_workers(disk / "search", layout.DATABASE) == 2
+    assert (disk / "search" / layout.PAGE).exists()
+    assert not list((disk / "search").glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))  # they stay where they were
 
 
 def test_an_array_of_slurm(alone: dict[str, Any], tmp_path: Path) -> None:

@@ -1,23 +1,19 @@
 """Workers that a launcher starts: they join one study, and the process that watches says and writes what they do."""
 
 import contextlib
-import json
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from launched_threads import Engine, quick, summary, with_settings
 from pretender import Pretender
 
 from marble_sweep.checks import CheckError
-from marble_sweep.config import Config
-from marble_sweep.searches.launched import LaunchedWorker, LaunchingSearch, Start
+from marble_sweep.searches.launched import LaunchingSearch, Start
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import records
 from marble_sweep.searches.worker import WORKING, Ending, Params
@@ -26,56 +22,10 @@ REFUSED = (
     "search.storage = .*study.log: must be one that every worker reaches: a file in a folder that all machines share"
 )
 
-Trains = Callable[[Pretender, int, Params], Path]
-
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("worker", "launched"):
-        monkeypatch.setattr(f"marble_sweep.searches.{module}.WAIT_SECONDS", 0.02)
-    monkeypatch.setattr("marble_sweep.searches.launched.STOP_SECONDS", 0.02)
-    monkeypatch.setattr("marble_sweep.searches.launched.SAVING_SECONDS", 20.0)
-    for name in ("draw_frontier", "write_page"):  # they take longer than such a search
-        monkeypatch.setattr(f"marble_sweep.searches.worker.{name}", lambda *_: None)
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "search.json").read_text())
-    return content
-
-
-def trains(pretender: Pretender, number: int, params: Params) -> Path:
-    return pretender.train(number, params)
-
-
-class Engine:
-    """A launcher whose jobs are threads: each is a worker with a search of its own, as in another process."""
-
-    def __init__(self, folder: Path, number: int, train: Trains = trains) -> None:
-        self.folder = folder
-        self.number = number
-        self.train = train
-        self.workers = [Pretender(folder, number, LaunchedWorker) for _ in range(number)]
-        for worker in self.workers:  # their first trials wait for each other
-            worker.at_once, worker.started = self.workers[0].at_once, self.workers[0].started
-
-    def work(self, start: Start, place: int) -> Ending | Exception:
-        worker = self.workers[place]
-        assert isinstance(worker.search, LaunchedWorker)
-        with (self.folder / f"{place}.log").open("w") as log:
-            try:
-                return worker.search.work(start, partial(self.train, worker), log)
-            except Exception as error:
-                return error
-
-    def launch(self, start: Start) -> Sequence[Ending | Exception]:
-        with ThreadPoolExecutor(self.number) as pool:
-            return list(pool.map(partial(self.work, start), range(self.number)))
-
-    def run(self, launch: Callable[[Start], Sequence[Ending | Exception]] | None = None) -> Ending:
-        watching = Pretender(self.folder, 1, LaunchingSearch).search
-        assert isinstance(watching, LaunchingSearch)
-        return watching.run_launched(launch or self.launch, self.number)
+    quick(monkeypatch)
 
 
 def test_workers_of_a_launcher_share_one_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,16 +189,6 @@ def test_a_launcher_that_cannot_start_workers_keeps_its_error(tmp_path: Path) ->
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have trials be stale after 0.1 s."""
     with_settings(monkeypatch, worker_timeout=0.1)
-
-
-def with_settings(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-    resolve = Pretender.resolve
-
-    def resolved(self: Pretender, params: Params) -> Config:
-        config = resolve(self, params)
-        return replace(config, search=replace(config.search, **settings))
-
-    monkeypatch.setattr(Pretender, "resolve", resolved)
 
 
 def test_workers_are_given_a_file_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

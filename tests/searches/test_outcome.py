@@ -13,13 +13,12 @@ from optuna.storages import InMemoryStorage
 from studies import made_up, small_space
 
 from marble_sweep.report.frontier import STYLES, draw_frontier, frontier_figure
-from marble_sweep.report.search import read_search
-from marble_sweep.runs.run import Run
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.pass_rate import standard_of
 from marble_sweep.searches.seeds import trial_seed
-from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.strategy import Proposal, Settled, Wait, decide
 from marble_sweep.searches.study import Snapshot, as_record, open_study
+from marble_sweep.searches.trial_record import TrialRecord
 
 SPACE = small_space()
 BUDGET = (
@@ -30,6 +29,12 @@ BUDGET = (
     "search.confirm_seeds=2",
 )
 STEPS = (50, 71, 100)
+
+
+def flat(summary: dict[str, Any]) -> dict[str, Any]:
+    """search.json with what it says of its only threshold beside the rest."""
+    (threshold,) = summary["thresholds"]
+    return summary | threshold
 
 
 def searched(*overrides: str, smallest: int | None, max_trials: int = 1000) -> SearchResult:
@@ -88,7 +93,7 @@ def result() -> SearchResult:
 
 
 def test_the_answer(result: SearchResult) -> None:
-    answer = result.answer()
+    answer = result.thresholds[0].answer()
     assert answer is not None
     assert answer["size"] == str(SPACE.sizes[2])
     assert answer["n_params"] == SPACE.sizes[2].num_parameters
@@ -101,7 +106,7 @@ def test_the_answer(result: SearchResult) -> None:
 
 
 def test_the_command_trains_the_winner_for_its_whole_budget(result: SearchResult) -> None:
-    answer = result.answer()
+    answer = result.thresholds[0].answer()
     assert answer is not None
     words = answer["command"].split()
     assert words[:3] == ["python", "-m", "marble_sweep"]
@@ -113,18 +118,21 @@ def test_the_command_trains_the_winner_for_its_whole_budget(result: SearchResult
 def test_the_command_repeats_the_winners_device(result: SearchResult) -> None:
     """With other products or threads its numbers would be others; what was fixed for all trials is not said twice."""
     fixed = dataclasses.replace(result, overrides=[*result.overrides, "device.matmul=float32", "device.type=cpu"])
-    command = fixed.command({"optimizer.lr": 0.1}, {"matmul": "float32", "head": "fused"})
+    command = fixed.thresholds[0].command({"optimizer.lr": 0.1}, {"matmul": "float32", "head": "fused"})
     assert command.split()[-4:] == ["device.type=cpu", "device.matmul=float32", "device.head=fused", "optimizer.lr=0.1"]
     assert command.count("device.matmul") == 1
-    assert "device." not in result.command({"optimizer.lr": 0.1}, None)
-    assert result.command({"device.head": "fused"}, {"matmul": "float32", "head": "fused"}).count("head") == 1
-    answer = result.answer()
+    assert "device." not in result.thresholds[0].command({"optimizer.lr": 0.1}, None)
+    assert (
+        result.thresholds[0].command({"device.head": "fused"}, {"matmul": "float32", "head": "fused"}).count("head")
+        == 1
+    )
+    answer = result.thresholds[0].answer()
     assert answer is not None
     assert {"device.head=float32", "device.num_threads=2"} <= {*answer["command"].split()}
 
 
 def test_json(result: SearchResult) -> None:
-    summary = result.as_json("settled")
+    summary = flat(result.as_json("settled"))
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["ended"] == "settled"
     assert summary["threshold"] == "unigram"
@@ -161,7 +169,7 @@ def test_the_command_reads_the_same_files(result: SearchResult) -> None:
     odd = dataclasses.replace(
         result, config_options=["--config-dir", "my conf"], overrides=[*result.overrides, 'notes="a b"']
     )
-    answer = odd.answer()
+    answer = odd.thresholds[0].answer()
     assert answer is not None
     words = shlex.split(answer["command"])
     assert words[3:5] == ["--config-dir", "my conf"]
@@ -170,16 +178,16 @@ def test_the_command_reads_the_same_files(result: SearchResult) -> None:
 
 def test_words_where_nothing_certifies() -> None:
     result = searched(smallest=None)
-    summary = result.as_json("settled")
+    summary = flat(result.as_json("settled"))
     assert summary["answer"] is None
     assert summary["summary_lines"][0].startswith("Nothing is certified: no size tried is shown to beat the best")
     assert not any("To train it" in line for line in summary["summary_lines"])
-    assert result.bracket().startswith("none certified")
+    assert result.thresholds[0].bracket().startswith("none certified")
 
 
 def test_an_answer_that_is_not_confirmed_says_so() -> None:
     result = searched(smallest=0, max_trials=1)
-    answer = result.answer()
+    answer = result.thresholds[0].answer()
     assert answer is not None
     assert not answer["confirmed"]
     assert "not confirmed" in result.as_json("n_trials")["summary_lines"][1]
@@ -211,7 +219,7 @@ def crashing(crashes: set[int], smallest: int | None, *, max_trials: int = 100) 
 def test_a_crash_that_keeps_the_answer_from_being_proved_is_named() -> None:
     result = crashing({1}, smallest=3)
     assert result.ended_by(settled=True) == "crashed"
-    summary = result.as_json("crashed")
+    summary = flat(result.as_json("crashed"))
     (crash,) = summary["crashes"]
     name = str(SPACE.sizes[1])
     numbers = [trial.number for trial in result.trials if trial.user_attrs["outcome"] == "failed"]
@@ -226,8 +234,8 @@ def test_a_crash_that_keeps_the_answer_from_being_proved_is_named() -> None:
     assert "The smallest certified size so far: " in text
     assert "The question is settled" not in text
     assert {row["size"]: row["status"] for row in summary["frontier"]}[name] == "crashed"
-    assert ", 1 crashed" in result.bracket()
-    assert "2 of 3 smaller refuted" in result.bracket()
+    assert ", 1 crashed" in result.thresholds[0].bracket()
+    assert "2 of 3 smaller refuted" in result.thresholds[0].bracket()
 
 
 def legend(axes: Axes) -> list[str]:
@@ -237,7 +245,7 @@ def legend(axes: Axes) -> list[str]:
 
 
 def test_the_plot_counts_a_crashed_size_as_crashed() -> None:
-    summary = crashing({1}, smallest=3).as_json("crashed")
+    summary = flat(crashing({1}, smallest=3).as_json("crashed"))
     (axes,) = frontier_figure(summary).axes
     labels = set(legend(axes))
     assert "crashed (1)" in labels
@@ -256,7 +264,7 @@ def test_a_search_in_which_everything_crashes_ends_after_two_sizes() -> None:
     assert result.ended_by(settled=False) == "crashed"
     assert [trial.user_attrs["outcome"] for trial in result.trials] == ["failed"] * 4
     assert result.num_trials() == 2  # both were retried
-    summary = result.as_json("crashed")
+    summary = flat(result.as_json("crashed"))
     assert summary["summary_lines"][0] == "Nothing is certified: every trial crashed."
     assert [len(crash["trials"]) for crash in summary["crashes"]] == [2, 2]
 
@@ -281,9 +289,8 @@ def test_what_is_too_slow_is_not_called_refuted_by_training() -> None:
         trial.report(-0.1 if plan.size >= 2 else 0.3, 71)
         outcome = "certified" if plan.size >= 2 else "too_slow"
         shared.tell(trial, made_up(outcome, step=71), space.sizes[plan.size].num_parameters, 1000.0)
-    summary = SearchResult(space, base, [trial for trial in shared.study.get_trials() if as_record(trial)], []).as_json(
-        "settled"
-    )
+    result = SearchResult(space, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
+    summary = flat(result.as_json("settled"))
     assert summary["sizes_below"] == {"too_slow": 2}
     assert {row["status"] for row in summary["frontier"]} == {"certified", "too_slow"} <= set(STYLES)
     text = "\n".join(summary["summary_lines"])
@@ -301,14 +308,18 @@ def test_an_answer_before_the_end_is_the_smallest_found() -> None:
 
 def test_an_answer_that_nothing_had_to_confirm_is_not_called_confirmed() -> None:
     result = searched("search.confirm_seeds=0", smallest=2)
-    summary = result.as_json("settled")
+    summary = flat(result.as_json("settled"))
     assert summary["answer"]["confirmed"] is False
     assert "; not confirmed: search.confirm_seeds = 0." in summary["summary_lines"][1]
-    assert result.bracket().startswith(f"{SPACE.sizes[2]} certified")
+    assert result.thresholds[0].bracket().startswith(f"{SPACE.sizes[2]} certified")
 
 
 def test_the_bracket(result: SearchResult) -> None:
-    assert result.bracket().startswith(f"{SPACE.sizes[2]} confirmed on 2 of 2 seeds | 2 of 2 smaller refuted, largest ")
+    assert (
+        result.thresholds[0]
+        .bracket()
+        .startswith(f"{SPACE.sizes[2]} confirmed on 2 of 2 seeds | 2 of 2 smaller refuted, largest ")
+    )
 
 
 # ------------------------------------------------------------------------------------- by a pass rate
@@ -320,7 +331,7 @@ def by_rate() -> SearchResult:
 
 
 def test_an_answer_by_pass_rate(by_rate: SearchResult) -> None:
-    answer = by_rate.answer()
+    answer = by_rate.thresholds[0].answer()
     assert answer is not None
     fresh = answer["fresh_seeds"]
     seeds = [trial_seed(42, answer["params"], index) for index in range(1, 22)]
@@ -332,7 +343,7 @@ def test_an_answer_by_pass_rate(by_rate: SearchResult) -> None:
 
 
 def test_words_of_a_pass_rate(by_rate: SearchResult) -> None:
-    summary = by_rate.as_json("settled")
+    summary = flat(by_rate.as_json("settled"))
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     lines = summary["summary_lines"]
     assert lines[0].startswith(f"The smallest certified size: {SPACE.sizes[2]}, ")
@@ -344,7 +355,11 @@ def test_words_of_a_pass_rate(by_rate: SearchResult) -> None:
     assert f"2 ruled out with {len(ruled_out)} recipes on {seeds} fresh seeds" in lines[2]
     assert summary["standard"] == {"pass_rate": 0.8, "confidence": 0.95}
     assert {row["status"] for row in summary["frontier"]} == {"certified", "ruled_out"} <= set(STYLES)
-    assert by_rate.bracket().startswith(f"{SPACE.sizes[2]} confirmed on 21 of 21 seeds | 2 of 2 smaller ruled out, ")
+    assert (
+        by_rate.thresholds[0]
+        .bracket()
+        .startswith(f"{SPACE.sizes[2]} confirmed on 21 of 21 seeds | 2 of 2 smaller ruled out, ")
+    )
 
 
 def test_a_seed_that_is_only_not_certified_leaves_a_size_undecided() -> None:
@@ -359,7 +374,7 @@ def test_a_seed_that_is_only_not_certified_leaves_a_size_undecided() -> None:
         shared.tell(trial, made, space.sizes[plan.size].num_parameters, None)
     result = SearchResult(space, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
     assert result.ended_by(settled=True) == "undecided"
-    summary = result.as_json("undecided")
+    summary = flat(result.as_json("undecided"))
     assert summary["sizes_below"] == {"undecided": 1}
     (size,) = summary["undecided_below"]
     tested = next(tested for tested in summary["tested_recipes"] if tested["size"] == size)
@@ -369,8 +384,10 @@ def test_a_seed_that_is_only_not_certified_leaves_a_size_undecided() -> None:
     assert f"Undecided, with the interval of its pass rate: {size} ({seeds})." in text
     assert "Of all smaller sizes in the space: 1 undecided." in text
     assert "Nothing is left to try after" in text
-    assert result.bracket().startswith(
-        f"{space.sizes[1]} confirmed on 21 of 21 seeds | 0 of 1 smaller ruled out, 1 und"
+    assert (
+        result.thresholds[0]
+        .bracket()
+        .startswith(f"{space.sizes[1]} confirmed on 21 of 21 seeds | 0 of 1 smaller ruled out, 1 und")
     )
 
 
@@ -388,8 +405,8 @@ def test_a_confirmed_answer_comes_before_a_smaller_one_that_is_not() -> None:
         result = SearchResult(SPACE, base, [trial for trial in shared.study.get_trials() if as_record(trial)], [])
         if confirmed:  # and this smaller size is lucky
             break
-        confirmed = result.state.confirmed(2)
-    summary = result.as_json("max_minutes")
+        confirmed = result.thresholds[0].state.confirmed(2)
+    summary = flat(result.as_json("max_minutes"))
     assert (summary["answer"]["size"], summary["answer"]["confirmed"]) == (str(SPACE.sizes[2]), True)
     assert summary["smaller_unconfirmed"]["size"] == str(SPACE.sizes[plan.size])
     assert summary["summary_lines"][0].startswith(f"The smallest certified size so far: {SPACE.sizes[2]}, ")
@@ -413,7 +430,7 @@ def test_what_ends_a_search(overrides: tuple[str, ...], reason: str | None) -> N
 
 
 def test_the_plot_shows_every_size_once(result: SearchResult, tmp_path: Path) -> None:
-    summary = result.as_json("settled")
+    summary = flat(result.as_json("settled"))
     (axes,) = frontier_figure(summary).axes
     labels = legend(axes)
     counts = [int(label.rpartition("(")[2].rstrip(")")) for label in labels]
@@ -422,23 +439,6 @@ def test_the_plot_shows_every_size_once(result: SearchResult, tmp_path: Path) ->
     assert axes.get_title(loc="left") == f"Smallest certified: {size}, {size.num_parameters:,} parameters"
     draw_frontier(summary, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_search_json_is_read_beside_its_trials_only(tmp_path: Path) -> None:
-    runs = [Run(tmp_path / "search" / name, {}, {}, []) for name in "01"]
-    assert read_search(runs) == (None, [])
-    (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "search.json").write_text('{"summary_lines": ["0L3D"]}')
-    assert read_search(runs) == ({"summary_lines": ["0L3D"]}, [])
-    assert read_search([*runs, Run(tmp_path / "other" / "0", {}, {}, [])]) == (None, [])
-
-
-def test_a_search_json_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    runs = [Run(tmp_path / name, {}, {}, []) for name in "01"]
-    earlier = {"words": ["0L3D"], "looks": [28, 40], "standard_errors_each_look": 3.2}
-    (tmp_path / "search.json").write_text(json.dumps(earlier))
-    now = {"summary_lines": ["0L3D"], "evaluation_steps": [28, 40], "standard_errors_each_evaluation": 3.2}
-    assert read_search(runs) == (now, [])
 
 
 def test_the_baselines_and_what_was_left_out_are_among_the_lines() -> None:

@@ -77,6 +77,33 @@ def test_the_level_and_the_power(number: int) -> None:
     assert crossing(shorter, 0.95)[0] < pass_rate.POWER  # no smaller number of seeds has the power
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("level", [0.25, 0.025, 1e-4])
+def test_no_test_of_fewer_seeds_has_the_power(rate: float, level: float) -> None:
+    """The most powerful test of some number of seeds, by binomial coefficients; and every sequential one below it."""
+    aim = 1 - 0.25 * (1 - rate)
+
+    def power(number: int) -> float:
+        passes = range(number, -1, -1)  # all that certify tell most for the aimed-at rate
+        ways = [math.comb(number, count) for count in passes]
+        wrong, right = (
+            [way * p**n * (1 - p) ** (number - n) for way, n in zip(ways, passes, strict=True)] for p in (rate, aim)
+        )
+        left, accepted = level, 0.0
+        for chance, gain in zip(wrong, right, strict=True):
+            accepted += gain * (1.0 if chance <= left else left / chance)
+            left = max(0.0, left - chance)
+        return accepted
+
+    fewest = pass_rate.fewest_seeds(rate, level, aim)
+    assert power(fewest) >= pass_rate.POWER - 1e-6
+    assert fewest == 1 or power(fewest - 1) < pass_rate.POWER
+    for most in range(1, fewest):
+        bounds = Design(tuple(pass_rate.least_passes(rate, level, [most])[0]), (-1,) * most)
+        assert crossing(bounds, aim)[0] < pass_rate.POWER
+    assert pass_rate.design(rate, level).max_seeds >= fewest
+
+
 def test_the_design_that_the_documents_name() -> None:
     bounds = STANDARD.design(1)
     assert bounds.max_seeds == 46

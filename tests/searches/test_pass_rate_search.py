@@ -11,7 +11,8 @@ from rate_worlds import SPACE, STANDARD, RateWorld, claims, contradict, false_cl
 
 from marble_sweep.searches.pass_rate import SeedResult, Verdict
 from marble_sweep.searches.seeds import trial_seed
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, Wait, decide
+from marble_sweep.searches.trial_record import TrialRecord
 
 SEARCHES = 60
 

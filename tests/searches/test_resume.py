@@ -53,7 +53,7 @@ def trials(sweep_dir: Path) -> list[FrozenTrial]:
 
 def summary(sweep_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((sweep_dir / "search.json").read_text())
-    return content
+    return content | content["thresholds"][0]
 
 
 def steps(directory: Path) -> list[int]:
@@ -170,7 +170,7 @@ def test_a_missing_corpus_stops_a_search_at_the_first_trial(tmp_path: Path) -> N
     words = (*words, "data.vocab_size=300")
     result = search(tmp_path / "search", *words)
     assert result.returncode == 1
-    greeting, error = result.stderr.splitlines()
+    greeting, _, error = result.stderr.splitlines()
     assert greeting.startswith("2 sizes to search in ")
     assert error.startswith(f"marble_sweep: data.path = '{text}': must be a file")
     (trial,) = trials(tmp_path / "search")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from worlds import SEEDS, SPACE, World, answer, hill, make_space, search, train
 
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, Wait, decide
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, Wait, decide
+from marble_sweep.searches.trial_record import TrialRecord
 
 
 @pytest.mark.parametrize("boundary", range(2, 17))
@@ -330,3 +331,14 @@ def test_the_known_world_has_the_answer_that_the_tests_claim() -> None:
         if world(int(dict(size.params)["model.num_layers"]), int(dict(size.params)["model.hidden_dim"]), lr, 0) >= 0
     ]
     assert min(good) == 1000 * 4 + 2 * 4
+
+
+@given(st.lists(st.integers(0, len(SPACE.sizes) - 1), min_size=1, max_size=6, unique=True), st.data())
+def test_a_size_begins_with_what_certified_the_nearest_one(certified: list[int], data: st.DataObject) -> None:
+    """Of two that are as near, the one that was tried first."""
+    records = [
+        TrialRecord(number, size, (float(number),), 0, "certified", {400: 0.1}) for number, size in enumerate(certified)
+    ]
+    size = data.draw(st.integers(0, len(SPACE.sizes) - 1))
+    nearest = min(records, key=lambda record: abs(record.size - size))
+    assert SearchState(SPACE, records, SEEDS).first_recipe(size) == nearest.recipe

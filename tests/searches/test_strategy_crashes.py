@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from worlds import FEW_SIZES, SEEDS, SPACE, World, answer, hill, index_of, make_space, search, train
 
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.strategy import Proposal, SearchState, Settled, TrialRecord, decide, forget_crashes
+from marble_sweep.searches.strategy import Proposal, SearchState, Settled, decide, forget_crashes
+from marble_sweep.searches.trial_record import TrialRecord
 
 
 def search_with_crashes(

@@ -26,10 +26,12 @@ from marble_sweep.searches.study import (
     RULES,
     SPEED,
     SharedStudy,
+    as_record,
     open_study,
     records,
 )
-from marble_sweep.searches.worker import held_out_part
+from marble_sweep.searches.thresholds import trial_settings
+from marble_sweep.searches.trial_record import TrialRecord
 
 SIZES = {"certified": 4, "below": 0, "pruned": 1, "diverged": 2, "too_slow": 3, "failed": 5}
 LACKING = {"certified": -0.2, "below": 0.3, "pruned": 0.9, "diverged": 0.5, "too_slow": -0.1, "failed": 0.4}
@@ -189,7 +191,7 @@ def test_another_search_may_not_join(sweeps: tuple[str, ...], threshold: str, li
 )
 def test_fresh_seeds_are_evaluated_on_fresh_windows(part: str, seed: int, expected: dict[str, str]) -> None:
     base = tiny_config(f"trainer.eval_part={part}")
-    assert held_out_part(base, Proposal(0, (0.0,), seed, "confirm" if seed else "probe")) == expected
+    assert trial_settings(base, Proposal(0, (0.0,), seed, "confirm" if seed else "probe")) == expected
 
 
 @pytest.mark.parametrize("began", [None, 1, RULES - 1])
@@ -203,3 +205,27 @@ def test_a_study_that_began_under_other_rules_is_refused(began: int | None, tmp_
         join(storage)
     assert f"began under other ones ({began or 1}); take another hydra.sweep.dir" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_trials_that_have_ended_are_read_once_in_whatever_order_they_end(
+    shared: SharedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def read_record(trial: FrozenTrial) -> TrialRecord | None:
+        read.append(trial.number)
+        return as_record(trial)
+
+    monkeypatch.setattr("marble_sweep.searches.study.as_record", read_record)
+    shared.sampler.decide = lambda tried: Proposal(len(tried.records), (2.0,), 0, "probe")
+    asked = [shared.ask() for _ in range(4)]
+    for number in (1, 0, 3):
+        trial, _ = asked[number] or (None, None)
+        assert trial is not None
+        shared.tell(trial, made_up("certified"), 100, None)
+        expected = records(shared.study)
+        assert shared.snapshot().records == expected
+        assert [trial.number for trial in shared.snapshot().trials] == [0, 1, 2, 3]
+    read.clear()
+    shared.snapshot()
+    assert read == [2, 3]  # 2 runs, and what follows it may have changed

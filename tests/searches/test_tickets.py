@@ -13,8 +13,9 @@ from optuna.trial import TrialState
 from studies import decide_freely, join, made_up
 
 from marble_sweep.searches.storage import open_storage
-from marble_sweep.searches.strategy import Proposal, Settled, TrialRecord, Wait
+from marble_sweep.searches.strategy import Proposal, Settled, Wait
 from marble_sweep.searches.study import OUTCOME, PLAN, Snapshot
+from marble_sweep.searches.trial_record import TrialRecord
 
 TIMEOUT = 0.5
 HANGING = 20.0  # seconds after which a worker is counted as hanging
