@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -195,28 +196,51 @@ def number_of_nodes(cluster: Any) -> int:
     return sum(node["Alive"] for node in cluster.global_state.node_table())
 
 
-def test_workers_on_nodes_of_ray_with_a_disk_of_their_own_send_their_runs_home(
-    alone: dict[str, Any], tmp_path: Path
-) -> None:
+@contextlib.contextmanager
+def two_nodes(disk: Path) -> Iterator[list[str]]:
+    """Two nodes of Ray that each have an empty folder in place of `disk`; yields the settings of a search on them."""
     if subprocess.run(["unshare", "--mount", "--map-root-user", "true"], check=False).returncode:
         pytest.skip("needs a kernel that lets a process mount a file system of its own")
     from ray.cluster_utils import Cluster as RayCluster
 
-    disk = tmp_path / "disk"
-    disk.mkdir()
+    disk.mkdir(exist_ok=True)
     cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         with node_with_its_own_disk(cluster, disk), node_with_its_own_disk(cluster, disk):
-            given = [f"hydra.launcher.ray.init.address='{cluster.address}'", "sweep.workers=2"]
-            given += ["+hydra.launcher.ray.init.object_store_memory=null", f"search.serve={free_address()}"]
-            search(disk / "search", "hydra/launcher=ray", *given)
+            given = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address='{cluster.address}'", "sweep.workers=2"]
+            yield [*given, "+hydra.launcher.ray.init.object_store_memory=null", f"search.serve={free_address()}"]
     finally:
         cluster.shutdown()
-    assert answer(disk / "search") == alone
-    check(disk / "search", layout.DATABASE)
-    assert number_of_workers(disk / "search", layout.DATABASE) == 2
-    assert (disk / "search" / layout.PAGE).exists()
-    assert not list((disk / "search").glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))  # they stay where they were
+
+
+def test_workers_with_a_disk_of_their_own_send_their_runs_home(alone: dict[str, Any], tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "disk" / "search"
+    with two_nodes(tmp_path / "disk") as given:
+        search(sweep_dir, *given)
+    assert answer(sweep_dir) == alone
+    check(sweep_dir, layout.DATABASE)
+    assert number_of_workers(sweep_dir, layout.DATABASE) == 2
+    assert (sweep_dir / layout.PAGE).exists()
+    assert not list(sweep_dir.glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))  # they stay where they were
+
+
+def test_a_search_goes_on_on_other_nodes_with_the_runs_that_came_home(alone: dict[str, Any], tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "disk" / "search"
+    with two_nodes(tmp_path / "disk") as given:
+        # What is started in the background would not hear Ctrl-C; and Ray has its own answer to SIGTERM.
+        words = ["env", "--default-signal=INT", *command(sweep_dir, *given)]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+            wait_for(lambda: len(list(run_directories(sweep_dir))) > 2, process)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 130, said
+    unfinished = {run.name for run in run_directories(sweep_dir) if read_metadata(run).get("status") not in DONE}
+    with two_nodes(tmp_path / "disk") as given:
+        said = search(sweep_dir, *given)
+    continued = re.findall(r"^Trial \d+ continues run (\d+), which came home at step \d+$", said, re.MULTILINE)
+    assert unfinished >= set(continued)
+    assert answer(sweep_dir) == alone
+    check(sweep_dir, layout.DATABASE)
 
 
 def test_an_array_of_slurm(alone: dict[str, Any], tmp_path: Path) -> None:
