@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from record_stops import CORPORA, KEYS
 from replay_recording import as_measured_now
+from replay_tables import markdown
 from scipy.stats import binomtest
-from search_replay import markdown
 
 from marble_sweep.early_stopping import is_hopeless, margin, outcome
 from marble_sweep.metrics.margin import DECIDING_MARGINS, Outcome, errors_needed

@@ -10,14 +10,13 @@ import argparse
 import math
 import statistics
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from rate_worlds import HARD_RATES, STANDARD, RateWorld, contradict, false_claims, search
 from replay_contenders import ours
-from replay_recording import CONFIRM_SEEDS, Recording, play, read_curves
+from replay_recording import CONFIRM_SEEDS, Recording, Replay, play, read_curves
 from search_replay import make_space
 
 from marble_sweep.searches.pass_rate import Tally, Verdict, crossing, interval
@@ -77,7 +76,7 @@ def replayed_rows(recording: Recording, replays: int) -> list[str]:
     space = make_space()
     rows = ["| standard | M tokens | trials | fresh seeds of the answer | of smaller sizes |"]
     for name, standard in (("3 of 3 seeds", CONFIRM_SEEDS), ("a pass rate", STANDARD)):
-        played = [play(partial(ours, standard=standard), recording, space, seed, 1e12) for seed in range(replays)]
+        played = [play(ours, Replay(recording, space, seed, 1e12, standard)) for seed in range(replays)]
         tokens = [
             [sum(replay.by_reason.values()) for replay in played],
             *([replay.by_reason[reason] for replay in played] for reason in ("confirm", "exclude")),

@@ -1,31 +1,21 @@
-"""The strategies that search_replay.py compares: this project's search and its rivals."""
+"""The strategies that search_replay.py compares: this project's search and its simple rivals."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.trial import TrialState
 from replay_recording import (
-    CONFIRM_SEEDS,
     LAYERS,
-    MAX_TRIALS,
-    PENALTY,
     RATE,
     RATES,
-    STEPS,
     TOKENS_PER_STEP,
-    TOTAL_STEPS,
     WIDTH,
     Contender,
     Key,
     Replay,
     Rule,
-    Spent,
     current_rule,
-    num_parameters,
     stopped,
 )
 
@@ -39,16 +29,10 @@ from marble_sweep.searches.trial_record import TrialRecord
 Decide = Callable[[spaces.Space, Sequence[TrialRecord], Standard], Proposal | Wait | Settled]
 
 
-def ours(
-    replay: Replay, next_trial: Decide = decide, rule: Rule = current_rule, standard: Standard = CONFIRM_SEEDS
-) -> None:
-    """marble_sweep.searches.strategy with one worker and early stops; in its quick form, or by a pass rate.
-
-    The recording has at most four seeds of a recipe: for a pass rate they play the fresh seeds again and again, which
-    shows what the standard costs but not whether the answer is right.
-    """
+def ours(replay: Replay, next_trial: Decide = decide, rule: Rule = current_rule) -> None:
+    """marble_sweep.searches.strategy with one worker and early stops; in its quick form, or by a pass rate."""
     records: list[TrialRecord] = []
-    while isinstance(proposal := next_trial(replay.space, records, standard), Proposal):
+    while isinstance(proposal := next_trial(replay.space, records, replay.standard), Proposal):
         params = replay.space.params(proposal.size, proposal.recipe)
         curve = replay.curve(int(params[LAYERS]), int(params[WIDTH]), float(params[RATE]), proposal.seed)
         failed = [each.raw for each in records if isinstance(each, Trial) and each.failed_at(proposal.size)]
@@ -61,13 +45,21 @@ def ours(
             outcome = "undecided"
         made = (len(records), proposal.size, proposal.recipe, proposal.seed, outcome, above)
         records.append(Trial(*made, raw=raw))
-        state = SearchState(replay.space, records, standard)
+        state = SearchState(replay.space, records, replay.standard)
         answer = state.smallest()
         sizes = [size for size in state.by_size if state.confirmed(size)]
         for trace, size in ((replay.answers, answer), (replay.confirmed, min(sizes, default=None))):
             parameters = None if size is None else replay.space.sizes[size].num_parameters
             if parameters != (trace[-1][1] if trace else None):
                 trace.append((replay.tokens, parameters))
+    replay.excluded = ruled_out(SearchState(replay.space, records, replay.standard))
+
+
+def ruled_out(state: SearchState) -> set[tuple[int, int]]:
+    """The sizes below the answer that are refuted or implied, as layers and width."""
+    answer, sizes = state.answer(), state.space.sizes
+    below = range(len(sizes) if answer is None else answer)
+    return {layers_and_width(sizes[size]) for size in below if size in state.refuted or state.implied(size)}
 
 
 @dataclass(frozen=True)
@@ -94,6 +86,22 @@ def climb_up(space: spaces.Space, records: Sequence[TrialRecord], standard: Stan
     return Settled()
 
 
+def neighbours_first(
+    space: spaces.Space, records: Sequence[TrialRecord], standard: Standard
+) -> Proposal | Wait | Settled:
+    """A variant that tries the smaller sizes once before it confirms, where that is fewer trials than the fresh seeds.
+
+    Each with the recipe that certified next to it. If one certifies, so does a smaller size than would be confirmed.
+    """
+    proposal = decide(space, records, standard)
+    if isinstance(proposal, Proposal) and proposal.reason == "confirm":
+        state = SearchState(space, records, standard)
+        untried = [size for size in state.widest_below(proposal.size) if not state.by_size.get(size)]
+        if 0 < len(untried) < state.fresh.seeds_to_accept((proposal.size, proposal.recipe)):
+            return Proposal(untried[-1], state.first_recipe(untried[-1]), 0, "refute")
+    return proposal
+
+
 # ------------------------------------------------------------------------------------------------------- the rivals
 
 
@@ -103,84 +111,9 @@ def draw(replay: Replay) -> tuple[int, int, float]:
 
 def random_search(replay: Replay) -> None:
     while True:
-        replay.full(*draw(replay))
-
-
-def penalised(parameters: int, above: float) -> float:
-    """Parameters where certified; else more than any size has, and the more so the farther it is from that."""
-    return parameters if above >= 0 else PENALTY + min(-above, 1e3)
-
-
-def tpe(seed: int) -> optuna.samplers.TPESampler:
-    """With Optuna 2.10's defaults, which but for `multivariate` are still those of Optuna 5."""
-    return optuna.samplers.TPESampler(multivariate=False, seed=seed)
-
-
-def as_published(space: spaces.Space) -> dict[str, BaseDistribution]:
-    """The published sweeper takes a range's stop for its highest value: one more layer and one more width are drawn."""
-    distributions = dict(space.distributions)
-    for key in (LAYERS, WIDTH):
-        whole = distributions[key]
-        assert isinstance(whole, IntDistribution)
-        distributions[key] = IntDistribution(whole.low, whole.high + 1)
-    return distributions
-
-
-def suggested(trial: optuna.Trial) -> tuple[int, int, float]:
-    return trial.params[LAYERS], trial.params[WIDTH], trial.params[RATE]
-
-
-def hydra_optuna(replay: Replay) -> None:
-    """The published hydra-optuna-sweeper with one job at a time: TPE, every trial to its end, no confirmation."""
-    study = optuna.create_study(sampler=tpe(replay.seed))
-    distributions = as_published(replay.space)
-    while True:
-        trial = study.ask(distributions)
-        num_layers, hidden_dim, lr = suggested(trial)
-        curve = replay.full(num_layers, hidden_dim, lr)
-        above = curve.above[-1] if curve.steps[-1] == TOTAL_STEPS else -math.inf
-        study.tell(trial, penalised(num_parameters(num_layers, hidden_dim), above))
-
-
-def nsga(replay: Replay, population: int) -> None:
-    """NSGA-II on parameters and held-out loss."""
-    sampler = optuna.samplers.NSGAIISampler(population_size=population, seed=replay.seed)
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-    while True:
-        trial = study.ask(replay.space.distributions)
-        num_layers, hidden_dim, lr = suggested(trial)
-        curve = replay.full(num_layers, hidden_dim, lr)
-        loss = curve.losses[-1] if curve.steps[-1] == TOTAL_STEPS and math.isfinite(curve.losses[-1]) else 1e3
-        study.tell(trial, [num_parameters(num_layers, hidden_dim), loss])
-
-
-def asha(replay: Replay, factor: int, sampler: str) -> None:
-    """Successive halving on the looks; the penalised objective is what it compares at each."""
-    chosen = tpe(replay.seed) if sampler == "tpe" else optuna.samplers.RandomSampler(seed=replay.seed)
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=STEPS[0], reduction_factor=factor)
-    study = optuna.create_study(sampler=chosen, pruner=pruner)
-    for _ in range(MAX_TRIALS):
-        trial = study.ask(replay.space.distributions)
-        num_layers, hidden_dim, lr = suggested(trial)
-        parameters = num_parameters(num_layers, hidden_dim)
-        curve = replay.curve(num_layers, hidden_dim, lr)
-        trained, pruned = 0, False
-        for step, above in zip(curve.steps, curve.above, strict=True):
-            replay.spend(step - trained)
-            trained = step
-            trial.report(penalised(parameters, above), step)
-            if pruned := step < TOTAL_STEPS and trial.should_prune():
-                break
-        replay.num_trials += 1
-        if pruned:
-            study.tell(trial, state=TrialState.PRUNED)
-            continue
-        replay.spend(curve.full_steps - trained)
-        at_end = curve.above[-1] if curve.steps[-1] == TOTAL_STEPS else -math.inf
-        study.tell(trial, penalised(parameters, at_end))
-        if curve.certifies_at_end:
-            replay.answer(parameters)
-    raise Spent  # more trials are too slow to replay
+        shape = draw(replay)
+        if replay.full(*shape).certifies_at_end:
+            replay.incumbent(*shape)
 
 
 def layers_and_width(size: spaces.Size) -> tuple[int, int]:
@@ -188,31 +121,47 @@ def layers_and_width(size: spaces.Size) -> tuple[int, int]:
     return int(params[LAYERS]), int(params[WIDTH])
 
 
-def certifies(replay: Replay, size: spaces.Size, num_rates: int, *, early: bool) -> bool:
-    """Try a size with one lr after the other until one certifies."""
+def certified(replay: Replay, size: spaces.Size, num_rates: int, *, early: bool) -> Iterator[Key]:
+    """Try a size with one lr after the other; those that certify."""
     for lr in RATES[:num_rates]:
-        shape = layers_and_width(size)
-        if replay.early(*shape, lr) if early else replay.full(*shape, lr).certifies_at_end:
-            return True
-    return False
+        shape = (*layers_and_width(size), lr)
+        if replay.early(*shape) if early else replay.full(*shape).certifies_at_end:
+            yield shape
 
 
 def ascending(replay: Replay, num_rates: int, *, early: bool = False) -> None:
-    """Every size in turn, smallest first, until one certifies."""
+    """Every size in turn, smallest first, until a recipe that certifies is proved."""
     for size in replay.space.sizes:
-        if certifies(replay, size, num_rates, early=early):
+        if any(replay.propose(*shape) for shape in certified(replay, size, num_rates, early=early)):
             return
 
 
 def binary(replay: Replay, num_rates: int, *, early: bool = False) -> None:
-    """Bisection over the sizes in order, as if all above the boundary certified and none below."""
-    low, high = 0, len(replay.space.sizes)
-    while low < high:
-        middle = (low + high) // 2
-        if certifies(replay, replay.space.sizes[middle], num_rates, early=early):
-            high = middle
-        else:
-            low = middle + 1
+    """Bisection over the sizes in order, as if all above the boundary certified and none below.
+
+    The size that is left is proved. Where that fails with every lr, so does the size: the bisection goes on between it
+    and the next larger size that certified.
+    """
+    sizes = replay.space.sizes
+    left = dict[int, Iterator[Key]]()  # of the sizes that were tried: the recipes that certify, as they are asked for
+    first = dict[int, Key | None]()  # the first of them; None where there is none, or no further one
+    low = 0
+    while low < len(sizes):
+        high = min((size for size, shape in first.items() if size >= low and shape is not None), default=len(sizes))
+        while low < high:
+            middle = (low + high) // 2
+            if middle not in first:
+                left[middle] = certified(replay, sizes[middle], num_rates, early=early)
+                first[middle] = next(left[middle], None)
+            low, high = (low, middle) if first[middle] is not None else (middle + 1, high)
+        if low == len(sizes):
+            return
+        shape = first[low]
+        assert shape is not None
+        if replay.propose(*shape) or any(replay.propose(*other) for other in left[low]):
+            return
+        first[low] = None
+        low += 1
 
 
 Tried = tuple[int, float, Key]  # parameters, margin above what certifies, shape
@@ -228,7 +177,7 @@ def top_k(replay: Replay, draws: int, short: int, keep: int, rank: str) -> None:
         replay.num_trials += 1
         look = max((at for at, step in enumerate(curve.steps) if step <= short), default=0)
         above = curve.above[look] if curve.steps[look] == short else -math.inf
-        tried.append((num_parameters(*shape[:2]), above, shape))
+        tried.append((replay.parameters(*shape[:2]), above, shape))
     if rank == "margin":
         kept = sorted(tried, key=lambda each: -each[1])[:keep]
     else:  # by fronts: those first that no smaller one beats, then those that only these beat, …
@@ -242,12 +191,12 @@ def top_k(replay: Replay, draws: int, short: int, keep: int, rank: str) -> None:
             left = rest if front else []
         kept = kept[:keep]
     for _, _, shape in sorted(kept, key=lambda each: each[0]):
-        if replay.full(*shape, trained=short).certifies_at_end:
+        if replay.full(*shape, trained=short).certifies_at_end and replay.propose(*shape):
             return
 
 
 def contenders() -> dict[str, dict[str, Contender]]:
-    """Every contender with its settings; of several the best one is reported."""
+    """Our own search and every simple rival with its settings; of several the best one is reported."""
     counts = range(1, len(RATES) + 1)
     short_runs = [
         (draws, short, keep, rank)
@@ -259,15 +208,9 @@ def contenders() -> dict[str, dict[str, Contender]]:
     ]
     return {
         "ours": {"": ours},
-        "hydra-optuna-sweeper, TPE": {"": hydra_optuna},
         "random search": {"": random_search},
-        "NSGA-II": {f"population {size}": partial(nsga, population=size) for size in (10, 50)},
         "ascending scan": {f"{n} lr": partial(ascending, num_rates=n) for n in counts},
         "binary search": {f"{n} lr": partial(binary, num_rates=n) for n in counts},
-        "ASHA": {
-            f"{sampler}, factor {factor}": partial(asha, factor=factor, sampler=sampler)
-            for sampler, factor in (("tpe", 4), ("random", 4), ("random", 2))
-        },
         "short runs, keep the best": {
             f"{draws} x {short} steps, {keep} by {rank}": partial(top_k, draws=draws, short=short, keep=keep, rank=rank)
             for draws, short, keep, rank in short_runs
@@ -275,4 +218,5 @@ def contenders() -> dict[str, dict[str, Contender]]:
         "ascending scan, early stop": {f"{n} lr": partial(ascending, num_rates=n, early=True) for n in counts},
         "binary search, early stop": {f"{n} lr": partial(binary, num_rates=n, early=True) for n in counts},
         "ours without probes": {"": partial(ours, next_trial=climb_up)},
+        "ours, neighbours first": {"": partial(ours, next_trial=neighbours_first)},
     }

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from marble_sweep.early_stopping import is_hopeless, shortfall
 from marble_sweep.metrics.margin import errors_needed
-from marble_sweep.search_config import CertifyConfig
+from marble_sweep.search_config import CertifyConfig, SearchConfig
 from marble_sweep.searches import space as spaces
+from marble_sweep.searches.pass_rate import SeedResult, Standard, Verdict, judge
 from marble_sweep.training.schedule import evaluation_steps
 
 OVERRIDES = (
@@ -21,25 +22,38 @@ OVERRIDES = (
     "optimizer.lr=tag(log,interval(1e-3,1))",
 )
 LAYERS, WIDTH, RATE = "model.num_layers", "model.hidden_dim", "optimizer.lr"
-VOCAB_SIZE, SEQ_LEN, BATCH_SIZE = 10_000, 128, 16
+SEQ_LEN, BATCH_SIZE = 128, 16
 TOTAL_STEPS, NUM_LOOKS, CONFIRM_SEEDS = 400, 9, 3
+ASKED_RATE = SearchConfig().pass_rate
 STEPS = tuple(evaluation_steps(TOTAL_STEPS, NUM_LOOKS, "geometric"))
 ERRORS = errors_needed(3.0, NUM_LOOKS)
 TOKENS_PER_STEP = BATCH_SIZE * SEQ_LEN
 RATES = (0.0316, 0.1, 0.01, 0.316, 0.00316)  # the middle of the interval first: what a scan tries for each size
-MAX_TRIALS = 300  # of ASHA, whose stopped trials are cheap: this many take most of 40 M tokens
-LONG = 300  # full runs; as many trials as a search makes unless told otherwise
-UNENDING = ("hydra-optuna-sweeper, TPE", "random search", "NSGA-II")
-STEADY = ("ours", "ascending scan", "binary search", "ascending scan, early stop", "binary search, early stop")
-HARDER = (0.1, 0.2, 0.4, 0.7)  # nats per token taken off every margin, so that other sizes are right
-PENALTY = 1e9  # more than any size has parameters
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A recorded corpus, and the boundaries that it is replayed at."""
+
+    file: str
+    vocab_size: int
+    nats: tuple[float, ...]  # per token, taken off every margin, so that other sizes are right
+    packages_at: tuple[float, ...]  # of these, where published packages are replayed too
+
+
+CORPORA = {
+    "pydocs": Corpus("curves.csv.gz", 10_000, (0.0, 0.1, 0.2, 0.4, 0.7), (0.0, 0.7)),
+    "markov": Corpus("markov_curves.csv.gz", 512, (0.0, 0.4, 0.6, 0.8, 1.0), (0.0,)),
+}
 CERTIFY = CertifyConfig()
+WORDS = ("corpus", "budget")  # columns that are not numbers
 Key = tuple[int, int, float]  # layers, width, lr
+Played = tuple[int, int, float]  # the layers and width that were asked for, and the recorded lr that plays the lr
 
 
-def num_parameters(num_layers: int, hidden_dim: int) -> int:
-    """What Config.num_parameters is for the default vocabulary and sequence length."""
-    return (VOCAB_SIZE + SEQ_LEN + 2) * hidden_dim + num_layers * (12 * hidden_dim**2 + 13 * hidden_dim)
+def num_parameters(num_layers: int, hidden_dim: int, vocab_size: int = CORPORA["pydocs"].vocab_size) -> int:
+    """What Config.num_parameters is for the default sequence length."""
+    return (vocab_size + SEQ_LEN + 2) * hidden_dim + num_layers * (12 * hidden_dim**2 + 13 * hidden_dim)
 
 
 # ------------------------------------------------------------------------------------------------ the recording
@@ -53,7 +67,7 @@ class Curve:
     seed: int
     steps: tuple[int, ...]
     losses: tuple[float, ...]
-    margins: tuple[float, ...]  # to the unigram loss
+    margins: tuple[float, ...]  # to the threshold
     above: tuple[float, ...]  # margins above what certifies
     gains: tuple[float, ...]  # context_gain
     hopeless: tuple[bool, ...]  # what certify.is_hopeless says
@@ -75,9 +89,11 @@ class Curve:
 def as_measured_now(row: dict[str, float]) -> dict[str, float]:
     """A recorded row with the columns that decide now.
 
-    The recording has neither the tempered unigram, worth 0.001 nats on its corpus, nor the error of the context's gain:
-    at every evaluation that certifies, the gain is more than 0.005 nats.
+    The recording of the default corpus has neither the tempered unigram, worth 0.001 nats there, nor the error of the
+    context's gain: at every evaluation that certifies, the gain is more than 0.005 nats.
     """
+    if "tempered_margin" in row:
+        return row
     tempered = {"tempered_margin": row["unigram_margin"], "tempered_margin_se": row["unigram_margin_se"]}
     return row | tempered | {"context_gain_se": 0.0}
 
@@ -90,7 +106,7 @@ def make_curve(key: Key, seed: int, rows: Sequence[dict[str, float]]) -> Curve:
         seed,
         tuple(int(row["step"]) for row in rows),
         tuple(row["val_loss"] for row in rows),
-        tuple(row["unigram_margin"] for row in rows),
+        tuple(row["tempered_margin"] for row in rows),
         tuple(-shortfall(CERTIFY, row, ERRORS) for row in rows),
         tuple(row["context_gain"] for row in rows),
         tuple(is_hopeless(CERTIFY, rows[: look + 1], STEPS) for look in range(len(rows))),
@@ -102,8 +118,8 @@ def read_curves(path: Path, harder: float = 0.0) -> list[Curve]:
     grouped: dict[tuple[Key, int], list[dict[str, float]]] = defaultdict(list)
     with gzip.open(path, "rt", newline="") as file:
         for text in csv.DictReader(file):
-            row = {name: float(value) for name, value in text.items()}
-            row["unigram_margin"] -= harder
+            row = as_measured_now({name: float(value) for name, value in text.items() if name not in WORDS})
+            row["tempered_margin"] -= harder
             key = (int(row["num_layers"]), int(row["hidden_dim"]), row["lr"])
             grouped[key, int(row["seed"])].append(row)
     return [make_curve(key, seed, sorted(rows, key=lambda row: row["step"])) for (key, seed), rows in grouped.items()]
@@ -117,8 +133,9 @@ def nearest(value: float, choices: Sequence[float]) -> float:
 class Recording:
     """The curves of a recording, found by the recorded settings or by those nearest to others."""
 
-    def __init__(self, curves: Sequence[Curve]) -> None:
+    def __init__(self, curves: Sequence[Curve], vocab_size: int = CORPORA["pydocs"].vocab_size) -> None:
         self.curves = list(curves)
+        self.vocab_size = vocab_size
         self.cells: dict[Key, dict[int, Curve]] = defaultdict(dict)  # by seed
         for each in self.curves:
             self.cells[each.key][each.seed] = each
@@ -130,6 +147,9 @@ class Recording:
             self.layers[hidden_dim].append(num_layers)
         self._snapped: dict[tuple[int, int], tuple[int, int]] = {}
 
+    def parameters(self, num_layers: int, hidden_dim: int) -> int:
+        return num_parameters(num_layers, hidden_dim, self.vocab_size)
+
     def snap(self, num_layers: int, hidden_dim: int) -> tuple[int, int]:
         """The recorded size that plays a size."""
         size = (num_layers, hidden_dim)
@@ -139,18 +159,26 @@ class Recording:
             self._snapped[size] = (depth, width)
         return self._snapped[size]
 
+    def played_rate(self, num_layers: int, hidden_dim: int, lr: float) -> float:
+        """The recorded lr that plays an lr of a size."""
+        return nearest(lr, self.rates[self.snap(num_layers, hidden_dim)])
+
     def cell(self, num_layers: int, hidden_dim: int, lr: float) -> dict[int, Curve]:
-        size = self.snap(num_layers, hidden_dim)
-        return self.cells[(*size, nearest(lr, self.rates[size]))]
+        return self.cells[(*self.snap(num_layers, hidden_dim), self.played_rate(num_layers, hidden_dim, lr))]
 
     def certifying(self, size: tuple[int, int]) -> dict[float, str]:
         """For each recorded lr of a recorded size: on how many of the seeds it certifies, as 3/4."""
         cells = {lr: self.cells[(*size, lr)].values() for lr in self.rates[size]}
         return {lr: f"{sum(curve.certifies for curve in cell)}/{len(cell)}" for lr, cell in cells.items()}
 
+    def pass_rate(self, key: Key) -> float:
+        """The share of the recorded seeds of a recipe that certify."""
+        cell = self.cells[key].values()
+        return sum(curve.certifies for curve in cell) / len(cell)
+
     def is_good(self, size: tuple[int, int]) -> bool:
-        """Whether a recorded size certifies with some lr on every recorded seed."""
-        return any(all(each.certifies for each in self.cells[(*size, lr)].values()) for lr in self.rates[size])
+        """Whether a recorded size certifies with some lr on the asked share of its recorded seeds."""
+        return any(self.pass_rate((*size, lr)) >= ASKED_RATE for lr in self.rates[size])
 
     def is_lucky(self, size: tuple[int, int]) -> bool:
         """Whether it certifies on some seed only."""
@@ -162,21 +190,29 @@ class Recording:
 
 
 class Spent(Exception):  # noqa: N818 - the expected end of a rival
-    """The tokens of a replay are used up."""
+    """The tokens of a replay are used up, or what it is to find is found."""
 
 
 @dataclass
 class Replay:
-    """One strategy's run over the recording: what it has spent and what it would have answered when."""
+    """A strategy's run over the recording: what it has spent, and what it would have answered when.
+
+    Every answer is proved on fresh seeds by the same sequential test, for which it pays. A fresh seed plays one of the
+    recipe's recorded seeds, drawn with replacement: so the recipe's pass rate is the share of those that certify.
+    """
 
     recording: Recording
     space: spaces.Space
     seed: int
     max_tokens: float
+    standard: Standard = CONFIRM_SEEDS
+    right: int | None = None  # parameters; where given, the replay of what never ends by itself ends once it is proved
     tokens: int = 0
     by_reason: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # tokens
     answers: list[tuple[int, int | None]] = field(default_factory=list)  # after so many tokens: parameters
-    confirmed: list[tuple[int, int | None]] = field(default_factory=list)  # those certified on fresh seeds too
+    confirmed: list[tuple[int, int | None]] = field(default_factory=list)  # those proved on fresh seeds
+    excluded: set[tuple[int, int]] = field(default_factory=set)  # sizes that it says are ruled out, at its end
+    verdicts: dict[Played, Verdict] = field(default_factory=dict)  # of the recipes that were tested, in order
     num_trials: int = 0
     ended: bool = False  # by itself
 
@@ -188,7 +224,12 @@ class Replay:
         """The curve that plays a trial; `role` 0 is the search's seed, 1, 2, … are the fresh ones."""
         cell = self.recording.cell(num_layers, hidden_dim, lr)
         seeds = [seed for seed in self.order if seed in cell]
-        return cell[seeds[role % len(seeds)]]
+        if role == 0:
+            return cell[seeds[0]]
+        return cell[random.Random(f"{self.seed} {num_layers} {hidden_dim} {lr:g} {role}").choice(seeds)]
+
+    def parameters(self, num_layers: int, hidden_dim: int) -> int:
+        return self.recording.parameters(num_layers, hidden_dim)
 
     def spend(self, steps: int, reason: str = "train") -> None:
         """Raises Spent where the tokens do not suffice."""
@@ -199,28 +240,61 @@ class Replay:
         self.by_reason[reason] += cost
 
     def full(self, num_layers: int, hidden_dim: int, lr: float, trained: int = 0) -> Curve:
-        """Train to the end, from `trained` steps on; certified at the last look, the size is an answer."""
+        """Train to the end, from `trained` steps on."""
         curve = self.curve(num_layers, hidden_dim, lr)
         self.spend(curve.full_steps - trained)
         self.num_trials += 1
-        if curve.certifies_at_end:
-            self.answer(num_parameters(num_layers, hidden_dim))
         return curve
 
     def early(self, num_layers: int, hidden_dim: int, lr: float) -> bool:
-        """Train until certified or hopeless; certified, the size is an answer."""
+        """Train until certified or hopeless."""
         outcome, _, steps = stopped(self.curve(num_layers, hidden_dim, lr))
         self.spend(steps)
         self.num_trials += 1
-        if outcome == "certified":
-            self.answer(num_parameters(num_layers, hidden_dim))
         return outcome == "certified"
 
-    def answer(self, parameters: int) -> None:
-        """The smallest size so far counts."""
-        last = self.answers[-1][1] if self.answers else None
-        if last is None or parameters < last:
-            self.answers.append((self.tokens, parameters))
+    def propose(self, num_layers: int, hidden_dim: int, lr: float) -> bool:
+        """Take what certified on the search's seed for the answer; whether fresh seeds prove it."""
+        parameters = self.parameters(num_layers, hidden_dim)
+        lower(self.answers, self.tokens, parameters)
+        accepted = self._test((num_layers, hidden_dim, self.recording.played_rate(num_layers, hidden_dim, lr)))
+        if accepted:
+            lower(self.confirmed, self.tokens, parameters)
+        return accepted
+
+    def incumbent(self, num_layers: int, hidden_dim: int, lr: float) -> bool:
+        """As propose, of a strategy that goes on for ever; whether this is still a candidate for the smallest size.
+
+        Favours the strategy: nobody knows when it has found the right size, and yet its replay ends once that is
+        proved, and no larger size is tested.
+        """
+        parameters = self.parameters(num_layers, hidden_dim)
+        if self.right is not None and parameters > self.right:
+            lower(self.answers, self.tokens, parameters)
+            return True
+        accepted = self.propose(num_layers, hidden_dim, lr)
+        if accepted and parameters == self.right:
+            raise Spent
+        return accepted
+
+    def _test(self, recipe: Played) -> bool:
+        """Whether fresh seeds accept a recipe, each trained until certified or hopeless. No recipe is tested twice."""
+        number, results = len(self.verdicts) + 1, list[SeedResult]()
+        while recipe not in self.verdicts:
+            curve = self.curve(*recipe, role=len(results) + 1)
+            outcome, _, steps = stopped(curve)
+            self.spend(steps, "confirm")
+            results.append(SeedResult.PASSED if outcome == "certified" else SeedResult.FAILED)
+            if (verdict := judge(self.standard, number, tuple(results)).verdict) != Verdict.OPEN:
+                self.verdicts[recipe] = verdict
+        return self.verdicts[recipe] == Verdict.ACCEPTED
+
+
+def lower(answers: list[tuple[int, int | None]], tokens: int, parameters: int) -> None:
+    """The smallest size so far is the answer."""
+    last = answers[-1][1] if answers else None
+    if last is None or parameters < last:
+        answers.append((tokens, parameters))
 
 
 Failed = Sequence[dict[int, float]]  # margins by step of trials of the same size that have failed
@@ -247,33 +321,37 @@ class Score:
     """How one replay went."""
 
     seed: int
-    right_at: float  # tokens after which the answer is right and stays so; inf where it never is
+    right_at: float  # tokens after which the proved answer is right and stays so; inf where it never is
     ended_at: float  # tokens after which the strategy ends by itself; inf where it does not
     verdict: str  # right, wrong (smaller than the right one), miss (larger, or none)
     answer: int | None  # parameters
     num_trials: int
     by_reason: dict[str, int]
+    excluded: int  # sizes that are ruled out
+    overturned: int  # of these, such as have a recorded recipe with the asked pass rate
 
 
-def score(replay: Replay, right: int, *, confirmed: bool = False) -> Score:
-    """Judge a replay by its answers, or by those alone that were confirmed on fresh seeds."""
-    answers = replay.confirmed if confirmed else replay.answers
-    final = answers[-1][1] if answers else None
+def score(replay: Replay, right: int | None) -> Score:
+    """Judge a replay by the answers that it proved. `right` in parameters; None where no size is."""
+    final = replay.confirmed[-1][1] if replay.confirmed else None
     right_at = math.inf
-    for tokens, answer in reversed(answers):
+    for tokens, answer in reversed(replay.confirmed):
         if answer != right:
             break
         right_at = tokens
-    verdict = "right" if final == right else "wrong" if final is not None and final < right else "miss"
+    is_smaller = final is not None and (right is None or final < right)
+    verdict = "right" if final == right else "wrong" if is_smaller else "miss"
     ended_at = replay.tokens if replay.ended else math.inf
-    return Score(replay.seed, right_at, ended_at, verdict, final, replay.num_trials, dict(replay.by_reason))
+    overturned = sum(replay.recording.is_good(replay.recording.snap(*size)) for size in replay.excluded)
+    counts = replay.num_trials, dict(replay.by_reason), len(replay.excluded), overturned
+    return Score(replay.seed, right_at, ended_at, verdict, final, *counts)
 
 
 Contender = Callable[[Replay], None]
 
 
-def play(contender: Contender, recording: Recording, space: spaces.Space, seed: int, max_tokens: float) -> Replay:
-    replay = Replay(recording, space, seed, max_tokens)
+def play(contender: Contender, replay: Replay) -> Replay:
+    """The replay, once its strategy has ended or spent all tokens."""
     try:
         contender(replay)
         replay.ended = True

@@ -26,7 +26,7 @@ import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from search_replay import markdown
+from replay_tables import markdown
 
 from marble_sweep.config import Config, dump
 from marble_sweep.groups import AdamWConfig, ModelConfig

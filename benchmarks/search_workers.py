@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from replay_recording import CONFIRM_SEEDS, HARDER, LAYERS, RATE, WIDTH, Curve, Recording, read_curves, stopped
-from search_replay import make_space, markdown, right_size
+from replay_recording import CONFIRM_SEEDS, CORPORA, LAYERS, RATE, WIDTH, Curve, Recording, read_curves, stopped
+from replay_tables import markdown
+from search_replay import make_space, right_size
 
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.search_config import SearchConfig
@@ -123,7 +124,7 @@ def main() -> None:
     space = make_space()
     rows = [["proof", "nats", "right", "workers", "sooner", "trained", "same size", "same recipe"]]
     for name, standard in (("a pass rate", standard_of(SearchConfig())), ("3 of 3 seeds", CONFIRM_SEEDS)):
-        for nats in (0.0, *HARDER):
+        for nats in CORPORA["pydocs"].nats:
             recording = Recording(read_curves(arguments.curves, nats))
             if (right := right_size(recording, space)) is not None:
                 rows += [

@@ -1,9 +1,9 @@
-"""The replay's bookkeeping, on made-up curves whose right answer is known."""
+"""The replay's contenders and its report, on made-up curves whose right answer is known."""
 
 import gzip
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
@@ -11,64 +11,28 @@ import pytest
 import replay_contenders as contenders
 import replay_recording as recorded
 import replay_rules as rules
+import replay_tables as tables
 import search_replay as replays
-from helpers import compose_config
-from optuna.distributions import IntDistribution
+from made_up_curves import (
+    CAP,
+    FULL,
+    SEEDS,
+    STANDARD,
+    STEP,
+    certifying,
+    curve,
+    failing,
+    make_recording,
+    margins_of,
+    replayed,
+    seeds_by_first,
+    size,
+)
 
 from marble_sweep.searches import space as spaces
-from marble_sweep.searches.pass_rate import PassRate, Standard
+from marble_sweep.searches.pass_rate import Standard
 from marble_sweep.searches.strategy import Proposal, Settled
 from marble_sweep.searches.trial_record import TrialRecord
-
-STEP = recorded.TOKENS_PER_STEP
-FULL = recorded.TOTAL_STEPS * STEP
-SEEDS = (1, 2, 3, 4)
-RATES = (0.01, 0.0316, 0.1)
-UNIGRAM = 6.6
-CAP = 40e6
-
-
-def curve(key: recorded.Key, seed: int, margins: Sequence[float], gain: float = 0.1) -> recorded.Curve:
-    """A curve with a margin per look, a tiny standard error."""
-    rows = [
-        {
-            "step": float(step),
-            "val_loss": UNIGRAM - margin,
-            "unigram_margin": margin,
-            "unigram_margin_se": 1e-4,
-            "context_gain": gain,
-        }
-        for step, margin in zip(recorded.STEPS, margins, strict=False)
-    ]
-    return recorded.make_curve(key, seed, rows)
-
-
-def failing(end: float = -0.05, fall: float = 0.05) -> list[float]:
-    """Never certifies, and is not given up either: the loss falls by so much a look."""
-    return [end - fall * left for left in range(8, -1, -1)]
-
-
-def certifying(look: int) -> list[float]:
-    """From a look on."""
-    return [0.05 * (at - look) + 0.01 for at in range(9)]
-
-
-def margins_of(key: recorded.Key, seed: int) -> list[float]:
-    """0L3D is right; 0L2D certifies at 0.0316 for seed 1 alone; the rest of width 2 never does."""
-    _num_layers, hidden_dim, lr = key
-    if key == (0, 2, 0.0316) and seed == 1:
-        return certifying(8)
-    if hidden_dim == 2 or lr == 0.01:
-        return failing(-0.05 if lr == 0.0316 else -0.2)
-    return certifying(5 if hidden_dim == 3 else 3)
-
-
-def make_recording(
-    margins: Callable[[recorded.Key, int], Sequence[float]] = margins_of,
-    shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 1), (2, 3, 4, 64)),
-) -> recorded.Recording:
-    keys = [(layers, width, lr) for layers in shapes[0] for width in shapes[1] for lr in RATES]
-    return recorded.Recording([curve(key, seed, margins(key, seed)) for key in keys for seed in SEEDS])
 
 
 @pytest.fixture(autouse=True)
@@ -89,142 +53,23 @@ def space() -> spaces.Space:
     return replays.make_space()
 
 
-def size(layers: int, width: int) -> int:
-    return recorded.num_parameters(layers, width)
-
-
-def seeds_by_first(recording: recorded.Recording, space: spaces.Space, first: int, count: int = 1) -> list[int]:
-    """Replays' seeds for which a recorded seed plays the search's."""
-    made = ((seed, recorded.Replay(recording, space, seed, CAP)) for seed in range(200))
-    return [seed for seed, replay in made if replay.order[0] == first][:count]
-
-
-# ------------------------------------------------------------------ the recording
-
-
-def test_sizes_are_those_of_the_config(space: spaces.Space) -> None:
-    for layers, width in ((0, 2), (3, 17), (4, 64)):
-        config = compose_config(f"model.num_layers={layers}", f"model.hidden_dim={width}")
-        assert size(layers, width) == config.num_parameters
-    assert len(space.sizes) == 5 * 63
-
-
-def test_a_trial_plays_the_nearest_recorded_curve(recording: recorded.Recording) -> None:
-    assert recording.snap(0, 2) == (0, 2)
-    assert recording.snap(4, 5) == (1, 4)  # layers are limited by what is recorded for the width
-    assert recording.snap(1, 15) == (1, 4)  # √(4·64) = 16
-    assert recording.snap(1, 17) == (1, 64)
-    for lr, played in ((1e-3, 0.01), (0.0177, 0.01), (0.0178, 0.0316), (1.0, 0.1)):
-        assert recording.cell(0, 2, lr)[1].key == (0, 2, played)
-
-
-def test_right_is_certified_on_every_seed(recording: recorded.Recording, space: spaces.Space) -> None:
-    assert recording.is_lucky((0, 2))
-    assert not recording.is_good((0, 2))
-    assert recording.certifying((0, 2)) == {0.01: "0/4", 0.0316: "1/4", 0.1: "0/4"}
-    assert str(replays.right_size(recording, space)) == "0L3D"
-
-
-def test_read_back_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "curves.csv.gz"
-    header = "num_layers,hidden_dim,lr,seed,step,val_loss,unigram_margin,unigram_margin_se,context_gain,seconds\n"
-    rows = "0,3,0.1,2,35,6.5,0.1,0.001,0.2,1\n0,3,0.1,2,25,nan,nan,nan,nan,1\n0,3,0.1,1,25,6.7,-0.1,0.001,0.2,1\n"
-    path.write_bytes(gzip.compress((header + rows).encode()))
-    curves = {each.seed: each for each in recorded.read_curves(path)}
-    assert curves[2].steps == (25, 35)
-    assert curves[2].above == pytest.approx((-math.inf, 0.1 - 0.001 * recorded.ERRORS))
-    assert curves[2].certifies
-    assert not curves[2].certifies_at_end  # diverged before
-    assert not curves[1].certifies
-    harder = {each.seed: each for each in recorded.read_curves(path, harder=0.1)}
-    assert not harder[2].certifies
-
-
-# ------------------------------------------------------------------ the bookkeeping
-
-
-def test_tokens_of_a_trial(recording: recorded.Recording, space: spaces.Space) -> None:
-    replay = recorded.Replay(recording, space, 0, CAP)
-    replay.full(0, 4, 0.1)
-    assert replay.tokens == FULL
-    assert replay.early(0, 4, 0.1)
-    assert replay.tokens == FULL + recorded.STEPS[3] * STEP
-    assert replay.early(0, 2, 0.1) is False
-    assert replay.tokens == 2 * FULL + recorded.STEPS[3] * STEP
-    replay.full(1, 3, 0.1, trained=100)
-    assert replay.tokens == 2 * FULL + (recorded.STEPS[3] + 300) * STEP
-    assert replay.answers == [(FULL, size(0, 4)), (replay.tokens, size(1, 3))]
-    assert replay.num_trials == 4
-
-
-def test_no_token_above_the_cap(recording: recorded.Recording, space: spaces.Space) -> None:
-    replay = recorded.Replay(recording, space, 0, 2.5 * FULL)
-    replay.full(0, 4, 0.1)
-    replay.full(0, 4, 0.1)
-    with pytest.raises(recorded.Spent):
-        replay.full(0, 3, 0.1)
-    assert replay.tokens == 2 * FULL
-    assert replay.answers == [(FULL, size(0, 4))]
-
-
-def test_how_a_run_is_stopped() -> None:
-    hopeless = curve((0, 2, 0.1), 1, [-5.0, -5.0, -5.0])
-    assert recorded.stopped(hopeless) == ("pruned", 2, recorded.STEPS[1])
-    diverged = curve((0, 2, 0.1), 1, failing()[:3])
-    assert recorded.stopped(diverged) == ("diverged", 3, recorded.STEPS[3])
-    assert recorded.stopped(curve((0, 2, 0.1), 1, failing())) == ("below", 9, 400)
-    assert recorded.stopped(curve((0, 2, 0.1), 1, certifying(6))) == ("certified", 7, recorded.STEPS[6])
-
-
-@pytest.mark.parametrize(
-    ("answers", "verdict", "right_at"),
-    [
-        ([], "miss", math.inf),
-        ([(1, 40)], "miss", math.inf),
-        ([(1, 40), (2, 30)], "right", 2),
-        ([(1, 30), (2, 20)], "wrong", math.inf),
-        ([(1, 30), (2, 20), (3, 30)], "right", 3),  # an answer that a fresh seed took back
-        ([(1, 30), (2, None)], "miss", math.inf),
-    ],
-)
-def test_score(
-    recording: recorded.Recording,
-    space: spaces.Space,
-    answers: list[tuple[int, int | None]],
-    verdict: str,
-    right_at: float,
-) -> None:
-    replay = recorded.Replay(recording, space, 0, CAP, tokens=5, answers=answers)
-    score = recorded.score(replay, 30)
-    assert (score.verdict, score.right_at, score.ended_at) == (verdict, right_at, math.inf)
-    replay.ended = True
-    assert recorded.score(replay, 30).ended_at == 5
-    assert recorded.score(replay, 30, confirmed=True).verdict == "miss"
-
-
-def test_quantile() -> None:
-    assert replays.quantile([1, 2, 3, 4], 0.5) == 2
-    assert replays.quantile([1, 2, 3, 4], 0.9) == 4
-    assert replays.quantile([1, 2, math.inf], 0.5) == 2
-
-
 # ------------------------------------------------------------------ the contenders
 
 
 def test_ours_finds_and_confirms_the_answer(recording: recorded.Recording, space: spaces.Space) -> None:
     for first in SEEDS:
         for seed in seeds_by_first(recording, space, first):
-            replay = recorded.play(contenders.ours, recording, space, seed, CAP)
+            replay = replayed(contenders.ours, recording, space, seed)
             assert replay.ended
             assert replay.tokens == sum(replay.by_reason.values())
-            assert recorded.score(replay, size(0, 3)).verdict == "right"
-            strict = recorded.score(replay, size(0, 3), confirmed=True)
-            assert strict.verdict == "right"
-            if first != 1:
-                assert strict.right_at >= recorded.score(replay, size(0, 3)).right_at + 3 * recorded.STEPS[5] * STEP
+            score = recorded.score(replay, size(0, 3))
+            assert score.verdict == "right"
+            assert replay.excluded == {(layers, 2) for layers in range(5)}
+            assert (score.excluded, score.overturned) == (5, 0)
             # 3 fresh seeds of 0L3D; where seed 1 is the search's, 0L2D certifies first and fails on a fresh one
-            confirmed_early = 3 * recorded.STEPS[5] * STEP
-            assert replay.by_reason["confirm"] == confirmed_early + (FULL if first == 1 else 0)
+            lucky, rest = divmod(replay.by_reason["confirm"] - 3 * recorded.STEPS[5] * STEP, FULL)
+            assert rest == 0
+            assert (lucky > 0) == (first == 1)
             assert (size(0, 2) in [answer for _, answer in replay.answers]) == (first == 1)
 
 
@@ -234,14 +79,31 @@ def test_a_pass_rate_costs_more_and_leaves_a_lucky_size_undecided_or_ruled_out(
     for first in SEEDS:
         seed = seeds_by_first(recording, space, first)[0]
         quick, by_rate = (
-            recorded.play(lambda each: contenders.ours(each, standard=standard), recording, space, seed, 1e9)  # noqa: B023
-            for standard in (recorded.CONFIRM_SEEDS, PassRate(0.8, 0.95))
+            replayed(contenders.ours, recording, space, seed, 1e9, standard)
+            for standard in (recorded.CONFIRM_SEEDS, STANDARD)
         )
         assert by_rate.ended
         assert by_rate.confirmed[-1][1] == size(0, 3)
         assert by_rate.tokens > 2 * quick.tokens
         assert by_rate.by_reason["confirm"] >= 21 * recorded.STEPS[5] * STEP
         assert by_rate.by_reason["exclude"] > 0
+
+
+def test_a_smaller_size_is_tried_before_many_seeds_confirm(recording: recorded.Recording, space: spaces.Space) -> None:
+    """0L4D is certified: 0L3D, 1L3D, … are tried with its recipe, not confirmed by 21 seeds; but 3 seeds come first."""
+    sizes = [contenders.layers_and_width(each) for each in space.sizes]
+    done = [(0, 4, "certified", 0.1), (4, 3, "below", -0.1), (1, 3, "below", -0.1)]
+    records = [
+        TrialRecord(
+            number, sizes.index((layers, width)), (3.0,), 0, outcome, {400: 0.1 if outcome == "certified" else -0.1}
+        )
+        for number, (layers, width, outcome, margin) in enumerate(done)
+    ]
+    quick, by_rate = (contenders.neighbours_first(space, records, each) for each in (3, STANDARD))
+    assert isinstance(quick, Proposal)
+    assert (quick.reason, sizes[quick.size], quick.seed) == ("confirm", (0, 4), 1)
+    assert isinstance(by_rate, Proposal)
+    assert (by_rate.reason, sizes[by_rate.size], by_rate.seed) == ("refute", (3, 3), 0)
 
 
 def test_ours_plays_what_a_strategy_proposes(recording: recorded.Recording, space: spaces.Space) -> None:
@@ -267,81 +129,66 @@ def test_a_rule_is_told_of_failed_trials(recording: recorded.Recording, space: s
         told.append((curve.key, len(failed)))
         return False
 
-    recorded.play(lambda replay: contenders.ours(replay, rule=rule), recording, space, 2, CAP)
+    replayed(lambda replay: contenders.ours(replay, rule=rule), recording, space, 2)
     assert {count for _, count in told} >= {0, 1, 2}
     assert all(count == 0 for (_, width, _), count in told if width > 2)
 
 
 def test_scans(recording: recorded.Recording, space: spaces.Space) -> None:
     lucky, honest = (seeds_by_first(recording, space, first)[0] for first in (1, 2))
-    right = size(0, 3)
-    replay = recorded.play(lambda each: contenders.ascending(each, 2), recording, space, honest, CAP)
-    assert (replay.tokens, replay.answers) == (11 * FULL, [(11 * FULL, right)])  # 5 sizes twice, then the first lr
-    assert recorded.score(replay, right).ended_at == 11 * FULL
-    replay = recorded.play(lambda each: contenders.ascending(each, 2), recording, space, lucky, CAP)
-    assert (replay.tokens, recorded.score(replay, right).verdict) == (FULL, "wrong")
-    replay = recorded.play(lambda each: contenders.ascending(each, 1, early=True), recording, space, honest, CAP)
-    assert replay.tokens == 5 * FULL + recorded.STEPS[5] * STEP
-    replay = recorded.play(lambda each: contenders.binary(each, 1), recording, space, honest, CAP)
+    right, proof = size(0, 3), 3 * recorded.STEPS[5] * STEP
+    replay = replayed(lambda each: contenders.ascending(each, 2), recording, space, honest)
+    assert replay.confirmed == [(11 * FULL + proof, right)]  # 5 sizes twice, then the first lr and three fresh seeds
+    assert recorded.score(replay, right).ended_at == 11 * FULL + proof
+    replay = replayed(lambda each: contenders.ascending(each, 2), recording, space, lucky)
+    tested, rest = divmod(replay.tokens - 11 * FULL - proof, FULL)
+    assert (tested >= 1, rest) == (True, 0)  # 0L2D certifies on the first seed, and not on the fresh ones
+    assert replay.answers[0] == (FULL, size(0, 2))
+    assert recorded.score(replay, right).verdict == "right"
+    replay = replayed(lambda each: contenders.ascending(each, 1, early=True), recording, space, honest)
+    assert replay.tokens == 5 * FULL + recorded.STEPS[5] * STEP + proof
+    replay = replayed(lambda each: contenders.binary(each, 1), recording, space, honest)
     # 315 sizes: 157, 78, 39, 19, 9 certify, 4 does not, then 7, 6 and 5, the sixth, do
-    assert (replay.tokens, recorded.score(replay, right).verdict) == (9 * FULL, "right")
+    assert (replay.tokens, recorded.score(replay, right).verdict) == (9 * FULL + proof, "right")
+
+
+def test_a_bisection_goes_on_where_its_size_is_rejected(space: spaces.Space) -> None:
+    """4L2D, the fifth size, certifies on seed 1 alone: the bisection ends there, and its proof fails."""
+
+    def margins(key: recorded.Key, seed: int) -> list[float]:
+        is_lucky = key[:2] == (4, 2) and seed == 1
+        return certifying(5) if key[1] > 2 or is_lucky else failing()
+
+    recording = make_recording(margins, ((0, 4), (2, 3, 4, 64)))
+    replay = replayed(lambda each: contenders.binary(each, 1), recording, space, seeds_by_first(recording, space, 1)[0])
+    assert [answer for _, answer in replay.answers] == [size(3, 2)]  # 3 plays 4, as 4 layers are nearest
+    assert [answer for _, answer in replay.confirmed] == [size(0, 3)]
+    assert list(replay.verdicts)[-1] == (0, 3, 0.0316)
 
 
 def test_short_runs(recording: recorded.Recording, space: spaces.Space) -> None:
-    replay = recorded.play(lambda each: contenders.top_k(each, 10, 50, 1, "margin"), recording, space, 0, CAP)
-    assert replay.tokens == (10 * 50 + 350) * STEP
+    replay = replayed(lambda each: contenders.top_k(each, 10, 50, 1, "margin"), recording, space, 0)
+    assert replay.tokens - replay.by_reason["confirm"] == (10 * 50 + 350) * STEP
     assert replay.num_trials == 11
-    replay = recorded.play(lambda each: contenders.top_k(each, 10, 50, 10, "fronts"), recording, space, 0, CAP)
+    replay = replayed(lambda each: contenders.top_k(each, 10, 50, 10, "fronts"), recording, space, 0)
     again = recorded.Replay(recording, space, 0, CAP)
     drawn = [contenders.draw(again) for _ in range(10)]
     smallest = min(size(*shape[:2]) for shape in drawn if again.curve(*shape).certifies_at_end)
-    assert replay.answers == [(replay.tokens, smallest)]  # smallest first: it ends at the first that certifies
-
-
-def test_rivals_on_a_space_that_is_easy(space: spaces.Space) -> None:
-    """Where whatever is drawn certifies, the answer is the smallest drawn, and every token is accounted for."""
-    easy = make_recording(lambda key, seed: certifying(2))
-    cap = 10.5 * FULL
-    for contender in (
-        contenders.random_search,
-        contenders.hydra_optuna,
-        lambda replay: contenders.nsga(replay, 5),
-    ):
-        replay = recorded.play(contender, easy, space, 1, cap)
-        assert (replay.tokens, replay.num_trials, replay.ended) == (10 * FULL, 10, False)
-        assert replay.answers[0][0] == FULL
-        parameters = [answer for _, answer in replay.answers if answer is not None]
-        assert parameters == sorted(parameters, reverse=True)
-    for sampler in ("tpe", "random"):
-        replay = recorded.play(lambda replay: contenders.asha(replay, 2, sampler), easy, space, 1, cap)  # noqa: B023
-        assert replay.num_trials > 10  # some were stopped early
-        assert replay.tokens <= cap
-        assert not replay.ended
-        assert replay.answers
-
-
-def test_the_published_sweeper_draws_one_more(space: spaces.Space) -> None:
-    whole = contenders.as_published(space)
-    assert whole[recorded.LAYERS] == IntDistribution(0, 5)
-    assert whole[recorded.WIDTH] == IntDistribution(2, 65)
-
-
-def test_penalty() -> None:
-    assert contenders.penalised(30, 0.0) == 30
-    assert (
-        size(5, 65)
-        < contenders.penalised(30, -0.1)
-        < contenders.penalised(20, -0.2)
-        < contenders.penalised(9, -math.inf)
-    )
+    assert replay.confirmed == [(replay.tokens, smallest)]  # smallest first: it ends at the first that is proved
 
 
 # ------------------------------------------------------------------ the report
 
 
+def boundary(recording: recorded.Recording, space: spaces.Space, nats: float = 0.0) -> tables.Boundary:
+    right = replays.right_size(recording, space)
+    assert right is not None
+    return tables.Boundary("pydocs", nats, recording, space, right)
+
+
 def test_false_stops_are_counted(recording: recorded.Recording, space: spaces.Space) -> None:
     """A rule that stops everything at the second look stops all but those that certify by then."""
-    names = {row[0]: row for row in replays.stop_rules(recording, space, size(0, 3), 2, CAP)[1:]}
+    names = {row[0]: row for row in tables.stop_rules(boundary(recording, space), 2, CAP)[1:]}
     assert names["never stop"][1] == names["certify.is_hopeless"][1]
     assert names["never stop"][1].startswith("0 of ")
     assert names["never stop"][3] == "0%"
@@ -366,33 +213,56 @@ def test_no_use_of_the_context() -> None:
 
 def test_wider_and_worse_is_found() -> None:
     worse = make_recording(lambda key, seed: certifying(3 if key[1] == 3 else 8) if key[1] != 4 else failing())
-    _, row = replays.implication(worse)
+    _, row = tables.implication(worse)
     assert row[0] == str(2 * 6 * len(SEEDS))  # two depths, six pairs of widths
     assert row[2] == str(2 * 2 * len(SEEDS))  # 2D and 3D certify, 4D does not
 
 
-def test_other_boundaries(space: spaces.Space) -> None:
+def test_other_boundaries(space: spaces.Space, tmp_path: Path) -> None:
     """Where 0.4 nats are taken off, width 3 fails and 0L4D is right; the scans pay 400 steps for each size."""
-    harder = {
-        0.1: make_recording(),
-        0.4: make_recording(lambda key, seed: margins_of(key, seed) if key[1] > 3 else failing()),
-    }
-    head, *rows = replays.boundaries(harder, space, 2, CAP)
-    found = {(row[0], row[2]): dict(zip(head, row, strict=True)) for row in rows}
-    assert found["0.1", "ours"]["right"] == "0L3D"
+    harder = make_recording(lambda key, seed: margins_of(key, seed) if key[1] > 3 else failing())
+    asked = [boundary(make_recording(), space), boundary(harder, space, 0.4)]
+    kept = tables.Replays(tmp_path / "scores.json")
+    few = {name: contenders.contenders()[name] for name in ("ours", "ascending scan")}
+    lines = [(each, kept.lines(each, recorded.CONFIRM_SEEDS, few, 2, CAP)) for each in asked]
+    head, *rows = tables.tables(lines)
+    found = {(row[1], row[3]): dict(zip(head, row, strict=True)) for row in rows}
+    assert found["0", "ours"]["right"] == "0L3D"
     assert found["0.4", "ours"]["right"] == "0L4D"
+    proof = 3 * recorded.STEPS[3] * STEP
     scan = found["0.4", "ascending scan"]
     assert scan["best setting"] == "1 lr"
-    assert scan["ends at: median"] == replays.millions(11 * FULL)
+    assert scan["ends at: median"] == tables.millions(11 * FULL + proof)
+    again = tables.Replays(tmp_path / "scores.json")
+    few = {"ours": {"": lambda replay: pytest.fail("played again")}}
+    assert again.lines(asked[1], recorded.CONFIRM_SEEDS, few, 2, CAP)["ours"] == lines[1][1]["ours"]
+
+
+def test_lead(recording: recorded.Recording, space: spaces.Space) -> None:
+    """Ratios 2 and 8 have a geometric mean of 4; the best rival at each boundary 2 and 4, so 2.83."""
+
+    def line(name: str, setting: str, right_at: float) -> tables.Line:
+        score = recorded.Score(0, right_at, math.inf, "right", 1, 1, {}, 4, 1)
+        return tables.Line(name, setting, [score])
+
+    here = boundary(recording, space)
+    lines = [
+        (here, {"ours": [line("ours", "", 1e6)], "scan": [line("scan", "a", 2e6), line("scan", "b", math.inf)]}),
+        (here, {"ours": [line("ours", "", 1e6)], "scan": [line("scan", "b", 4e6), line("scan", "a", 8e6)]}),
+    ]
+    _, best, scan = tables.lead(lines)
+    assert best == ["the best at each boundary", "the best at each", "2", "0", "2.83", "2.00"]
+    assert scan == ["scan", "a", "2", "0", "4.00", "2.00"]
+    assert tables.honesty(lines)[1] == ["2", "0.0%", "0.0%", "8", "2", "25.0%"]
 
 
 def write_curves(path: Path, recording: recorded.Recording) -> None:
     """A recording as record_curves.py leaves it."""
     names = ("num_layers", "hidden_dim", "lr", "seed", "step", "val_loss", "unigram_margin", "unigram_margin_se")
     lines = [",".join((*names, "context_gain", "seconds"))]
-    for curve in recording.curves:
-        for step, loss, margin, gain in zip(curve.steps, curve.losses, curve.margins, curve.gains, strict=True):
-            lines.append(",".join(map(str, (*curve.key, curve.seed, step, loss, margin, 1e-4, gain, 1))))
+    for each in recording.curves:
+        for step, loss, margin, gain in zip(each.steps, each.losses, each.margins, each.gains, strict=True):
+            lines.append(",".join(map(str, (*each.key, each.seed, step, loss, margin, 1e-4, gain, 1))))
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
 
 
@@ -402,23 +272,13 @@ def test_report(
     write_curves(tmp_path / "curves.csv.gz", recording)
     few = {name: dict([next(iter(settings.items()))]) for name, settings in contenders.contenders().items()}
     monkeypatch.setattr(replays, "contenders", lambda: few)
-    arguments = [
-        "--curves",
-        str(tmp_path / "curves.csv.gz"),
-        "--seeds",
-        "2",
-        "--max-tokens",
-        "5e6",
-        "--json",
-        str(tmp_path / "a"),
-        "--markdown",
-        str(tmp_path / "b"),
-    ]
-    monkeypatch.setattr(sys, "argv", ["search_replay.py", *arguments])
+    names = {"--curves": "curves.csv.gz", "--json": "a", "--markdown": "b"}
+    files = [word for option, name in names.items() for word in (option, str(tmp_path / name))]
+    monkeypatch.setattr(sys, "argv", ["search_replay.py", *files, "--seeds", "2", "--max-tokens", "30e6"])
     replays.main()
     text = capsys.readouterr().out
     assert (tmp_path / "b").read_text() == text
     assert "0L3D, 30,390 parameters" in text
-    assert '"contender": "ours"' in (tmp_path / "a").read_text()
+    assert "pydocs, 0 | 3 seeds, 3e+07 | ours" in (tmp_path / "a").read_text()
     for name in few:
         assert f"\n| {name} " in text

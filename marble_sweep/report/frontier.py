@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from marble_sweep.humanize import amount
+from marble_sweep.report.law_figure import law_figure
 from marble_sweep.runs.files import atomic_write
 from marble_sweep.terminal import printable
 from marble_sweep.uncertainty.student import student_errors
@@ -60,6 +61,8 @@ def draw_frontier(summary: dict[str, Any], path: Path) -> None:
 
 def frontier_figure(summary: dict[str, Any]) -> Figure:
     """What was minimised against the best margin of every size, a panel for every threshold."""
+    if summary.get("question") == "frontier":
+        return law_figure(summary)
     thresholds = summary["thresholds"]
     figure = Figure(figsize=(8.5, 4.8 * len(thresholds)), layout="constrained")
     unit = summary.get("cost_unit", PARAMETERS)  # earlier versions know nothing else

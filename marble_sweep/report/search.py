@@ -11,6 +11,11 @@ from marble_sweep.terminal import printable
 
 COST: Kinds = {"cost": NUMBER, "n_params": WHOLE}  # earlier versions have no cost
 DRAWN: Kinds = {"status": TEXT, "n_params": WHOLE, "margin": NUMBER + OR_NULL, "margin_se": NUMBER + OR_NULL}
+# Of a frontier.
+SIZE: Kinds = {"size": TEXT, "n_params": WHOLE, "loss": NUMBER + OR_NULL}
+THRESHOLD: Kinds = {"threshold": TEXT, "loss": NUMBER + OR_NULL}
+# What a search may minimise other than n_params, which every row of a comparison has.
+COST_COLUMNS = ("non_embedding", "flops_per_token", "seconds_per_step")
 # What search.json says of every threshold.
 OF_A_THRESHOLD = (
     *("threshold", "answer", "smaller_unconfirmed", "tested_recipes", "undecided_below", "ruled_out_below"),
@@ -45,8 +50,32 @@ def with_thresholds(summary: dict[str, Any]) -> dict[str, Any]:
     return shared | {"version": 1, "thresholds": [{name: summary[name] for name in OF_A_THRESHOLD if name in summary}]}
 
 
+def cost_column(summary: dict[str, Any], runs: Sequence[Run]) -> tuple[str, list[float | None]] | None:
+    """What a search has minimised other than parameters, and that of the size of each run; None where it has not.
+
+    A run whose size search.json does not name, as it may be damaged, has None.
+    """
+    name, thresholds = summary.get("minimise"), summary.get("thresholds")
+    if not isinstance(name, str) or name not in COST_COLUMNS or not isinstance(thresholds, list):
+        return None
+    frontiers = [threshold.get("frontier") for threshold in thresholds if isinstance(threshold, dict)]
+    rows = [row for frontier in frontiers if isinstance(frontier, list) for row in frontier]
+    sizes = [row for row in rows if _is_sound(row, {"cost": NUMBER}) and isinstance(row.get("params"), dict)]
+
+    def cost(run: Run) -> float | None:
+        config = run.config
+        for size in sizes:
+            if all(config.get(key, config.get(f"{key}.name")) == value for key, value in size["params"].items()):
+                return float(size["cost"])
+        return None
+
+    return name, [cost(run) for run in runs]
+
+
 def can_be_drawn(summary: dict[str, Any]) -> bool:
-    """Whether search.json holds what the frontier plots show."""
+    """Whether search.json holds what its plots show."""
+    if summary.get("question") == "frontier":
+        return _has_sizes_and_law(summary)
     thresholds, errors = summary.get("thresholds"), summary.get("standard_errors_each_evaluation")
     is_list = isinstance(thresholds, list) and len(thresholds) > 0
     return is_list and all(_is_whole(threshold) for threshold in summary["thresholds"]) and is_kind(errors, NUMBER)
@@ -69,6 +98,30 @@ def _is_whole(threshold: Any) -> bool:
 
 def _has_cost(size: dict[str, Any]) -> bool:
     return not keep_sound(size, COST)[1] and size.get("cost", size["n_params"]) > 0
+
+
+def _has_sizes_and_law(summary: dict[str, Any]) -> bool:
+    """Whether the search.json of a frontier holds what its plot shows."""
+    sizes, thresholds, law = (summary.get(name) for name in ("sizes", "thresholds", "law"))
+    if not (isinstance(sizes, list) and isinstance(thresholds, list) and isinstance(law, dict)):
+        return False
+    is_law = law.get("refused") is not None or all(_is_interval(law.get(name)) for name in ("E", "alpha"))
+    curve = law.get("curve", [])
+    return (
+        is_law
+        and all(_is_sound(row, SIZE) and row["n_params"] > 0 for row in sizes)
+        and all(_is_interval(row.get("interval"), 2) and isinstance(row.get("tuned"), bool) for row in sizes)
+        and all(_is_sound(row, THRESHOLD) and _is_interval(row.get("predicted")) for row in thresholds)
+        and isinstance(summary.get("staircase"), list)
+        and isinstance(curve, list)
+        and all(row is not None and _is_interval(row, 4) for row in curve)
+    )
+
+
+def _is_interval(value: Any, length: int = 3) -> bool:
+    """Whether it is null, or so many numbers, any of which may be null."""
+    is_list = isinstance(value, list) and len(value) == length
+    return value is None or (is_list and all(is_kind(number, NUMBER + OR_NULL) for number in value))
 
 
 def _is_sound(row: Any, kinds: Kinds) -> bool:

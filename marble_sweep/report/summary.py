@@ -20,6 +20,7 @@ from marble_sweep.metrics.margin import (
     measured,
     outcome_with_context,
 )
+from marble_sweep.report.search import cost_column, read_search
 from marble_sweep.report.twins import twin_notes
 from marble_sweep.runs.run import Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
@@ -149,8 +150,18 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     if any(_lacks_tempered(run.evals[-1]) for run in runs if run.evals):
         notes.append(EARLIER_NOTE)
     notes += twin_notes(runs, {key: columns[key] for key in keys})
+    _add_costs(runs, rows)
     corpus_notes = _corpus_notes(runs, rows)
     return Comparison(list(runs), rows, varied, step, notes + corpus_notes, not corpus_notes)
+
+
+def _add_costs(runs: Sequence[Run], rows: Sequence[Row]) -> None:
+    """Add what the search minimised whose trials these are, where that is not the number of parameters."""
+    search, _ = read_search(runs)
+    if search is not None and (costs := cost_column(search, runs)) is not None:
+        name, values = costs
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
 
 
 def may_stop(run: Run) -> bool:

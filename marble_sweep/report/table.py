@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from marble_sweep.metrics.margin import Outcome
+from marble_sweep.report.search import COST_COLUMNS
 from marble_sweep.report.summary import Comparison, Row
 from marble_sweep.terminal import printable
 
@@ -38,6 +39,9 @@ DECIMALS = {  # formats of nats, shares and errors; anything else has six signif
     "steps_per_minute": ",.1f",
     "freeze_step": ",.0f",
     "n_params": ",.0f",
+    "non_embedding": ",.0f",
+    "flops_per_token": ",.0f",
+    "seconds_per_step": ".3g",
     "difference": "+.4f",  # of pairs
     "df": ".1f",
     "p": ".2g",
@@ -72,7 +76,8 @@ def default_columns(comparison: Comparison, rows: Sequence[Row], grouped_by: Seq
     certified = [column for name in comparison.thresholds for column in (f"{name}_margin", f"beats_{name}")]
     results = [*step, "val_loss", "val_margin", "beats_unigram", *certified, "beats_bigram", *bits]
     results += ["final_loss", "dead_moving"]
-    columns = [*(grouped_by or ["run", *names, *comparison.varied, *seeds]), *repeats, "n_params", *results]
+    sizes = ["n_params", *(column for column in COST_COLUMNS if column in rows[0])]
+    columns = [*(grouped_by or ["run", *names, *comparison.varied, *seeds]), *repeats, *sizes, *results]
     return list(dict.fromkeys([*columns, "freeze_step", "steps_per_minute", "status"]))
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marble_sweep.scaling.points import (
+    CONFIDENCE,
     LEAST_ERROR,
     Numbers,
     Point,
@@ -31,7 +32,6 @@ from marble_sweep.scaling.profile import MAX_ALPHA, MIN_ALPHA, Curves, fit_curve
 MIN_POINTS = 5
 REACH = 2.0  # nothing is said beyond so many times the largest size, or below the smallest divided by it
 NUM_REPLICATES = 2000
-CONFIDENCE = 0.95
 FLAT_PROBABILITY = 0.02  # that losses which size does not matter to seem to fall; of 5 points, two orders of 120
 NUM_ORDERS = 9999
 

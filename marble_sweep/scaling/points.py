@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from marble_sweep.uncertainty.student import two_sided_errors
+
 Numbers = NDArray[np.float64]
 
+CONFIDENCE = 0.95
 BEATEN_ERRORS = (
     2.0  # a size is beaten by a smaller one whose loss is lower by so many standard errors of the difference
 )
@@ -66,6 +69,13 @@ def seed_noise(points: Sequence[Point]) -> SeedNoise:
 def variances(points: Sequence[Point], noise: SeedNoise) -> Numbers:
     """The variance (num_points,) of each size's mean loss: of its seeds, and of its windows."""
     return np.array([noise.variance / len(point.losses) + max(point.error, LEAST_ERROR) ** 2 for point in points])
+
+
+def mean_interval(point: Point, noise: SeedNoise) -> tuple[float, float]:
+    """The 95 % interval of a size's mean loss, by Student's t with the degrees of freedom of the seeds."""
+    error = math.sqrt(float(variances([point], noise)[0]))
+    reach = two_sided_errors(CONFIDENCE, noise.df or math.inf) * error
+    return point.loss - reach, point.loss + reach
 
 
 def staircase(points: Sequence[Point]) -> list[Point]:

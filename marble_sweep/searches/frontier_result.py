@@ -9,7 +9,7 @@ from typing import Any
 
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.scaling.law import Interval, Law, fit_law
-from marble_sweep.scaling.points import Point, Refusal, staircase
+from marble_sweep.scaling.points import Point, Refusal, SeedNoise, mean_interval, seed_noise, staircase
 from marble_sweep.search_config import loss_of
 from marble_sweep.searches.frontier_strategy import FrontierState, SizeState, loss_of_trial, next_frontier_trial
 from marble_sweep.searches.frontier_windows import window_errors
@@ -55,6 +55,12 @@ class FrontierResult(SearchResult):
             rows.append({"size": str(self.space.sizes[size]), "trials": numbers, "reason": reason})
         return rows
 
+    def named_trials(self, *, is_over: bool) -> set[int]:
+        """The numbers of the trials of every size's best recipe."""
+        bests = [(size, size.best) for size in self.state.sizes if size.best is not None]
+        own = {size.trained[best].number for size, best in bests}
+        return own | {record.number for size, _ in bests for record in size.fresh(self.state.num_seeds)}
+
     def bracket(self, threshold: str = "") -> str:
         """How many sizes are done, and the lowest loss so far."""
         sizes = self.state.sizes
@@ -77,10 +83,13 @@ class FrontierResult(SearchResult):
 
         The law is fitted once the search has ended. `data` has the corpus and the baselines of a trial.
         """
-        points, common = self._points() if ended != "running" else ({}, 0.0)
-        law = fit_law(list(points.values()), common) if points else Refusal("no size has a loss yet")
-        rows = [self._row(index, points.get(index)) for index in range(len(self.space.sizes))]
-        steps = [point.name for point in staircase(list(points.values()))]
+        has_ended = ended != "running"
+        points, common = self._points(with_windows=has_ended)
+        measured = list(points.values())
+        law = fit_law(measured, common) if has_ended else Refusal("it is fitted once the search has ended")
+        noise = seed_noise(measured)
+        rows = [self._row(index, points.get(index), noise) for index in range(len(self.space.sizes))]
+        steps = [point.name for point in staircase(measured)]
         summary = {
             "version": VERSION,
             "question": "frontier",
@@ -103,11 +112,14 @@ class FrontierResult(SearchResult):
         }
         return summary | {"summary_lines": frontier_lines(summary, self.workers)}
 
-    def _points(self) -> tuple[dict[int, Point], float]:
-        """The sizes with a loss, by index, and the error that all losses share."""
+    def _points(self, *, with_windows: bool) -> tuple[dict[int, Point], float]:
+        """The sizes with a loss, by index, and the error that all losses share.
+
+        Without the losses of single windows, a size's error is that of its margin to the first threshold.
+        """
         records = {index: found for index, size in enumerate(self.state.sizes) if (found := self._measured(size))}
         directories = [[Path(self._result(record)["directory"]) for record in found] for found in records.values()]
-        errors = window_errors(directories, self.base.trainer.total_steps) if records else None
+        errors = window_errors(directories, self.base.trainer.total_steps) if with_windows and records else None
         points = {}
         for place, (index, found) in enumerate(records.items()):
             size = self.space.sizes[index]
@@ -122,7 +134,7 @@ class FrontierResult(SearchResult):
     def _measured(self, size: SizeState) -> list[TrialRecord]:
         return [record for record in self._records(size) if record.loss is not None]
 
-    def _row(self, index: int, point: Point | None) -> dict[str, Any]:
+    def _row(self, index: int, point: Point | None, noise: SeedNoise) -> dict[str, Any]:
         """One size at its best recipe."""
         size, state = self.space.sizes[index], self.state.sizes[index]
         records = self._measured(state)
@@ -134,6 +146,7 @@ class FrontierResult(SearchResult):
             "recipes": len(state.trained),
             "losses": [record.loss for record in records],
             "loss": point.loss if point is not None else None,
+            "interval": list(mean_interval(point, noise)) if point is not None else None,
             "error": point.error if point is not None else None,
             "climbed": state.has_climbed,
             "tuned": point.tuned if point is not None else False,
@@ -155,12 +168,8 @@ class FrontierResult(SearchResult):
         measured = [(size, self._measured(self.state.sizes[index])) for index, size in enumerate(self.space.sizes)]
         certified = [size for size, records in measured if self._standing(records, name) == RunStatus.CERTIFIED]
         smallest = min(certified, key=lambda size: size.num_parameters, default=None)
-        predicted: Interval | Refusal
-        if isinstance(law, Refusal):
-            predicted = Refusal("there is no law")
-        elif loss is None:
-            predicted = Refusal("it was not measured")
-        else:
+        predicted = None
+        if isinstance(law, Law) and loss is not None:
             predicted = law.size_for(loss, same_windows=loss_of(name) is None)
         return {
             "threshold": name,

@@ -81,7 +81,8 @@ def _threshold_line(threshold: Mapping[str, Any]) -> str:
         "no size beats it" if answer is None else f"{answer['size']} with {answer['n_params']:,} parameters beats it"
     )
     if threshold["predicted"] is None:
-        return f"{name[0].upper()}{name[1:]}{loss}: {found}; of the law: {threshold['not_predicted']}."
+        law = "" if threshold["not_predicted"] is None else f"; by the law {threshold['not_predicted']}"
+        return f"{name[0].upper()}{name[1:]}{loss}: {found}{law}."
     value, low, high = threshold["predicted"]
     ends = f"{_end(low, 'fewer than can be predicted')} to {_end(high, 'more than can be predicted')}"
     return f"{name[0].upper()}{name[1:]}{loss}: {found}; by the law it is reached at {value:,.0f} parameters, {ends}."

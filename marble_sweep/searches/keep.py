@@ -4,14 +4,11 @@ A trial may be retried, continued for another threshold, or become the answer. U
 stay, whatever search.keep says. Tables always stay.
 """
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.study import result_of
-from marble_sweep.searches.threshold_result import ThresholdResult
 from marble_sweep.searches.trial_record import STALE, TrialRecord
 
 MAY_GO_ON = (RunStatus.RUNNING, RunStatus.FAILED, STALE)  # the last two are retried
@@ -26,7 +23,7 @@ def unneeded(result: SearchResult, *, is_over: bool) -> list[Path]:
     keep = result.base.search.keep
     if keep == "all":
         return []
-    kept = set().union(*(answers(of, is_over=is_over) for of in result.thresholds)) if keep == "best" else set()
+    kept = result.named_trials(is_over=is_over) if keep == "best" else set()
     latest = {configuration(record): record for record in result.records}
     busy = {key for key, record in latest.items() if may_go_on(record, is_over=is_over)}
     directories: dict[Path, bool] = {}  # whether someone needs it
@@ -45,13 +42,3 @@ def may_go_on(record: TrialRecord, *, is_over: bool) -> bool:
     """Whether the latest trial of a configuration trains, or may be trained further."""
     is_open = any(standing.outcome is None for standing in record.standings.values())
     return record.outcome in MAY_GO_ON or (is_open and not is_over)
-
-
-def answers(of: ThresholdResult, *, is_over: bool) -> Iterator[int]:
-    """The numbers of the trials that a threshold's answer names, or may still come to name."""
-    if is_over:
-        answer = of.answer()
-        return iter(() if answer is None else (answer["trial"],))
-    confirmed = min((size for size in of.state.by_size if of.state.confirmed(size)), default=math.inf)
-    certified = (record for record in of.records if record.outcome == RunStatus.CERTIFIED)
-    return (record.number for record in certified if record.size <= confirmed)

@@ -314,6 +314,7 @@ class LaunchingSearch(Search):
                 self.view.step(self._describe(trial), record.last_step)
         if news:
             self._write(result)
+            self._tidy(result, is_over=False)
 
     def _show_trial(self, trial: FrozenTrial, outcome: str, bracket: str, *, is_new: bool) -> None:
         description = self._describe(trial)

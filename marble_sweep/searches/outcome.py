@@ -104,6 +104,10 @@ class SearchResult:
         """What the trials show of the threshold that a trial is for; "" where the search has one alone."""
         return next((result for result in self.thresholds if result.threshold == threshold), self.thresholds[0])
 
+    def named_trials(self, *, is_over: bool) -> set[int]:
+        """The numbers of the trials that an answer names, or while it is not over, may still come to name."""
+        return set().union(*(result.named_trials(is_over=is_over) for result in self.thresholds))
+
     def bracket(self, threshold: str) -> str:
         """How the search stands for the threshold that a trial is for, in a line."""
         return self.of(threshold).bracket()

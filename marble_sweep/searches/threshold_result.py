@@ -1,8 +1,9 @@
 """What a search shows of one threshold: its smallest size, what stands below it, and both in words."""
 
 import functools
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,15 @@ class ThresholdResult:
 
     # ------------------------------------------------------------------ the answer
 
+    def named_trials(self, *, is_over: bool) -> Iterator[int]:
+        """The numbers of the trials that the answer names, or may still come to name."""
+        if is_over:
+            answer = self.answer()
+            return iter(() if answer is None else (answer["trial"],))
+        confirmed = min((size for size in self.state.by_size if self.state.confirmed(size)), default=math.inf)
+        certified = (record for record in self.records if record.outcome == RunStatus.CERTIFIED)
+        return (record.number for record in certified if record.size <= confirmed)
+
     def answer(self) -> dict[str, Any] | None:
         """The smallest confirmed size, else the smallest certified one: its parameters, loss, margin and fresh seeds.
 
@@ -179,6 +189,7 @@ class ThresholdResult:
             rows.append(
                 {
                     "size": str(size),
+                    "params": dict(size.params),
                     "n_params": size.num_parameters,
                     "cost": size.cost,
                     "status": statuses[index],

@@ -8,6 +8,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from marble_sweep.humanize import duration
+from marble_sweep.metrics.margin import Outcome
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.space import Size, Value
 from marble_sweep.searches.strategy import Proposal
@@ -18,10 +19,14 @@ from marble_sweep.terminal import printable
 class View:
     """Prints lines and a progress bar on standard error. Threads may share it."""
 
-    def __init__(self, total_steps: int, stream: TextIO | None = None) -> None:
-        """`total_steps` is the budget of a trial; lines go to `stream`, by default standard error."""
+    def __init__(self, total_steps: int, stream: TextIO | None = None, *, shows_loss: bool = False) -> None:
+        """`total_steps` is the budget of a trial; lines go to `stream`, by default standard error.
+
+        With `shows_loss` a trial that ended well is shown with its loss, not with what it shows of a threshold.
+        """
         self.budget = total_steps
         self.stream = stream
+        self.shows_loss = shows_loss
         self.bracket = ""
         self.steps: dict[str, int] = {}  # by running trial
         self.bar = tqdm(
@@ -59,12 +64,16 @@ class View:
         """Print a line for a trial that ended, with the bracket."""
         reason = " ".join((result.reason or "").split())
         outcome = f"crashed: {reason}" if result.outcome == RunStatus.FAILED else result.outcome
-        parts = [f"{trial:<32}", f"{outcome:<9} at step {result.step:>3}"]
-        if result.margin is not None and result.margin_se is not None:
-            parts.append(f"margin {result.margin:+.4f} ± {result.margin_se:.4f}")
+        parts = [f"{trial:<32}"]
+        if self.shows_loss and result.outcome in set(Outcome):
+            parts.append("no loss" if result.val_loss is None else f"loss {result.val_loss:.4f}")
+        else:
+            parts.append(f"{outcome:<9} at step {result.step:>3}")
+            if result.margin is not None and result.margin_se is not None:
+                parts.append(f"margin {result.margin:+.4f} ± {result.margin_se:.4f}")
         if result.reused:
             parts.append("reused")
-        if result.lacks_context:
+        if result.lacks_context and not self.shows_loss:
             parts.append("no use of context shown")
         parts.append(f"{duration(result.seconds):>4}")
         self.line("  ".join([*parts, f"[{bracket}]"]))

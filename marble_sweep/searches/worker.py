@@ -50,7 +50,8 @@ WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
 WORKERS = "workers "  # begins the user attributes that say, for every start, whether its launched workers go on
 WORKING, STOPPED = "working", "stopped"
 
-RESULTS: dict[str, type[SearchResult]] = {"smallest": SearchResult, "frontier": FrontierResult}  # by search.question
+FRONTIER = "frontier"  # of search.question
+RESULTS: dict[str, type[SearchResult]] = {"smallest": SearchResult, FRONTIER: FrontierResult}  # by search.question
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
 Train = Callable[[int, Params], Path | str]  # trains a trial; returns the run directory, or why there is none
@@ -114,7 +115,7 @@ class Search:
         """Raise CheckError for a config that cannot be searched."""
         base = self.base
         part, stop = base.trainer.eval_part, base.certify.stop
-        if base.search.question == "frontier":
+        if base.search.question == FRONTIER:
             require(not stop, "certify.stop", True, "false for a frontier, which asks for the loss at the end")
             require(part == "all", "trainer.eval_part", part, "all for a frontier, whose losses are compared")
         else:
@@ -163,7 +164,7 @@ class Search:
         self.first_trial = len(self.shared.study.get_trials(deepcopy=False))
         self._latest = None
         mark_start(self.directory)
-        unit = "margins in nats per token ± one standard error"
+        unit = "losses in nats per token" if self.view.shows_loss else "margins in nats per token ± one standard error"
         self.view.line(f"{len(self.space.sizes)} sizes to search in {self.directory}; {unit}")
         sizes = sorted(self.space.sizes, key=lambda size: size.num_parameters)
         smallest, largest = (self._config(size) for size in (sizes[0], sizes[-1]))
@@ -196,7 +197,8 @@ class Search:
         if COSTS[self.base.search.minimise].of is None:
             self.space = self.space.with_costs(shared_step_seconds(self.shared.study, self._measure))
             self.shared = self._join()
-        self.view = View(self.base.trainer.total_steps, log)
+        shows_loss = self.base.search.question == FRONTIER
+        self.view = View(self.base.trainer.total_steps, log, shows_loss=shows_loss)
 
     def _config(self, size: Size) -> schema.Config:
         """The config of a size with the first value of whatever else is searched."""
@@ -265,7 +267,7 @@ class Search:
         kept = {key: value for key, value in config.items() if key not in (*searched, *ignored)}
         search = self.base.search
         names = ("confirm_seeds", "pass_rate", "confidence", "minimise", *(["thresholds"] if search.thresholds else []))
-        if search.question == "frontier":
+        if search.question == FRONTIER:
             names = ("question", "frontier_seeds", *names)
         return kept | {f"search.{name}": getattr(search, name) for name in names}
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers import tiny_config
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.storages import InMemoryStorage
 from pretender import Pretender
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +29,8 @@ from marble_sweep.searches import worker
 from marble_sweep.searches.cost import COSTS, build_space, flops_per_token, non_embedding
 from marble_sweep.searches.space import Size, Space, Value
 from marble_sweep.searches.step_seconds import SECONDS, recorded_step_seconds, shared_step_seconds
+from marble_sweep.searches.strategy import Settled
+from marble_sweep.searches.study import open_study
 from marble_sweep.sweeps.step_time import step_time
 
 BASE = tiny_config("precision=fp32", "trainer.seq_len=5")
@@ -171,6 +174,20 @@ def test_a_search_goes_by_what_was_measured_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pretender, "BASE", replace(base, search=replace(base.search, minimise="n_params")))
     with pytest.raises(CheckError, match=r"search\.minimise was seconds_per_step, now n_params"):
         search()
+
+
+def test_a_study_that_began_before_there_was_a_choice_goes_on_by_parameters() -> None:
+    storage, space = InMemoryStorage(), space_by("n_params")
+
+    def join(**settings: str) -> None:
+        open_study(
+            storage, "study", space, lambda _: Settled(), {f"search.{key}": settings[key] for key in settings}, 60
+        )
+
+    join()
+    join(minimise="n_params")
+    with pytest.raises(CheckError, match=r"search\.minimise was n_params, now non_embedding"):
+        join(minimise="non_embedding")
 
 
 def test_the_bracket_says_what_is_minimised() -> None:
