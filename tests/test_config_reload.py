@@ -25,7 +25,7 @@ from marble_sweep.config import (
 )
 from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS
 from marble_sweep.run import run
-from marble_sweep.search_config import BASELINES, MINIMISED
+from marble_sweep.search_config import BASELINES, KEPT, MINIMISED, QUESTIONS
 
 # What YAML, OmegaConf or Hydra might take for something other than text.
 HOSTILE = [
@@ -111,6 +111,8 @@ CHOICES = {
     "certify.thresholds": st.none() | st.lists(thresholds, max_size=3),
     "search.thresholds": st.none() | st.lists(st.sampled_from(BASELINES), min_size=1, unique=True),
     "objective": st.none() | st.sampled_from(OBJECTIVES),
+    "search.question": st.sampled_from(QUESTIONS),
+    "search.keep": st.sampled_from(KEPT),
     "search.minimise": st.sampled_from(MINIMISED),
     "search.serve": st.none(),  # an address fits only some storages
     "search.study": text.filter(bool),

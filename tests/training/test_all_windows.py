@@ -42,7 +42,7 @@ def test_where_all_windows_are_evaluated_anyway_there_is_nothing_more(tmp_path: 
 def needs_all(config: Config, step: int, margin: float, loss: float = 6.0) -> bool:
     early_stopping = EarlyStopping(config) if config.certify.stop else None
     trainer = SimpleNamespace(config=config, step=step, early_stopping=early_stopping)
-    row: dict[str, float] = {"val_loss": loss, "tempered_margin": margin, "tempered_margin_se": 0.01}
+    row: dict[str, float] = {"step": step, "val_loss": loss, "tempered_margin": margin, "tempered_margin_se": 0.01}
     return Trainer.needs_all_windows(cast(Any, trainer), row | {"context_gain": 0.5, "context_gain_se": 0.01})
 
 
