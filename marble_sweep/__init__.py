@@ -4,18 +4,20 @@
 
     run = ms.train(["experiment=quick"])
 
-`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.compare_pairs`, `ms.sweep`, `ms.search` and `ms.inspect`
-are the public functions.
+`ms.compose`, `ms.train`, `ms.load_run`, `ms.load_runs`, `ms.compare_pairs`, `ms.sweep`, `ms.search`, `ms.frontier` and
+`ms.inspect` are the public functions.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marble_sweep.api import (
+        Frontier,
         Search,
         Sweep,
         compare_pairs,
         compose,
+        frontier,
         inspect,
         load_run,
         load_runs,
@@ -33,12 +35,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Census",
     "Config",
+    "Frontier",
     "ModelConfig",
     "Run",
     "Search",
     "Sweep",
     "compare_pairs",
     "compose",
+    "frontier",
     "inspect",
     "load_run",
     "load_runs",

@@ -208,6 +208,41 @@ def search(overrides: Sequence[str] = (), directory: str | Path | None = None) -
     return Search(directory, load_runs(directory), read_json(directory / layout.SEARCH))
 
 
+@dataclass(frozen=True)
+class Frontier:
+    """What a frontier has left."""
+
+    directory: Path
+    runs: pd.DataFrame  # a row a trial
+    summary: dict[str, Any]  # search.json
+
+    @property
+    def sizes(self) -> pd.DataFrame:
+        """A row a size at its best recipe: its loss with a 95 % interval, and whether it is tuned."""
+        return pd.DataFrame(self.summary["sizes"])
+
+    @property
+    def law(self) -> dict[str, Any]:
+        """E, A and alpha as [value, low, high], and the curve; `refused` says why there is none, else it is None."""
+        law: dict[str, Any] = self.summary["law"]
+        return law
+
+    def __str__(self) -> str:
+        return "\n".join(self.summary["summary_lines"])
+
+
+def frontier(overrides: Sequence[str] = (), directory: str | Path | None = None) -> Frontier:
+    """Find the lowest loss of every size and the law through them, as hydra/sweeper=frontier does.
+
+    Raises CheckError for what cannot be searched; KeyboardInterrupt saves the state first.
+
+    >>> import marble_sweep as ms
+    >>> ms.frontier(["model.hidden_dim=2,4,8,16,32"]).law["alpha"]  # doctest: +SKIP
+    """
+    directory = _multirun(["hydra/sweeper=frontier", *overrides], directory)
+    return Frontier(directory, load_runs(directory), read_json(directory / layout.SEARCH))
+
+
 def _directory_or_new(directory: str | Path | None, folder: str) -> Path:
     """The directory asked for, or a new one in `folder`, named after the time."""
     return Path(directory) if directory is not None else Path(folder, f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")

@@ -44,7 +44,9 @@ class EarlyStopping:
         trainer = config.trainer
         self.config = config.certify
         self.steps = evaluation_steps(trainer.total_steps, trainer.num_evals, trainer.eval_spacing)
-        self.errors_needed = errors_needed(config.verdict.min_standard_errors, len(self.steps) * DECISIONS)
+        # A run that does not end early is judged once, by its last evaluation.
+        num_decisions = len(self.steps) * DECISIONS if config.certify.stop else 1
+        self.errors_needed = errors_needed(config.verdict.min_standard_errors, num_decisions)
 
     def stop_reason(self, evals: Sequence[dict[str, float]], steps_per_minute: float) -> RunStatus | None:
         """Why the run ends after the last of its `evals` (rows of evals.csv), or None where it goes on."""

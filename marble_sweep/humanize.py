@@ -50,3 +50,11 @@ def perplexity(loss: float) -> float:
 def finite(value: float) -> float | None:
     """The value, or None for NaN and infinities, which JSON does not have."""
     return value if math.isfinite(value) else None
+
+
+def interval_words(interval: Sequence[float | None], form: str) -> str:
+    """A value with the ends of its interval, as `0.85 (0.61 to 1.14)`; an end that is None cannot be told."""
+    value, low, high = ("" if number is None else f"{number:{form}}" for number in interval)
+    if low and high:
+        return f"{value} ({low} to {high})"
+    return f"{value} ({f'{low} or more' if low else f'up to {high}' if high else 'or any other'})"

@@ -41,6 +41,8 @@ SIGNATURES = {
     "collections.abc.Sequence[typing.Any]], directory: str | pathlib.Path | None = None) -> marble_sweep.api.Sweep",
     "search": "(overrides: collections.abc.Sequence[str] = (), directory: str | pathlib.Path | None = None) -> "
     "marble_sweep.api.Search",
+    "frontier": "(overrides: collections.abc.Sequence[str] = (), directory: str | pathlib.Path | None = None) -> "
+    "marble_sweep.api.Frontier",
 }
 
 
@@ -50,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ms.Run:
 
 
 def test_public_names_and_signatures() -> None:
-    classes = {"Census", "Config", "ModelConfig", "Run", "Search", "Sweep"}
+    classes = {"Census", "Config", "Frontier", "ModelConfig", "Run", "Search", "Sweep"}
     assert set(ms.__all__) == classes | SIGNATURES.keys()
     signatures = {name: str(inspect.signature(getattr(ms, name))) for name in SIGNATURES}
     for defined, public in (
@@ -216,6 +218,15 @@ def test_a_sweep_and_a_search(tmp_path: Path) -> None:
     found = ms.search([*TINY, *small], tmp_path / "search")
     assert found.summary["trials"] == len(found.runs) == 4
     assert str(found).startswith(("The smallest certified size", "Nothing is certified"))
+
+
+@pytest.mark.slow
+def test_a_frontier(tmp_path: Path) -> None:
+    found = ms.frontier([*TINY, "model.num_layers=0", "model.hidden_dim=2,4", "search.n_trials=2"], tmp_path)
+    assert found.summary["trials"] == len(found.runs) == 2
+    assert list(found.sizes["n_params"]) == [164, 328]
+    assert "a law needs 5 tuned sizes" in found.law["refused"]
+    assert str(found).startswith("The lowest held-out losses after 40 steps")
 
 
 def replace_by_pipe(path: Path) -> None:

@@ -211,3 +211,11 @@ def test_the_number_of_parameters_is_known_before_the_model() -> None:
         config = tiny_config(*overrides)
         model = build_model(config, config.data.vocab_size)
         assert config.num_parameters == sum(weight.numel() for weight in model.parameters())
+
+
+def test_a_run_that_does_not_end_early_is_judged_once() -> None:
+    """Its last evaluation alone decides, so nothing is corrected for the others."""
+    several = tiny_config("trainer.num_evals=9", "trainer.total_steps=400", "certify.stop=true")
+    assert EarlyStopping(several).errors_needed > several.verdict.min_standard_errors
+    single = tiny_config("trainer.num_evals=9", "trainer.total_steps=400")
+    assert EarlyStopping(single).errors_needed == single.verdict.min_standard_errors

@@ -1,5 +1,6 @@
 """How many jobs run at once, with how many threads each; and that nothing but the threads changes what they compute."""
 
+import contextlib
 import multiprocessing
 import os
 import shlex
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from marble_sweep.checks import CheckError
 from marble_sweep.config import Config, SweepConfig
 from marble_sweep.groups import DeviceConfig
 from marble_sweep.hydra_app.private import BASIC_LAUNCHER, BASIC_SWEEPER
-from marble_sweep.hydra_app.side_by_side import plan, require_launchable
+from marble_sweep.hydra_app.side_by_side import SEARCH, plan, require_launchable
 from marble_sweep.run import run
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.search_config import CertifyConfig
@@ -198,6 +200,26 @@ def test_where_workers_cannot_be_chosen(launcher: str, sweeper: str, callback: s
     with pytest.raises(CheckError) as raised:
         require_launchable(hydra_config("2", launcher, sweeper, *callbacks))  # type: ignore[arg-type]
     assert str(raised.value) == f"sweep.workers = 2: must be auto or 1 with {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "launcher", "sweeper", "fits"),
+    [
+        ("auto", JOBLIB, SEARCH, True),
+        ("2", "ray.Launcher", SEARCH, True),
+        ("auto", "ray.Launcher", SEARCH, False),
+        ("2", BASIC_LAUNCHER, SEARCH, False),
+        ("auto", JOBLIB, GRID_SWEEPER, False),
+    ],
+)
+def test_a_study_is_served_to_the_workers_of_a_launcher_alone(
+    asked: str, launcher: str, sweeper: str, fits: bool
+) -> None:
+    config: Any = hydra_config(asked, launcher, sweeper)
+    config.search = {"serve": "node1:13000"}
+    line = r"^search\.serve = node1:13000: must be null unless another hydra/launcher starts the sweep\.workers of a"
+    with contextlib.nullcontext() if fits else pytest.raises(CheckError, match=line):
+        require_launchable(config)
 
 
 def test_auto_leaves_other_launchers_and_callbacks_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from marble_sweep.checks import require
 from marble_sweep.hydra_app.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from marble_sweep.hydra_app.launch import LocalRunner, Runner, lone_train
 from marble_sweep.hydra_app.launched import WorkerTask, make_search
@@ -32,8 +31,6 @@ def search(
     if is_launched(config):
         return search_launched(config, overrides, context)
     whole, composer = make_search(Search, config, overrides, context)
-    serve = whole.base.search.serve
-    require(serve is None, "search.serve", serve, "null unless sweep.workers are started by another hydra/launcher")
     rerun = rerun_command(config, whole.directory)
     with job_environment(config):
         workers = plan_trials(config, whole)

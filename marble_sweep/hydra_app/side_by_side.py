@@ -27,6 +27,9 @@ OWN_CALLBACKS = {"check_and_watch"}
 def require_launchable(config: DictConfig) -> None:
     """Raise CheckError where the sweep's workers cannot be what was asked for."""
     asked = str(OmegaConf.select(config, "sweep.workers", default=AUTO_WORKERS))
+    if (serve := OmegaConf.select(config, "search.serve", default=None)) is not None:
+        allowed = "null unless another hydra/launcher starts the sweep.workers of a search"
+        require(is_search(config) and is_launched(config), "search.serve", serve, allowed)
     if asked in (AUTO_WORKERS, "1"):
         return
     allowed = f"{AUTO_WORKERS} or 1 with"

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from marble_sweep.humanize import interval_words
 from marble_sweep.terminal import printable
 
 POINT, LAW, INK = "#0072B2", "#D55E00", "#444444"
@@ -41,10 +42,8 @@ def law_figure(summary: Mapping[str, Any]) -> Figure:
 def title(law: Mapping[str, Any]) -> str:
     if law.get("refused") is not None:
         return f"No law: {law['refused']}"
-    (level, low, high), (alpha, alpha_low, alpha_high) = law["E"], law["alpha"]
     return (
-        f"loss = E + A / parameters^α, E = {level:.3f} ({low:.3f} to {high:.3f}), "
-        f"α = {alpha:.2f} ({alpha_low:.2f} to {alpha_high:.2f})"
+        f"loss = E + A / parameters^α, E = {interval_words(law['E'], '.3f')}, α = {interval_words(law['alpha'], '.2f')}"
     )
 
 

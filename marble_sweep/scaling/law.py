@@ -31,6 +31,7 @@ from marble_sweep.scaling.profile import MAX_ALPHA, MIN_ALPHA, Curves, fit_curve
 # Three parameters leave two degrees of freedom, by which misfit can be seen; one widens intervals 12.7 times.
 MIN_POINTS = 5
 REACH = 2.0  # nothing is said beyond so many times the largest size, or below the smallest divided by it
+LOWEST_ALPHA, HIGHEST_ALPHA = MIN_ALPHA * 1.001, MAX_ALPHA / 1.001  # nearer to its bounds α counts as at them
 NUM_REPLICATES = 2000
 FLAT_PROBABILITY = 0.02  # that losses which size does not matter to seem to fall; of 5 points, two orders of 120
 NUM_ORDERS = 9999
@@ -38,7 +39,7 @@ NUM_ORDERS = 9999
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the ends of its 95 % interval; an end is None where it lies beyond what may be predicted."""
+    """An estimate with the ends of its 95 % interval; an end is None where it lies beyond what can be told."""
 
     value: float
     low: float | None
@@ -75,11 +76,14 @@ class Law:
     @property
     def level(self) -> Interval:
         """E: where the loss levels off."""
-        return _interval(float(self.curve.level[0]), self.replicates.level + self._common)
+        return _interval(float(self.curve.level[0]), np.maximum(self.replicates.level + self._common, 0.0))
 
     @property
     def alpha(self) -> Interval:
-        return _interval(float(self.curve.alpha[0]), self.replicates.alpha)
+        """An end is None where it stands at the bound of what is fitted, and so cannot be told."""
+        ends = _interval(float(self.curve.alpha[0]), self.replicates.alpha)
+        low = None if ends.low is None or ends.low <= LOWEST_ALPHA else ends.low
+        return Interval(ends.value, low, None if ends.high is None or ends.high >= HIGHEST_ALPHA else ends.high)
 
     @property
     def drop(self) -> Interval:
@@ -195,9 +199,9 @@ def _bound(curve: Curves) -> str | None:
     level, alpha = curve.level[0], curve.alpha[0]
     if level <= 0:
         return "E is at its bound of 0, the losses do not show where they level off"
-    if alpha <= MIN_ALPHA * 1.001:
+    if alpha <= LOWEST_ALPHA:
         return f"α is at its bound of {MIN_ALPHA}, the losses fall along a line in log N and show no levelling off"
-    if alpha >= MAX_ALPHA / 1.001:
+    if alpha >= HIGHEST_ALPHA:
         return f"α is at its bound of {MAX_ALPHA:g}, the losses fall in a single step"
     return None
 

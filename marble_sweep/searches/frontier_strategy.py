@@ -20,7 +20,6 @@ from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.fresh_seeds import Recipe
 from marble_sweep.searches.space import Space
 from marble_sweep.searches.strategy import (
-    WHOLE,
     Proposal,
     Settled,
     Wait,
@@ -85,12 +84,11 @@ class SizeState:
         best, losses = self.best, self.losses
         if best is None or not self.has_climbed:
             return False
-        searched = [axis for axis, dimension in enumerate(self.space.recipes) if len(dimension.values) > 1]
-        ordered = [axis for axis in searched if self.space.recipes[axis].ordered]
-        beside = [(*best[:axis], best[axis] + step, *best[axis + 1 :]) for axis in ordered for step in (WHOLE, -WHOLE)]
-        others = [recipe for recipe in neighbours(self.space.recipes, best) if recipe not in beside]
-        needed = [*beside, *others]
-        return bool(ordered) and all(losses.get(recipe, -math.inf) > losses[best] for recipe in needed)
+        nearby = list(neighbours(self.space.recipes, best))
+        ordered = [axis for axis, kind in enumerate(self.space.recipes) if kind.ordered and len(kind.values) > 1]
+        on_both_sides = all(sum(recipe[axis] != best[axis] for recipe in nearby) == 2 for axis in ordered)
+        worse = all(losses.get(recipe, -math.inf) > losses[best] for recipe in nearby)
+        return bool(ordered) and on_both_sides and worse
 
     def of_best(self, num_seeds: int) -> list[TrialRecord]:
         """The ended trials of the best recipe, one a seed; where fresh ones have a loss, they alone.

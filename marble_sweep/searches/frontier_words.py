@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from marble_sweep.humanize import counted, duration
+from marble_sweep.humanize import counted, duration, interval_words
 from marble_sweep.searches.outcome import ENDINGS
 from marble_sweep.searches.standing import crashes_in_words, data_in_words
 
@@ -59,17 +59,12 @@ def _size_line(row: Mapping[str, Any]) -> str:
 def _law_lines(law: Mapping[str, Any]) -> list[str]:
     if law["refused"] is not None:
         return [f"There is no law: {law['refused']}."]
-    low, high = law["smallest_predicted"], law["largest_predicted"]
+    level, alpha = interval_words(law["E"], ".3f"), interval_words(law["alpha"], ".2f")
     return [
-        f"The law of {counted(len(law['sizes']), 'tuned size')}: loss = E + A / parameters^α with E = "
-        f"{_interval(law['E'], '.3f')}, α = {_interval(law['alpha'], '.2f')} and A = {_interval(law['A'], ',.0f')}; in "
-        f"brackets 95 % intervals. It says nothing outside {low:,.0f} to {high:,.0f} parameters."
+        f"The law of {counted(len(law['sizes']), 'tuned size')}: loss = E + A / parameters^α with E = {level}, α = "
+        f"{alpha} and A = {interval_words(law['A'], ',.0f')}; in brackets 95 % intervals. It says nothing outside "
+        f"{law['smallest_predicted']:,.0f} to {law['largest_predicted']:,.0f} parameters."
     ]
-
-
-def _interval(interval: list[float], form: str) -> str:
-    value, low, high = interval
-    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _threshold_line(threshold: Mapping[str, Any]) -> str:
@@ -83,10 +78,5 @@ def _threshold_line(threshold: Mapping[str, Any]) -> str:
     if threshold["predicted"] is None:
         law = "" if threshold["not_predicted"] is None else f"; by the law {threshold['not_predicted']}"
         return f"{name[0].upper()}{name[1:]}{loss}: {found}{law}."
-    value, low, high = threshold["predicted"]
-    ends = f"{_end(low, 'fewer than can be predicted')} to {_end(high, 'more than can be predicted')}"
-    return f"{name[0].upper()}{name[1:]}{loss}: {found}; by the law it is reached at {value:,.0f} parameters, {ends}."
-
-
-def _end(value: float | None, beyond: str) -> str:
-    return beyond if value is None else f"{value:,.0f}"
+    reached = interval_words(threshold["predicted"], ",.0f")
+    return f"{name[0].upper()}{name[1:]}{loss}: {found}; by the law it is reached at {reached} parameters."

@@ -18,7 +18,7 @@ from marble_sweep.sweeps.elsewhere import iterate_elsewhere
 
 SECONDS = "step_seconds"  # the user attribute of a trial that trains nothing: seconds by size
 MEASURED = "measured"  # the outcome of that trial
-ROUNDS = 5  # in each of which every size takes its turn, so that what else the machine does concerns all alike
+ROUNDS = 3  # in each of which every size takes its turn, so that what else the machine does concerns all alike
 
 
 def shared_step_seconds(study: Study, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

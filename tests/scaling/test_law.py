@@ -8,6 +8,7 @@ from law_coverage import SIZES, World, count
 from scipy.optimize import nnls
 from scipy.special import bdtrc
 
+from marble_sweep.humanize import interval_words
 from marble_sweep.scaling.law import Interval, Law, fit_law
 from marble_sweep.scaling.points import Point, Refusal, lower_envelope, seed_noise, staircase
 from marble_sweep.scaling.profile import fit_curve, project
@@ -161,6 +162,16 @@ def test_parameters_at_their_bounds_are_refused() -> None:
     assert "is at its bound" in reason(fit_law(points(in_a_line)))
     a_step = [7.0, 5.0 - 1e-9, 5.0 - 2e-9, 5.0 - 3e-9, 5.0 - 4e-9, 5.0 - 5e-9, 5.0 - 6e-9, 5.0 - 7e-9, 5.0 - 8e-9]
     assert "α is at its bound of 6" in reason(fit_law(points(a_step)))
+
+
+def test_an_end_at_the_bound_of_alpha_is_left_open() -> None:
+    """Losses that fall at once, and noise: α may be as large as it can be."""
+    law = law_of([5.4 + 1.2 * (size / 20_260) ** -3.5 - 1e-7 * size for size in SIZES_9], 0.1)
+    assert law.alpha.low is not None
+    assert law.alpha.high is None
+    assert interval_words(law.alpha.as_list(), ".2f") == f"{law.alpha.value:.2f} ({law.alpha.low:.2f} or more)"
+    assert interval_words([1.0, None, 2.0], ".1f") == "1.0 (up to 2.0)"
+    assert interval_words([1.0, 0.5, 2.0], ".1f") == "1.0 (0.5 to 2.0)"
 
 
 def test_no_prediction_beyond_twice_the_largest_size() -> None:

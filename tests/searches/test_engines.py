@@ -195,28 +195,65 @@ def number_of_nodes(cluster: Any) -> int:
     return sum(node["Alive"] for node in cluster.global_state.node_table())
 
 
-def test_workers_on_nodes_of_ray_with_a_disk_of_their_own_send_their_runs_home(
-    alone: dict[str, Any], tmp_path: Path
-) -> None:
+@contextlib.contextmanager
+def two_nodes(disk: Path) -> Iterator[list[str]]:
+    """Two nodes of Ray that each have an empty folder in place of `disk`; yields the settings of a search on them."""
     if subprocess.run(["unshare", "--mount", "--map-root-user", "true"], check=False).returncode:
         pytest.skip("needs a kernel that lets a process mount a file system of its own")
     from ray.cluster_utils import Cluster as RayCluster
 
-    disk = tmp_path / "disk"
-    disk.mkdir()
+    disk.mkdir(exist_ok=True)
     cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         with node_with_its_own_disk(cluster, disk), node_with_its_own_disk(cluster, disk):
-            given = [f"hydra.launcher.ray.init.address='{cluster.address}'", "sweep.workers=2"]
-            given += ["+hydra.launcher.ray.init.object_store_memory=null", f"search.serve={free_address()}"]
-            search(disk / "search", "hydra/launcher=ray", *given)
+            given = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address='{cluster.address}'", "sweep.workers=2"]
+            yield [*given, "+hydra.launcher.ray.init.object_store_memory=null", f"search.serve={free_address()}"]
     finally:
         cluster.shutdown()
-    assert answer(disk / "search") == alone
-    check(disk / "search", layout.DATABASE)
-    assert number_of_workers(disk / "search", layout.DATABASE) == 2
-    assert (disk / "search" / layout.PAGE).exists()
-    assert not list((disk / "search").glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))  # they stay where they were
+
+
+def test_workers_with_a_disk_of_their_own_send_their_runs_home(alone: dict[str, Any], tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "disk" / "search"
+    with two_nodes(tmp_path / "disk") as given:
+        search(sweep_dir, *given)
+    assert answer(sweep_dir) == alone
+    check(sweep_dir, layout.DATABASE)
+    assert number_of_workers(sweep_dir, layout.DATABASE) == 2
+    assert (sweep_dir / layout.PAGE).exists()
+    assert not list(sweep_dir.glob(f"{layout.WORKERS}/*/{layout.WORKER_LOG}"))  # they stay where they were
+
+
+def test_an_interrupted_trial_goes_on_on_another_disk_with_the_run_that_came_home(tmp_path: Path) -> None:
+    """The loss comes so near to the threshold that the trial is given up late."""
+    sweep_dir = tmp_path / "disk" / "search"
+    long = ("trainer.total_steps=20000", "trainer.num_evals=9", "certify.threshold=2.5", "search.n_trials=1")
+    with two_nodes(tmp_path / "disk") as given:
+        # What is started in the background would not hear Ctrl-C; and Ray has its own answer to SIGTERM.
+        words = ["env", "--default-signal=INT", *command(sweep_dir, *given, *long)]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+            wait_for(partial(has_evaluation, sweep_dir), process)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 130, said
+    assert [run.name for run in run_directories(sweep_dir)] == ["0"]
+    before = read_metadata(sweep_dir / "0")
+    assert before["status"] == "interrupted"
+    assert before["step"] > 0
+    with two_nodes(tmp_path / "disk") as given:
+        said = search(sweep_dir, *given, *long)
+    assert f"Trial 1 continues run 0, which came home at step {before['step']}\n" in said
+    assert [run.name for run in run_directories(sweep_dir)] == ["0"]
+    steps = (sweep_dir / "0" / layout.METRICS).read_text().splitlines()
+    assert len(steps) == 1 + read_metadata(sweep_dir / "0")["step"]
+    assert read_metadata(sweep_dir / "0")["status"] in DONE
+
+
+def has_evaluation(sweep_dir: Path) -> bool:
+    """Whether the first trial has reported one. Its files are out of reach."""
+    if not (sweep_dir / layout.WORKERS_START).exists():
+        return False
+    with load(sweep_dir, layout.DATABASE) as study:
+        return any(trial.intermediate_values for trial in study.get_trials())
 
 
 def test_an_array_of_slurm(alone: dict[str, Any], tmp_path: Path) -> None:

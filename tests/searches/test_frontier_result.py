@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import tiny_config
+from matplotlib.container import ErrorbarContainer
 from optuna.storages import InMemoryStorage
 from studies import made_up
 from worlds import make_space
@@ -154,6 +155,9 @@ def test_the_plot(summary: dict[str, Any]) -> None:
     axes = frontier_figure(summary).axes[0]
     labels = axes.get_legend_handles_labels()[1]
     assert {"tuned (6)", "not tuned (1)", "law of the tuned sizes", "95 % of runs, by the law"} <= set(labels)
+    bars = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+    fills = {container.get_label(): container.lines[0].get_markerfacecolor() for container in bars}
+    assert (fills["tuned (6)"] != "white", fills["not tuned (1)"]) == (True, "white")
     band = axes.collections[0].get_paths()[0].get_extents()
     assert (band.x0, band.x1) == (pytest.approx(1000), pytest.approx(32_000))
     assert {text.get_text() for text in axes.texts} == {"best unigram 6.500", "threshold 5.400", "threshold 4.000"}

@@ -80,7 +80,7 @@ def test_the_level_and_the_power(number: int) -> None:
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("level", [0.25, 0.025, 1e-4])
 def test_no_test_of_fewer_seeds_has_the_power(rate: float, level: float) -> None:
-    """The most powerful test of some number of seeds, by binomial coefficients; and every sequential one below it."""
+    """The most powerful test of some number of seeds, by binomial coefficients; and sequential ones below it."""
     aim = 1 - 0.25 * (1 - rate)
 
     def power(number: int) -> float:
@@ -98,7 +98,7 @@ def test_no_test_of_fewer_seeds_has_the_power(rate: float, level: float) -> None
     fewest = pass_rate.fewest_seeds(rate, level, aim)
     assert power(fewest) >= pass_rate.POWER - 1e-6
     assert fewest == 1 or power(fewest - 1) < pass_rate.POWER
-    for most in range(1, fewest):
+    for most in {1, fewest // 2, fewest - 1} - {0}:
         bounds = Design(tuple(pass_rate.least_passes(rate, level, [most])[0]), (-1,) * most)
         assert crossing(bounds, aim)[0] < pass_rate.POWER
     assert pass_rate.design(rate, level).max_seeds >= fewest

@@ -117,7 +117,8 @@ def test_fresh_seeds_count_only_once_the_search_asks_for_them(tmp_path: Path, mo
 def test_reused_runs_do_not_count_for_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched(tmp_path / "first", monkeypatch, n_trials=3)
     assert summary(tmp_path / "first")["ended"] == "n_trials"
-    searched(tmp_path / "second", monkeypatch, tmp_path / "first", n_trials=3)
+    second = searched(tmp_path / "second", monkeypatch, tmp_path / "first", n_trials=3)
+    assert len(second.started) == 3
     now = summary(tmp_path / "second")
     assert (now["trials"], now["reused"], now["ended"]) == (3, 3, "n_trials")
 

@@ -97,6 +97,16 @@ def test_sizes_ascend_and_impossible_ones_are_left_out() -> None:
     assert [dimension.key for dimension in searched.recipes] == ["optimizer.lr"]
 
 
+def test_of_sizes_with_the_same_cost_the_one_with_fewer_parameters_is_smaller() -> None:
+    searched = build(
+        list(dimensions("model.hidden_dim=2,3,4").values()),
+        lambda size: 10 - int(size["model.hidden_dim"]),
+        lambda _: 7,
+    )
+    assert [dict(size.params)["model.hidden_dim"] for size in searched.sizes] == [4, 3, 2]
+    assert searched.has_ties
+
+
 def test_a_space_without_any_possible_size_is_refused() -> None:
     with pytest.raises(ValueError, match="must be another number"):
         space("model.hidden_dim=13,13")
