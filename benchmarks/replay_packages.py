@@ -28,12 +28,13 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
-from replay_recording import LAYERS, RATE, STEPS, TOTAL_STEPS, WIDTH, Contender, Key, Replay, nearest
+from replay_recording import LAYERS, RATE, STEPS, TOTAL_STEPS, WIDTH, Contender, Key, Replay, Spent, nearest
 
 from marble_sweep.searches import space as spaces
 
 PENALTY = 20.0  # more than the logarithm of any number of parameters here
 FARTHEST = 10.0  # nats below what certifies; what diverged counts as that far
+MOASHA_TRIALS = 300  # it sorts all trials of a rung anew at every look: more are too slow to replay
 REJECTED = -0.01  # nats above what certifies: what fresh seeds did not confirm counts as a near miss
 OPTIONAL = {"Syne Tune": "syne_tune", "SMAC3": "smac"}  # by the name of their module
 
@@ -177,7 +178,7 @@ def syne_tune(replay: Replay, name: str) -> None:
     from syne_tune.optimizer.scheduler import SchedulerDecision
 
     scheduler = syne_tune_scheduler(name, replay.space, replay.seed)
-    for number in itertools.count():
+    for number in range(MOASHA_TRIALS) if name == "MOASHA" else itertools.count():
         trial = Trial(number, scheduler.suggest().config, datetime.now())
         shape = trial.config[LAYERS], trial.config[WIDTH], trial.config[RATE]
         parameters, curve = replay.parameters(*shape[:2]), replay.curve(*shape)
@@ -198,6 +199,7 @@ def syne_tune(replay: Replay, name: str) -> None:
             scheduler.on_trial_remove(trial)
         else:
             scheduler.on_trial_complete(trial, result(TOTAL_STEPS, above))
+    raise Spent
 
 
 # ----------------------------------------------------------------------------------------------------------- SMAC3

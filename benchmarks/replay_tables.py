@@ -142,7 +142,7 @@ def table(lines: dict[str, list[Line]], reference: float) -> list[list[str]]:
             millions(quantile(line.ended_at, 0.5)),
             f"{line.share('wrong'):.0%}",
             f"{line.share('miss'):.0%}",
-            f"{line.median / reference:.2f}" if math.isfinite(line.median) else "",
+            f"{line.median / reference:.2f}" if math.isfinite(line.median + reference) else "",
         ]
         for line in best
     ]
@@ -158,14 +158,17 @@ def tables(lines: Sequence[tuple[Boundary, dict[str, list[Line]]]]) -> list[list
 
 
 def lead(lines: Sequence[tuple[Boundary, dict[str, list[Line]]]]) -> list[list[str]]:
-    """How many times the tokens of this project's search the rivals take until right, over all boundaries.
+    """How many times the tokens of this project's search the rivals take until right.
 
-    First the best setting of the best rival at each boundary, then every rival with the setting that is best for all.
+    Over the boundaries where that is right in the median. First the best setting of the best rival at each boundary,
+    then every rival with the setting that is best for all.
     """
     per_boundary = []
     fixed: dict[tuple[str, str], list[float]] = {}
     for _, contenders in lines:
         mine = contenders[OURS][0].median
+        if not math.isfinite(mine):
+            continue
         rivals = [line for name, settings in contenders.items() if not name.startswith(OURS) for line in settings]
         per_boundary.append(min(line.median for line in rivals) / mine)
         for line in rivals:
