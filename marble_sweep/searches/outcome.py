@@ -245,8 +245,8 @@ class SearchResult:
     def _summary_lines(self, summary: Mapping[str, Any], thresholds: Sequence[Mapping[str, Any]]) -> list[str]:
         """The answers, their proof and their cost, in lines."""
         lines = []
-        is_final = summary["ended"] in FINAL
         for result, of_threshold in zip(self.thresholds, thresholds, strict=True):
+            is_final = summary["ended"] in FINAL or isinstance(result.decision, Settled)
             lines += result.summary_lines(of_threshold, is_final=is_final)
         if self.space.impossible:
             number = counted(len(self.space.impossible), "size")

@@ -133,6 +133,17 @@ def test_all_thresholds_together_have_the_answers_of_each_alone(names: tuple[str
     assert (len(whole) < len(done)) == (names[0] == "unigram")  # the other way round nothing is left to continue
 
 
+def test_a_threshold_that_is_settled_is_told_so_though_the_search_was_cut_short() -> None:
+    result, done = searched("unigram", "bigram")
+    first = next(number for number, (plan, _) in enumerate(done) if plan.threshold == "bigram")
+    begun = dataclasses.replace(
+        result, trials=result.trials[: first + 1], recorded=(result.recorded or [])[: first + 1]
+    )
+    text = "\n".join(begun.as_json("max_minutes")["summary_lines"])
+    assert f"The smallest certified size: {SPACE.sizes[SMALLEST['unigram']]}" in text
+    assert text.count("The smallest certified size so far: ") <= 1
+
+
 def test_all_thresholds_together_have_the_asked_confidence() -> None:
     """By the union bound: three claims of 1 - 0.05 / 3 hold together with 0.95."""
     standard = searched("unigram")[0].standard
