@@ -114,6 +114,7 @@ CHOICES = {
     "search.question": st.sampled_from(QUESTIONS),
     "search.keep": st.sampled_from(KEPT),
     "search.minimise": st.sampled_from(MINIMISED),
+    "search.reuse": st.lists(st.sampled_from(["/runs", "/runs/0"]), max_size=2),
     "search.serve": st.none(),  # an address fits only some storages
     "search.study": text.filter(bool),
     "sweep.workers": st.just(AUTO_WORKERS) | st.integers(1, MAX_WORKERS).map(str),
