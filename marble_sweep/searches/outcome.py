@@ -246,7 +246,8 @@ class SearchResult:
         """The answers, their proof and their cost, in lines."""
         lines = []
         for result, of_threshold in zip(self.thresholds, thresholds, strict=True):
-            is_final = summary["ended"] in FINAL or isinstance(result.decision, Settled)
+            is_settled = isinstance(result.decision, Settled) and not of_threshold["crashes"]
+            is_final = summary["ended"] in FINAL or is_settled
             lines += result.summary_lines(of_threshold, is_final=is_final)
         if self.space.impossible:
             number = counted(len(self.space.impossible), "size")
