@@ -34,8 +34,6 @@ PART_WITHOUT_CONTEXT = 1 / 4
 # over, no recorded curve of the default corpus falls faster between two evaluations (docs/truth.md).
 FASTEST_FALL = 0.12
 
-BY_EVALUATION = (RunStatus.CERTIFIED, RunStatus.PRUNED)  # why a run ends that its evaluations alone decide
-
 
 class EarlyStopping:
     """Decides at the evaluations of a run, at `steps`, whether the run ends there."""

@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def amount(value: float) -> str:
@@ -58,3 +59,15 @@ def interval_words(interval: Sequence[float | None], form: str) -> str:
     if low and high:
         return f"{value} ({low} to {high})"
     return f"{value} ({f'{low} or more' if low else f'up to {high}' if high else 'or any other'})"
+
+
+def baselines_in_words(baselines: Mapping[str, Any]) -> str:
+    """The baselines of a run's metadata.json, in a line."""
+    of_all = f" of {baselines['num_held_out_windows']:,}" if baselines["num_held_out_windows"] else ""
+    return (
+        f"uniform {baselines['uniform']:.4f}, unigram {baselines['unigram_fitted']:.4f} "
+        f"(tempered {baselines['unigram_tempered']:.4f}, oracle {baselines['unigram_oracle']:.4f}, at least "
+        f"{baselines['oracle_flattery']:.2f} too low), "
+        f"bigram {baselines['bigram']:.4f}, trigram {baselines['trigram']:.4f}, 4-gram {baselines['fourgram']:.4f} "
+        f"nats per token, on {baselines['num_windows']:,}{of_all} {baselines['measured_on']}"
+    )

@@ -14,7 +14,7 @@ from marble_sweep.data.baselines import Baselines
 from marble_sweep.data.batches import Batches
 from marble_sweep.data.corpus import Corpus
 from marble_sweep.groups import AdamWConfig
-from marble_sweep.humanize import counted, duration, finite
+from marble_sweep.humanize import baselines_in_words, counted, duration, finite
 from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs.provenance import code_sha256
@@ -167,18 +167,6 @@ def summarize(trainer: Trainer) -> dict[str, Any]:
         "steps_per_minute": trainer.steps_per_minute() if trainer.step else None,
         "last_evaluation": {name: value if math.isfinite(value) else None for name, value in last.items()},
     }
-
-
-def baselines_in_words(baselines: dict[str, Any]) -> str:
-    """What `describe_baselines` gives, in a line."""
-    of_all = f" of {baselines['num_held_out_windows']:,}" if baselines["num_held_out_windows"] else ""
-    return (
-        f"uniform {baselines['uniform']:.4f}, unigram {baselines['unigram_fitted']:.4f} "
-        f"(tempered {baselines['unigram_tempered']:.4f}, oracle {baselines['unigram_oracle']:.4f}, at least "
-        f"{baselines['oracle_flattery']:.2f} too low), "
-        f"bigram {baselines['bigram']:.4f}, trigram {baselines['trigram']:.4f}, 4-gram {baselines['fourgram']:.4f} "
-        f"nats per token, on {baselines['num_windows']:,}{of_all} {baselines['measured_on']}"
-    )
 
 
 def _without_duplicates(corpus: dict[str, Any]) -> str:

@@ -70,6 +70,39 @@ def test_the_context_must_be_used_before_a_run_ends_as_certified() -> None:
     assert stop_reasons(row(10, 0.5, gain=0.001), row(14, 0.5, gain=0.5)) == [None, "certified"]
 
 
+def several(*thresholds: str) -> EarlyStopping:
+    """Of a run for the first of these thresholds, with evaluations at steps 10, 14, 20, 28 and 40."""
+    named = f"certify.thresholds=[{','.join(thresholds)}]"
+    return EarlyStopping(tiny_config(*STOPPING, f"certify.threshold={thresholds[0]}", named))
+
+
+def test_the_last_evaluation_looks_at_all_windows_where_any_threshold_is_undecided() -> None:
+    """The margin is certified against unigram, 0.2 nats more are asked against the oracle, and undecided there."""
+    early_stopping = several("unigram", "oracle")
+    undecided = row(40, 0.21)
+    assert not early_stopping.needs_all_windows(undecided | {"step": 28}), "it is trained for unigram"
+    assert early_stopping.needs_all_windows(undecided)
+    assert not several("unigram").needs_all_windows(undecided)
+    assert not early_stopping.needs_all_windows(row(40, 0.5)), "both are certified"
+    assert several("oracle", "unigram").needs_all_windows(undecided | {"step": 28})
+
+
+def test_how_a_run_stands_towards_every_threshold() -> None:
+    early_stopping = several("unigram", "oracle", "bigram")
+    unigram, oracle, bigram = early_stopping.thresholds
+    assert [config.threshold for config in early_stopping.thresholds] == ["unigram", "oracle", "bigram"]
+    evals = [row(10, 0.0), row(14, 0.21)]
+    assert early_stopping.standing(unigram, evals) == ("certified", 2)
+    assert early_stopping.standing(oracle, evals) == (None, 2), "it could be continued for that"
+    whole = [*evals, row(20, 0.3), row(28, 0.25), row(40, 0.21)]
+    assert early_stopping.standing(unigram, whole) == ("certified", 2), "by the first evaluation that certifies"
+    assert early_stopping.standing(oracle, whole) == ("certified", 3)
+    assert early_stopping.standing(bigram, whole) == ("below", 5)
+    assert early_stopping.standing(oracle, [row(40, 0.21)]) == ("undecided", 1)
+    assert early_stopping.standing(bigram, [row(20, -9.0), row(28, -9.0)]) == ("pruned", 2)
+    assert early_stopping.standing(unigram, []) == (None, 0)
+
+
 def test_an_evaluation_of_an_earlier_version_gives_up_no_run() -> None:
     earlier = row(50, math.nan)
     assert not is_hopeless(CertifyConfig(), [earlier, row(71, -9.0)], STEPS)

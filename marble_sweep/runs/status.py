@@ -31,6 +31,7 @@ class RunStatus(enum.StrEnum):
 
 # Nothing is left to train, and all rows are written.
 DONE = (RunStatus.FINISHED, RunStatus.DIVERGED, RunStatus.CERTIFIED, RunStatus.PRUNED)
+BY_EVALUATION = (RunStatus.CERTIFIED, RunStatus.PRUNED)  # its evaluations alone decide that it ends there
 ENDED = (*DONE, RunStatus.FAILED, RunStatus.TOO_SLOW)
 STOPPED = (RunStatus.DIVERGED, RunStatus.FAILED, RunStatus.DAMAGED)  # will reach no further step
 UNFINISHED = (RunStatus.STARTED, RunStatus.RUNNING, RunStatus.INTERRUPTED)  # may reach further steps

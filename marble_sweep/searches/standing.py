@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marble_sweep.humanize import counted
-from marble_sweep.metadata import baselines_in_words
+from marble_sweep.humanize import baselines_in_words, counted
 from marble_sweep.searches.fresh_seeds import Recipe
 from marble_sweep.searches.pass_rate import PassRate, Standard, Tally, Verdict, interval, quick_bound
 from marble_sweep.searches.seeds import trial_seed

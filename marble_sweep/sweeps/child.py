@@ -15,12 +15,19 @@ from tqdm import tqdm
 
 from marble_sweep.checks import CheckError
 from marble_sweep.config import Config, dump
-from marble_sweep.early_stopping import BY_EVALUATION
 from marble_sweep.process import keep_freed_memory
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, write_exclusive, write_json, write_text
 from marble_sweep.runs.provenance import code_sha256
-from marble_sweep.runs.status import RunStatus, config_text, is_done, read_metadata, record_failure, run_directories
+from marble_sweep.runs.status import (
+    BY_EVALUATION,
+    RunStatus,
+    config_text,
+    is_done,
+    read_metadata,
+    record_failure,
+    run_directories,
+)
 from marble_sweep.training.signals import stop_this_process
 
 log = logging.getLogger(__name__)

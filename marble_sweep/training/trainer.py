@@ -15,7 +15,7 @@ from torch import Tensor
 from marble_sweep.checks import CheckError
 from marble_sweep.config import Config
 from marble_sweep.data.batches import Batches
-from marble_sweep.early_stopping import BY_EVALUATION, EarlyStopping
+from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metrics.step import Pending, StepMetrics
 from marble_sweep.model import products
 from marble_sweep.model.loss import linear_cross_entropy
@@ -23,7 +23,7 @@ from marble_sweep.model.transformer import Transformer
 from marble_sweep.runs import layout
 from marble_sweep.runs.renamed import NUM_ALL_WINDOWS
 from marble_sweep.runs.state import Stateful, identity, load_state, read_info, save_state
-from marble_sweep.runs.status import RunStatus
+from marble_sweep.runs.status import BY_EVALUATION, RunStatus
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.evaluation import AllWindows, Evaluator
 from marble_sweep.training.optimizer import FlatOptimizer

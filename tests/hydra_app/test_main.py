@@ -144,6 +144,12 @@ def test_answering_imports_no_torch_and_leaves_the_environment(arguments: list[s
     assert result.stderr.splitlines()[-1] == "False True", result.stderr
 
 
+def test_the_process_that_searches_imports_no_torch() -> None:
+    """Its trials are processes of their own: torch would double the time until the first one begins."""
+    code = "import sys; import marble_sweep.hydra_app.search; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_help_names_every_group(tmp_path: Path) -> None:
     shown = marble_sweep("--help", cwd=tmp_path).stdout
     for group in ("data", "device", "experiment", "model", "optimizer", "precision", "schedule", "trainer"):
