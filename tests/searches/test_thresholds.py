@@ -1,7 +1,10 @@
 """Several thresholds in one study: what every one of them sees of the trials, and trials that are continued."""
 
 import dataclasses
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +19,7 @@ from studies import made_up, small_space
 from marble_sweep.config import Config
 from marble_sweep.run import run
 from marble_sweep.runs.run import Run
-from marble_sweep.runs.status import RunStatus, read_metadata
+from marble_sweep.runs.status import RunStatus, read_metadata, run_directories
 from marble_sweep.searches.outcome import SearchResult
 from marble_sweep.searches.pass_rate import PassRate
 from marble_sweep.searches.strategy import Proposal, Settled, Wait
@@ -222,3 +225,34 @@ def test_a_copy_that_a_kill_left_half_made_is_made_anew(tmp_path: Path) -> None:
     (half / "metrics.csv").write_text("half a file")
     assert read_metadata(train("3.3", tmp_path, 1))["continued_from"] == "0"
     assert not half.exists()
+
+
+@pytest.mark.slow
+def test_a_search_for_two_thresholds_from_the_command_line(tmp_path: Path) -> None:
+    """Width 2 is soon below 3.9 nats, and never below this chain's unigram of 3.52; width 3 is below both."""
+    source = ("data=markov", "data.vocab_size=64", "data.num_tokens=120000", "data.val_fraction=0.3")
+    model = ("model.num_layers=0", "model.hidden_dim=2,3", "optimizer.lr=0.05,0.1")
+    budget = ("trainer.total_steps=60", "trainer.num_evals=5", "trainer.batch_size=16", "trainer.seq_len=16")
+    asked = ("search.thresholds=[3.9,unigram]", "search.confirm_seeds=2", f"hydra.sweep.dir={tmp_path}")
+    command = [sys.executable, "-m", "marble_sweep", "--multirun", "hydra/sweeper=smallest"]
+    done = subprocess.run([*command, *source, *model, *budget, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "search.json").read_text())
+    answers = {entry["threshold"]: entry["answer"] for entry in summary["thresholds"]}
+    assert summary["ended"] == "settled"
+    assert {name: (answer["size"], answer["confirmed"]) for name, answer in answers.items()} == {
+        "3.9": ("hidden_dim=2", True),
+        "unigram": ("hidden_dim=3", True),
+    }
+    continued = [path for path in run_directories(tmp_path) if "continued_from" in read_metadata(path)]
+    assert continued
+    for path in continued:
+        first = tmp_path / read_metadata(path)["continued_from"]
+        for name in ("metrics.csv", "evals.csv", "window_losses.csv"):
+            assert (path / name).read_text().startswith((first / name).read_text())
+        assert Run.read(path).config["certify.threshold"] == "unigram"
+    runs = list(run_directories(tmp_path))
+    assert summary["trials"] == len(runs) - len(continued)
+    steps = {path.name: read_metadata(path)["step"] for path in runs}
+    replaced = {read_metadata(path)["continued_from"] for path in continued}
+    assert summary["tokens"] == 256 * sum(step for name, step in steps.items() if name not in replaced)
