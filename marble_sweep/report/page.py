@@ -75,6 +75,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
     page = environment.get_template("page.html.j2").render(
         headline=headline(comparison, groups) if search is None else list(map(printable, search["summary_lines"])),
         search_image=search_image,
+        is_frontier=search is not None and search.get("question") == "frontier",
         ranked=not comparison.stopping,
         notes=list(map(printable, comparison.notes)),
         damages=damages + comparison.damages,

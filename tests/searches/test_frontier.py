@@ -44,6 +44,8 @@ def test_a_frontier_from_the_command_line(tmp_path: Path) -> None:
     page = (directory / "compare.html").read_text()
     assert "The lowest held-out losses after 40 steps" in page
     assert "data:image/png" in page
+    assert "Every size at its best recipe; bars are 95 % intervals" in page
+    assert "at its best margin" not in page  # as it is said of a search
     assert summary["summary_lines"][0] in done.stderr
     again = start(directory, "sweep.workers=2")
     assert again.returncode == 0
