@@ -41,6 +41,9 @@ NOT_HERE = {
     "python -m marble_sweep --multirun hydra/sweeper=smallest hydra/launcher=submitit_slurm": "needs a Slurm cluster",
     "python -m marble_sweep --multirun hydra/sweeper=smallest hydra/launcher=ray": "needs a Ray cluster",
     "python -m marble_sweep --multirun hydra/sweeper=smallest search.storage=postgresql": "needs the reader's database",
+    "python -m marble_sweep --multirun hydra/sweeper=smallest 'model.hidden_dim=range(2,129)' 'search.reuse": (
+        "needs the reader's runs; tests/searches/test_reuse.py makes some"
+    ),
 }
 TO_THE_END = ("python -m marble_sweep experiment=quick", "python -m marble_sweep --multirun hydra/sweeper=smallest")
 READS = (

@@ -147,11 +147,15 @@ class Search:
         return self._run()
 
     def _run(self) -> Ending:
+        reuse = [Path(path) for path in self.base.search.reuse]
+        earlier = find_runs(reuse, "search.reuse")  # a path that is not there is refused before anything is made
         # Workers of a shared study may share the directory too: each trial has a number of its own.
         alone = self.base.search.storage is None
         lock = lock_directory(self.directory, "hydra.sweep.dir") if alone else None
         try:
             self._begin(alone=alone)
+            if earlier:
+                self._find_reusable(earlier)
             return self._search()
         finally:
             if lock is not None:
@@ -171,8 +175,6 @@ class Search:
         self.view.line(disk_line(smallest, largest, self.directory, self.workers))
         outlived = alone and self._stop_earlier_workers()
         self.shared.fail_stale_trials(alone=alone and not outlived)
-        if self.base.search.reuse:
-            self._find_reusable()
 
     def _stop_earlier_workers(self) -> bool:
         """Stop the launched workers of earlier starts whose process was killed; returns whether there may be any."""
@@ -356,10 +358,8 @@ class Search:
         directory = runs.get(plan_key(plan, self.space))
         return Path(directory) if directory is not None and Path(directory, layout.CONFIG).is_file() else None
 
-    def _find_reusable(self) -> None:
+    def _find_reusable(self, directories: Sequence[Path]) -> None:
         """Say which runs are reused, and record them in the study for all workers."""
-        paths = [Path(path) for path in self.base.search.reuse]
-        directories = find_runs(paths, "search.reuse")
         self.reusable, refused = find_reusable(directories, self.space, self.base, self.resolve)
         study = self.shared.study
         known = {plan_key(run.plan, self.space): str(run.directory) for run in self.reusable}
