@@ -15,6 +15,7 @@ ROWS = (
     ("groups", "search_config"),
     ("config",),
     ("data", "kernels", "model", "metrics", "runs", "scaling", "uncertainty"),
+    ("record",),
     ("early_stopping", "training", "verdict"),
     ("census", "metadata", "report"),
     ("compare", "run"),

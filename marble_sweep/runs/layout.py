@@ -18,6 +18,7 @@ SNAPSHOTS = "checkpoints.safetensors"
 MODEL = "model.safetensors"
 STATE = "state.safetensors"
 UNIGRAM = "unigram.safetensors"
+RECORD = "record"  # a folder: one Zarr group, with `recorder`
 PLOTS = "plots"  # a folder
 LAST_PLOT = f"{PLOTS}/hidden.png"  # drawn after all others
 FILES = (
