@@ -149,6 +149,22 @@ def test_compiled_code_counts_the_same(rounding: Rounding, width: int) -> None:
     assert torch.allclose(plain.moving, compiled.moving, rtol=width * 4 * FLOAT32, atol=width * 4 * FLOAT32)
 
 
+@needs_compiler
+@pytest.mark.parametrize("rounding", Rounding)
+def test_compiled_code_decides_ties_the_same(rounding: Rounding) -> None:
+    """Steps by quarters of a cell, without a decay: float32 holds all of it exactly."""
+    generator = torch.Generator().manual_seed(1)
+    before = torch.randn(400, 10, generator=generator).bfloat16()
+    before[:100] = 2.0 ** torch.randint(-3, 3, (100, 10), generator=generator).float()
+    quarters = torch.randint(-8, 9, before.shape, generator=generator) / 4
+    way = torch.where(quarters > 0, neighbour(before, up=True), neighbour(before, up=False)) - before.float()
+    table = before.float() if rounding == Rounding.MASTERS else before
+    step = Step(table, before.float() + way * quarters.abs(), 0.0, rounding)
+    is_dead = torch.arange(400) % 2 == 0
+    plain, compiled = count(step, is_dead), count_compiled(CompiledMetrics(), step, is_dead)
+    assert all(torch.equal(one, other) for one, other in zip(plain, compiled, strict=True))
+
+
 def test_what_does_not_exist_is_nan() -> None:
     step, is_dead = steps(Rounding.NEAREST)
     num_tokens = torch.tensor([is_dead.sum(), (~is_dead).sum()])
