@@ -57,8 +57,8 @@ class IntendedUpdate:
     def _gradient_part(self, before: Tensor) -> Tensor:
         """What torch's loops in bfloat16 add to the decayed weights, (V, D) float32, before it is rounded.
 
-        Every operation but the last rounds to bfloat16, as theirs do. Where torch's SGD adds vectors it rounds lr too,
-        by 2^-9 of it at most: that is not followed.
+        Every operation but the last rounds to bfloat16, as theirs do. Where torch's SGD adds vectors it rounds lr and
+        momentum too, by 2^-9 of them at most: that is not followed.
         """
         state, config, lr = self.optimizer.state_of(EMBEDDING), self.config, self.optimizer.lr
         if isinstance(config, SGDConfig):
