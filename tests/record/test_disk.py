@@ -20,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(0, 0, free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
 
 
 @pytest.mark.parametrize("precision", POLICIES)
