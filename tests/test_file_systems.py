@@ -261,10 +261,15 @@ def test_a_full_disk_leaves_the_last_good_state(
             assert (directory / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize("room", [8192, 40960])
-def test_a_full_disk_leaves_a_record_that_goes_on(room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("probe_windows", "room", "full"), [(0, 8192, "model.safetensors"), (64, 200_000, "record/hidden")]
+)
+def test_a_full_disk_leaves_a_record_that_goes_on(
+    probe_windows: int, room: int, full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The thread that writes the record, or the state after it, finds the disk full; nothing of the run is lost."""
-    config = tiny_config("recorder=full", "trainer.total_steps=16", "trainer.checkpoint_interval=6")
+    probe = f"recorder.probe_windows={probe_windows}"
+    config = tiny_config("recorder=full", probe, "trainer.total_steps=16", "trainer.checkpoint_interval=6")
     train_only(config, tmp_path / "whole")
     with small_disk(tmp_path / "disk", 2 << 20):
         directory = tmp_path / "disk" / "run"
@@ -275,8 +280,7 @@ def test_a_full_disk_leaves_a_record_that_goes_on(room: int, tmp_path: Path, mon
         fill(tmp_path / "disk" / "other", room)
         with pytest.raises(OSError, match="No space left on device") as caught:
             train_only(config, directory, resume=True)
-        assert str(directory) in str(caught.value.filename)
-        print(f"the disk was full when writing {caught.value.filename}")
+        assert str(directory / full) in str(caught.value.filename)
         (tmp_path / "disk" / "other").unlink()
         assert train_only(config, directory, resume=True) == "finished"
         for path in (tmp_path / "whole" / "record").rglob("*"):
