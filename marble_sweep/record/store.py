@@ -22,7 +22,7 @@ from marble_sweep.runs.files import naming, require_ordinary, sync, sync_folder
 FORMAT, VERSION = "marble_sweep record", 1
 WEIGHTS_BYTES = 48 << 20  # of W that are compressed together, unless 16 rows are more
 MIN_WEIGHTS_ROWS, MAX_WEIGHTS_ROWS = 16, 256
-KEYFRAME_INTERVAL = 256  # rows of W, a multiple of every chunk's
+KEYFRAME_INTERVAL = 1024  # rows of W, a multiple of every chunk's; a keyframe takes as much disk as some 30 rows
 BITS: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.uint16), "float32": np.dtype(np.uint32)}
 NORMS = ("l1", "l2", "linf", "update_l2")  # the last dimension of `norms`
 ROW_A_STEP = ("h_mean", "norms", "intended")  # from step 1 on

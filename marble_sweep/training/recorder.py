@@ -17,7 +17,7 @@ from marble_sweep.record.store import BITS, DEAD, Contents, RecordStore
 from marble_sweep.record_config import FullRecorderConfig, RecorderConfig, TracersRecorderConfig
 
 WAITING_BYTES = 16 << 20  # of copies that wait to be written, unless two are more
-MIN_WAITING, MAX_WAITING = 2, 64
+MIN_WAITING, MAX_WAITING = 2, 32
 NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -117,15 +117,11 @@ class Recorder:
             self.store = RecordStore(self.path, self.contents)
         else:
             self.store = RecordStore.resume(self.path, self.contents, step)
-            last = self.store.last_weights
-            if last is not None and step % self.every == 0 and not has_diverged:
-                same = np.array_equal(last, bits_of(rows.cpu()))
-                if not same:
-                    raise CheckError(
-                        f"{self.path}: must be of this run: its weights at step {step} are not the model's"
-                    )
-            if self.contents.kind == DEAD:
-                self.previous = bits_of(rows.cpu().clone())
+            bits, last = bits_of(rows.cpu()), self.store.last_weights
+            is_of_step = step % self.every == 0 and not has_diverged
+            if last is not None and is_of_step and not np.array_equal(last, bits):
+                raise CheckError(f"{self.path}: must be of this run: its weights at step {step} are not the model's")
+            self.previous = bits.copy()
         num_bytes = rows.numel() * rows.element_size()
         max_waiting = min(MAX_WAITING, max(MIN_WAITING, WAITING_BYTES // num_bytes))
         self.background = Background(max_waiting)

@@ -14,12 +14,19 @@ import pytest
 import zarr
 
 from marble_sweep.checks import CheckError
+from marble_sweep.record import store as store_module
 from marble_sweep.record.growing import MAX_CHUNK_ROWS
 from marble_sweep.record.reader import Record
-from marble_sweep.record.store import KEYFRAME_INTERVAL, WEIGHTS_BYTES, Contents, RecordStore
+from marble_sweep.record.store import WEIGHTS_BYTES, Contents, RecordStore
 
 VOCAB, DIM = 12, 3
+KEYFRAME_INTERVAL = 256  # shorter than that of real records
 LONG = KEYFRAME_INTERVAL + 60  # several chunks, and a second keyframe
+
+
+@pytest.fixture(autouse=True)
+def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "KEYFRAME_INTERVAL", KEYFRAME_INTERVAL)
 
 
 def contents(kind: str = "full", bits: str = "bfloat16", every: int = 1, rows: int = VOCAB) -> Contents:
@@ -145,7 +152,7 @@ def test_a_kill_leaves_what_was_committed(tmp_path: Path) -> None:
     """A process of its own, killed by SIGKILL in the midst of a later chunk, its temporary file left behind."""
     code = (
         "import os, signal, sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path\n"
-        "from test_store import *\n"
+        "from test_store import *; store_module.KEYFRAME_INTERVAL = KEYFRAME_INTERVAL\n"
         "store = RecordStore(Path(sys.argv[1]) / 'record', contents()); weights = motion(LONG)\n"
         "append(store, weights, 0, 100); store.commit(); append(store, weights, 101, LONG)\n"
         "store.arrays['W'].write(); os.kill(os.getpid(), signal.SIGKILL)"
