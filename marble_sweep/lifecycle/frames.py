@@ -12,8 +12,8 @@ class Frames:
 
     frame_steps: (F,) int64, the first and the last recorded step among them.
     tokens: (P,) int64, ids: dead tokens, all stragglers among them, and live ones where they were recorded.
-    positions: (F, P, 2) float32, along `Lifecycle.axis` and along the first principal component of what remains
-        across it; the same two directions in every frame. NaN where the record has no positions.
+    positions: (F, P, 2) float32, along `Lifecycle.axis` and `Lifecycle.across`, the same two directions in every
+        frame. NaN where the record has no positions.
     phases: (F, P) uint8, the retrospective phase: 0 early, 1 midlife, 2 late, 3 frozen.
     traces: (F, P) float32, the mean L1 displacement, in cells, of the transitions since the frame before; 0 in the
         first frame.

@@ -68,7 +68,8 @@ class Lifecycle:
         n_frozen_decayed_lr, lift_off_step, n_black_holes, n_black_hole_tokens, largest_black_hole,
         and for float32 masters n_masters_moving, masters_last_motion.
     axis: (D,) float64, the axis; empty where the record has no positions.
-    principal: (2, D) float64, the first two principal components; empty likewise.
+    across: (D,) float64, the first principal component of what remains across the axis; empty likewise.
+    principal: (2, D) float64, the run's first two principal components; empty likewise.
     """
 
     tokens: pd.DataFrame
@@ -77,4 +78,5 @@ class Lifecycle:
     holes: pd.DataFrame
     summary: dict[str, Any]
     axis: NDArray[np.float64]
+    across: NDArray[np.float64]
     principal: NDArray[np.float64]
