@@ -1,0 +1,56 @@
+"""Which steps and which tokens of a record a page shows, so that its size has a bound whatever the record's length."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+MAX_FRAMES = 500  # of one run; a slider has no more notches than that on a screen
+MAX_DEAD, MAX_LIVE = 4_000, 400  # tokens of one run
+MAX_STRAGGLERS = 400  # of the dead
+
+
+def choose_frames(steps: NDArray[np.int64], max_frames: int) -> NDArray[np.int64]:
+    """Places of the steps (n,), which are sorted, to show: at most `max_frames`, the first and last among them.
+
+    Most happens early, so half of them are evenly spaced in the logarithm of the step, half in its square root. The
+    logarithm alone would leave the freeze, which comes late, to a handful of frames.
+
+    >>> choose_frames(np.arange(20_000), 12).tolist()
+    [0, 1, 7, 53, 381, 800, 2759, 3200, 7200, 12799, 19999]
+    """
+    if len(steps) <= max_frames:
+        return np.arange(len(steps))
+    since_start = steps - steps[0]
+    half = max_frames // 2
+    early = np.geomspace(since_start[1], since_start[-1], half)
+    late = np.linspace(0, np.sqrt(since_start[-1]), max_frames - half) ** 2
+    wanted = np.concatenate([early, late])
+    above = np.clip(np.searchsorted(since_start, wanted), 1, len(steps) - 1)
+    is_nearer_below = wanted - since_start[above - 1] <= since_start[above] - wanted
+    return np.unique(above - is_nearer_below)
+
+
+def choose_tokens(tokens: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `Lifecycle.tokens` to show: the dead in the order in which they froze, then the live by id.
+
+    Tokens that have not frozen come last among the dead, those that never moved first. Of more tokens than may be
+    shown, those are taken that are evenly spaced in this order, so that the phases keep their shares, and the
+    stragglers, who are few and looked for.
+    """
+    is_dead = tokens["is_dead"].astype(bool)
+    dead = tokens[is_dead].sort_values(
+        ["censored", "last_motion", "last_midlife", "last_early", "token"], na_position="first"
+    )
+    if len(dead) > MAX_DEAD:
+        stragglers = np.flatnonzero(dead["is_straggler"])
+        some = stragglers[_evenly(len(stragglers), MAX_STRAGGLERS)]
+        dead = dead.iloc[np.union1d(_evenly(len(dead), MAX_DEAD - MAX_STRAGGLERS), some)]
+    live = tokens[~is_dead].sort_values("token")
+    return pd.concat([dead, live.iloc[_evenly(len(live), MAX_LIVE)]])
+
+
+def _evenly(total: int, number: int) -> NDArray[np.int64]:
+    """At most `number` of 0 … total - 1, evenly spaced, the first and last among them."""
+    if total <= number:
+        return np.arange(total)
+    return np.rint(np.linspace(0, total - 1, number)).astype(np.int64)
