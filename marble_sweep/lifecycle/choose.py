@@ -10,7 +10,7 @@ MAX_STRAGGLERS = 400  # of the dead
 
 
 def choose_frames(steps: NDArray[np.int64], max_frames: int) -> NDArray[np.int64]:
-    """Places of the steps (n,), which are sorted, to show: at most `max_frames`, the first and last among them.
+    """Places of the steps (n,), which are sorted, to show: at most `max_frames` (3 or more), first and last among them.
 
     Most happens early, so half of them are evenly spaced in the logarithm of the step, half in its square root. The
     logarithm alone would leave the freeze, which comes late, to a handful of frames.

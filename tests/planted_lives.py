@@ -68,7 +68,7 @@ def planted_tokens(num_steps: int, num_dead: int, num_live: int, generator: np.r
     scale = num_steps * np.where(is_dead, 1, 3)
     early = np.rint(np.clip(scale * 0.02 * generator.lognormal(0, 0.3, total), 1, num_steps))
     midlife = np.rint(np.clip(early + scale * 0.1 * generator.lognormal(0, 0.35, total), 1, num_steps))
-    late = np.rint(np.clip(midlife + scale * 0.35 * generator.lognormal(0, 0.4, total), 1, num_steps))
+    late = np.rint(np.clip(midlife + scale * 0.4 * generator.lognormal(0, 0.5, total), 1, num_steps))
     early[0] = midlife[0] = late[0] = np.nan  # never moved
     censored = late > 0.9 * num_steps
     ids = np.where(is_dead, 1_000 + np.arange(total), np.arange(total) - num_dead)
