@@ -16,7 +16,7 @@ ROWS = (
     ("config",),
     ("data", "kernels", "model", "metrics", "runs", "scaling", "uncertainty"),
     ("early_stopping", "training", "verdict"),
-    ("census", "metadata", "report"),
+    ("census", "lifecycle", "metadata", "report"),
     ("compare", "run"),
     ("sample", "searches", "sweeps"),
     ("loaded_run",),

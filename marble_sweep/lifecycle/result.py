@@ -65,7 +65,7 @@ class Lifecycle:
         n_frozen, n_not_moving (not moving at the end, but for less than the quiet window), n_moving (in the last
         transition), freeze_median, freeze_last, half_freeze_step, last_motion, longest_pause, n_thawed,
         n_stragglers, early_median, midlife_median (of the last step in that phase), n_frozen_constant_lr,
-        n_frozen_decayed_lr, lift_off_step, n_black_holes, n_black_hole_tokens, largest_black_hole,
+        n_frozen_decayed_lr, lift_off_step, n_black_holes and largest_black_hole (both at the end),
         and for float32 masters n_masters_moving, masters_last_motion.
     axis: (D,) float64, the axis; empty where the record has no positions.
     across: (D,) float64, the first principal component of what remains across the axis; empty likewise.
