@@ -54,12 +54,12 @@ def planted_lives(
         "n_frozen": int((~dead["censored"]).sum()),
         "n_not_moving": int((dead["censored"] & (dead["last_motion"] < num_steps)).sum()),
         "n_moving": int((dead["last_motion"] == num_steps).sum()),
-        "half_freeze_step": num_steps // 2,
+        "freeze_median": num_steps // 2,
         "last_motion": float(dead["last_motion"].max()),
         "lift_off_step": 30,
     }
-    empty = np.empty(0)
-    return Lifecycle(tokens, steps, epochs, pd.DataFrame(), summary, empty, empty, empty), frames
+    axes = np.eye(3)
+    return Lifecycle(tokens, steps, epochs, pd.DataFrame(), summary, axes[0], axes[1], axes[:2]), frames
 
 
 def planted_tokens(num_steps: int, num_dead: int, num_live: int, generator: np.random.Generator) -> pd.DataFrame:

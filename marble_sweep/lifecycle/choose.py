@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 MAX_FRAMES = 500  # of one run; a slider has no more notches than that on a screen
 MAX_DEAD, MAX_LIVE = 4_000, 400  # tokens of one run
-MAX_STRAGGLERS = 400  # of the dead
+MAX_STRAGGLERS = 400  # beyond the dead that are shown anyway
 
 
 def choose_frames(steps: NDArray[np.int64], max_frames: int) -> NDArray[np.int64]:
@@ -30,27 +30,22 @@ def choose_frames(steps: NDArray[np.int64], max_frames: int) -> NDArray[np.int64
     return np.unique(above - is_nearer_below)
 
 
-def choose_tokens(tokens: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `Lifecycle.tokens` to show: the dead in the order in which they froze, then the live by id.
+def choose_tokens(tokens: pd.DataFrame, max_dead: int = MAX_DEAD, max_live: int = MAX_LIVE) -> pd.DataFrame:
+    """The rows of `Lifecycle.tokens` to show: the dead in the order in which they froze, then the live likewise.
 
-    Tokens that have not frozen come last among the dead, those that never moved first. Of more tokens than may be
-    shown, those are taken that are evenly spaced in this order, so that the phases keep their shares, and the
-    stragglers, who are few and looked for.
+    Tokens that never moved come first, those that have not frozen last. Of more tokens than may be shown, those are
+    taken that are evenly spaced in this order, so that the phases keep their shares; and the stragglers, who are few
+    and looked for, in addition.
     """
-    is_dead = tokens["is_dead"].astype(bool)
-    dead = tokens[is_dead].sort_values(
-        ["censored", "last_motion", "last_midlife", "last_early", "token"], na_position="first"
+    order = tokens.sort_values(
+        ["censored", "last_motion", "last_midlife", "last_early", "token"], na_position="first", kind="stable"
     )
-    if len(dead) > MAX_DEAD:
-        stragglers = np.flatnonzero(dead["is_straggler"])
-        some = stragglers[_evenly(len(stragglers), MAX_STRAGGLERS)]
-        dead = dead.iloc[np.union1d(_evenly(len(dead), MAX_DEAD - MAX_STRAGGLERS), some)]
-    live = tokens[~is_dead].sort_values("token")
-    return pd.concat([dead, live.iloc[_evenly(len(live), MAX_LIVE)]])
+    is_dead = order["is_dead"].to_numpy(dtype=bool)
+    dead, live, stragglers = map(np.flatnonzero, (is_dead, ~is_dead, is_dead & order["is_straggler"].to_numpy(bool)))
+    shown = np.union1d(_evenly(dead, max_dead), _evenly(stragglers, MAX_STRAGGLERS))
+    return order.iloc[np.concatenate([shown, _evenly(live, max_live)])]
 
 
-def _evenly(total: int, number: int) -> NDArray[np.int64]:
-    """At most `number` of 0 … total - 1, evenly spaced, the first and last among them."""
-    if total <= number:
-        return np.arange(total)
-    return np.rint(np.linspace(0, total - 1, number)).astype(np.int64)
+def _evenly(places: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """At most `number` of them, evenly spaced, the first and last among them."""
+    return places[np.rint(np.linspace(0, len(places) - 1, min(number, len(places)))).astype(np.int64)]

@@ -17,7 +17,17 @@ from tqdm import tqdm
 
 from marble_sweep.lifecycle.choose import choose_tokens
 from marble_sweep.lifecycle.frames import Frames
-from marble_sweep.lifecycle.panels import CLOSE_UP, COLOURS, LABELS, LINES, UNDECIDED, Panel, curves, panels
+from marble_sweep.lifecycle.panels import (
+    CLOSE_UP,
+    COLOURS,
+    LABELS,
+    LINES,
+    UNDECIDED,
+    Panel,
+    axis_labels,
+    curves,
+    panels,
+)
 from marble_sweep.lifecycle.result import CONTRACTION, EXPANSION, PHASES, Lifecycle
 from marble_sweep.runs.files import atomic_write
 from marble_sweep.terminal import printable
@@ -205,8 +215,9 @@ def cloud_figure(lifecycle: Lifecycle, frames: Frames, title: str) -> Figure:
         axes.set_visible(False)
     figure.suptitle("The dead tokens around their centroid", x=0.012, ha="left", fontsize=11)
     figure.text(0.012, 0.93, title, fontsize=8, color=SOFT, parse_math=False)
-    figure.text(0.545, 0.145, "along −h̄ (weight units)", fontsize=9, ha="center")
-    figure.text(0.015, 0.545, "across (weight units)", fontsize=9, va="center", rotation="vertical")
+    along, across = axis_labels(lifecycle)
+    figure.text(0.545, 0.145, along, fontsize=9, ha="center")
+    figure.text(0.015, 0.545, across, fontsize=9, va="center", rotation="vertical")
     phase_key(figure, (*PHASES, UNDECIDED), "lower left")
     return figure
 

@@ -18,7 +18,18 @@ from marble_sweep.checks import require
 from marble_sweep.lifecycle.choose import MAX_FRAMES, choose_frames, choose_tokens
 from marble_sweep.lifecycle.frames import Frames
 from marble_sweep.lifecycle.packing import LARGEST, encode, encode_steps, pack_logarithms, pack_range
-from marble_sweep.lifecycle.panels import CLOSE_UP, COLOURS, LABELS, LINES, LIVE, Panel, cells_in, curves, panels
+from marble_sweep.lifecycle.panels import (
+    CLOSE_UP,
+    COLOURS,
+    LABELS,
+    LINES,
+    LIVE,
+    Panel,
+    axis_labels,
+    cells_in,
+    curves,
+    panels,
+)
 from marble_sweep.lifecycle.result import PHASES, Lifecycle
 from marble_sweep.lifecycle.sentences import describe
 from marble_sweep.runs.files import write_text
@@ -76,6 +87,7 @@ def run_data(lifecycle: Lifecycle, frames: Frames, title: str, max_bytes: int) -
         "frames": packed,
         "last_step": int(frames.frame_steps[-1]),
         "cells": cells_in(lifecycle),
+        "axes": axis_labels(lifecycle),
         "panels": [panel_data(lifecycle, panel) for panel in panels(lifecycle)],
         "epochs": [[int(start), int(end), str(kind)] for start, end, kind in epochs.to_numpy().tolist()],
     }

@@ -137,6 +137,13 @@ def panels(lifecycle: Lifecycle) -> list[Panel]:
     return [POPULATIONS, cooling, CENTROID, SPREAD, MOVING, INTENDED, LOST, HOLES]
 
 
+def axis_labels(lifecycle: Lifecycle) -> tuple[str, str]:
+    """What the positions of `Frames` are along; a record without a hidden state has no h̄."""
+    if np.isnan(lifecycle.axis).any():
+        return "first principal component (weight units)", "second principal component (weight units)"
+    return "along −h̄ (weight units)", "across (weight units)"
+
+
 def cells_in(lifecycle: Lifecycle) -> str:
     """The unit of a displacement: a transition is as many steps long as lie between two recorded ones."""
     every = lifecycle.summary["every"]

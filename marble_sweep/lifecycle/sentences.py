@@ -12,7 +12,7 @@ def describe(lifecycle: Lifecycle) -> list[str]:
     first, last, total = (int(summary[key]) for key in ("first_step", "last_step", "n_dead"))
     sentences = [
         f"{total:,} dead tokens were recorded from step {first:,} to {last:,}. {counts(summary, total)}",
-        time_sentence(summary, "half_freeze_step", "Half of them were frozen by step {}."),
+        time_sentence(summary, "freeze_median", "Half of them were frozen by step {}."),
         time_sentence(summary, "last_motion", "The last motion of any of them was at step {}."),
         time_sentence(summary, "lift_off_step", "From step {} on, the origin lies outside their cloud."),
     ]

@@ -91,7 +91,7 @@ const toPixels = (box, view, [x, y]) => [
   box.y + box.height / 2 - (y - view.centre[1]) * view.scale,
 ];
 
-function drawCloudAxes(context, box, view) {
+function drawCloudAxes(context, box, view, [along, across]) {
   const half = [box.width / 2 / view.scale, box.height / 2 / view.scale];
   const start = [view.centre[0] - view.origin[0], view.centre[1] - view.origin[1]];
   context.fillStyle = SOFT;
@@ -113,8 +113,8 @@ function drawCloudAxes(context, box, view) {
   }
   context.textAlign = "center";
   context.textBaseline = "top";
-  context.fillText("along −h̄ (weight units)", box.x + box.width / 2, box.y + box.height + 22);
-  drawUnit(context, box, "across (weight units)");
+  context.fillText(along, box.x + box.width / 2, box.y + box.height + 22);
+  drawUnit(context, box, across);
   context.strokeStyle = "#bbb";
   context.strokeRect(box.x + 0.5, box.y + 0.5, box.width, box.height);
 }
@@ -152,7 +152,7 @@ function drawPoints(context, box, view, run, ratio) {
 function drawCloud(context, width, height, run, isClose) {
   const box = inside(width, height, CLOUD_MARGIN);
   const view = cloudView(run, box, isClose);
-  drawCloudAxes(context, box, view);
+  drawCloudAxes(context, box, view, run.axes);
   context.save();
   context.beginPath();
   context.rect(box.x, box.y, box.width, box.height);
