@@ -55,7 +55,7 @@ def planted_lives(
         "n_not_moving": int((dead["censored"] & (dead["last_motion"] < num_steps)).sum()),
         "n_moving": int((dead["last_motion"] == num_steps).sum()),
         "freeze_median": num_steps // 2,
-        "last_motion": float(dead["last_motion"].max()),
+        "last_motion": None if dead["last_motion"].isna().all() else int(dead["last_motion"].max()),
         "lift_off_step": 30,
     }
     axes = np.eye(3)
@@ -83,7 +83,7 @@ def planted_tokens(num_steps: int, num_dead: int, num_live: int, generator: np.r
             "last_motion": late,
             "freeze_step": np.where(censored, np.nan, np.nan_to_num(late) + 1),
             "censored": censored,
-            "is_straggler": is_dead & (late > np.nanquantile(late[is_dead], 0.99)),
+            "is_straggler": is_dead & (late > np.quantile(np.nan_to_num(late[is_dead]), 0.99)),
         }
     )
 

@@ -88,6 +88,7 @@ MOVING = Panel(
     "share; cosine",
     {
         "moving": "share that moves",
+        "masters_moving": "share whose float32 masters change",
         "dead_predicted_moving": "the same, predicted from the intended update",
         "coherence": "coherence",
     },

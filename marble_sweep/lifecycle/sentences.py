@@ -15,6 +15,7 @@ def describe(lifecycle: Lifecycle) -> list[str]:
         time_sentence(summary, "freeze_median", "Half of them were frozen by step {}."),
         time_sentence(summary, "last_motion", "The last motion of any of them was at step {}."),
         time_sentence(summary, "lift_off_step", "From step {} on, the origin lies outside their cloud."),
+        masters_sentence(summary, total),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -32,3 +33,13 @@ def counts(summary: Mapping[str, Any], total: int) -> str:
 def time_sentence(summary: Mapping[str, Any], key: str, sentence: str) -> str | None:
     value = summary.get(key)
     return None if value is None else sentence.format(f"{int(value):,}")
+
+
+def masters_sentence(summary: Mapping[str, Any], total: int) -> str | None:
+    moving = summary.get("n_masters_moving")
+    if moving is None:
+        return None
+    return (
+        "All this is said of the weights as bfloat16 shows them: their float32 masters changed in the last step for "
+        f"{moving:,} of the {total:,}."
+    )
