@@ -14,7 +14,7 @@ ROWS = (
     ("checks", "commands", "humanize", "passwords", "process", "renamed_keys", "safe_yaml", "terminal"),
     ("groups", "search_config"),
     ("config",),
-    ("data", "kernels", "model", "metrics", "runs", "scaling", "uncertainty"),
+    ("data", "kernels", "model", "metrics", "record", "runs", "scaling", "uncertainty"),
     ("early_stopping", "training", "verdict"),
     ("census", "lifecycle", "metadata", "report"),
     ("compare", "run"),

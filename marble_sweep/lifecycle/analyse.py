@@ -58,10 +58,10 @@ def analyse(
     """
     token_ids = np.asarray(record.token_ids, dtype=np.int64)
     is_dead = np.asarray(record.dead_mask, dtype=np.bool_)[token_ids]
-    require(bool(is_dead.any()), "record", f"{len(is_dead)} tokens, none of them dead", "one with a dead token")
+    require(bool(is_dead.any()), "recorded tokens", f"{len(is_dead)}, none of them dead", "at least one dead token")
     norms = record.norms if record.kind == "dead" else None
     recorded = np.asarray(record.steps, dtype=np.int64) if norms is None else np.arange(len(norms) + 1)
-    require(len(recorded) >= 2, "record", f"{len(recorded)} steps", "one of 2 steps or more")
+    require(len(recorded) >= 2, "recorded steps", len(recorded), "at least 2")
     window = default_quiet_window(recorded[0], recorded[-1]) if quiet_window is None else quiet_window
     require(window >= 1, "quiet_window", window, "a whole number >= 1")
     with tqdm(total=len(recorded) - 1, unit="step", leave=False, delay=BAR_AFTER, disable=not show) as bar:

@@ -7,9 +7,7 @@ from marble_sweep.lifecycle.epochs import Epoch, broken_line, find_epochs
 
 NUM_STEPS = 3_000
 STEPS = np.arange(1, NUM_STEPS + 1)
-CURVES: dict[
-    str, list[tuple[float, float]]
-] = {  # corners of broken lines (share of the record, radius), and the kinds between them
+CURVES: dict[str, list[tuple[float, float]]] = {  # by the kinds of its epochs, a broken line's corners
     "standstill": [(0, 1), (1, 1)],
     "contraction standstill expansion": [(0, 1), (0.3, 0.6), (0.6, 0.6), (1, 0.9)],
     "contraction": [(0, 1), (1, 0.96)],
@@ -19,6 +17,7 @@ CURVES: dict[
 
 
 def planted(corners: list[tuple[float, float]], noise: float) -> np.ndarray:
+    """The curve through corners of (share of the record, radius)."""
     shares, radii = zip(*corners, strict=True)
     curve = np.interp(STEPS / NUM_STEPS, shares, radii)
     return curve + np.random.default_rng(1).normal(0, noise, NUM_STEPS) if noise else curve
