@@ -3,21 +3,22 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from marble_sweep.lifecycle.choose import MAX_DEAD, MAX_FRAMES, MAX_LIVE, choose_frames, choose_tokens
 from marble_sweep.lifecycle.motion import Bits, row_motion, seen, values
 from marble_sweep.lifecycle.phases import phase_ends, phase_numbers
 from marble_sweep.lifecycle.recorded import Recorded
 from marble_sweep.lifecycle.result import Lifecycle
 
-MAX_FRAMES, MAX_DEAD, MAX_LIVE = 200, 1_000, 200
+BAR_AFTER = 1.0  # seconds
 PART_STEPS = 256  # of norms that are looked at together
 
 
 @dataclass(frozen=True)
 class Frames:
-    """F recorded steps, evenly spread over the record, and P of its tokens, in the order of `Lifecycle.tokens`.
+    """F recorded steps, most of them early, and P of its tokens, in the order of `Lifecycle.tokens`.
 
     frame_steps: (F,) int64, the first and the last recorded step among them.
     tokens: (P,) int64, ids: dead tokens, all stragglers among them, and live ones where they were recorded.
@@ -42,24 +43,28 @@ def make_frames(
     max_frames: int = MAX_FRAMES,
     max_dead: int = MAX_DEAD,
     max_live: int = MAX_LIVE,
+    show: bool = False,
 ) -> Frames:
     """The frames of an analysed record, from a second pass over it in bounded memory.
 
-    Of more than `max_dead` dead tokens every so many are taken in the order of their last motion, so that every part of
-    a stratigraphy is there; all stragglers are, in addition.
+    choose.py has which steps and tokens they hold. `show` shows progress on standard error.
     """
-    rows = chosen_rows(life.tokens, max_dead, max_live)
+    chosen = choose_tokens(life.tokens, max_dead, max_live)["token"]
+    rows = np.flatnonzero(life.tokens["token"].isin(chosen))
     tokens = life.tokens.iloc[rows]
     steps = np.concatenate([[life.summary["first_step"]], life.steps.index.to_numpy()])
-    frame_places = np.unique(np.linspace(0, len(steps) - 1, min(max_frames, len(steps))).round().astype(np.int64))
+    frame_places = choose_frames(steps, max_frames)
     ends = phase_ends(tokens[["last_early", "last_midlife", "last_late"]].to_numpy().T)
     canvas = Canvas(frame_places, len(rows), directions(life))
-    if record.norms is not None and record.kind == "dead":
-        for begin in range(0, len(record.norms), PART_STEPS):
-            canvas.add_l1(record.norms[begin : begin + PART_STEPS, :, 0][:, rows])
-    else:
-        for _, bits in record.blocks(tokens["token"].tolist()):
-            canvas.add_bits(bits)
+    with tqdm(total=len(steps), unit="step", leave=False, delay=BAR_AFTER, disable=not show) as bar:
+        if record.norms is not None and record.kind == "dead":
+            for begin in range(0, len(record.norms), PART_STEPS):
+                canvas.add_l1(record.norms[begin : begin + PART_STEPS, :, 0][:, rows])
+                bar.update(PART_STEPS)
+        else:
+            for recorded, bits in record.blocks(tokens["token"].tolist()):
+                canvas.add_bits(bits)
+                bar.update(len(recorded))
     return Frames(
         frame_steps=steps[frame_places],
         tokens=tokens["token"].to_numpy(),
@@ -67,16 +72,6 @@ def make_frames(
         phases=np.stack([phase_numbers(step, ends) for step in steps[frame_places].tolist()]),
         traces=canvas.traces,
     )
-
-
-def chosen_rows(tokens: pd.DataFrame, max_dead: int, max_live: int) -> NDArray[np.int64]:
-    """The rows of Lifecycle.tokens that are drawn, in order."""
-    order = tokens["last_motion"].fillna(-1).to_numpy().argsort(kind="stable")
-    is_dead = tokens["is_dead"].to_numpy()
-    chosen = [np.flatnonzero(tokens["is_straggler"])]
-    for rows, limit in ((order[is_dead[order]], max_dead), (order[~is_dead[order]], max_live)):
-        chosen.append(rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(np.int64)])
-    return np.unique(np.concatenate(chosen))
 
 
 def directions(life: Lifecycle) -> NDArray[np.float32]:

@@ -1,0 +1,45 @@
+"""What a lifecycle comes to, in sentences for the head of the page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from marble_sweep.lifecycle.result import Lifecycle
+
+
+def describe(lifecycle: Lifecycle) -> list[str]:
+    """Sentences that hold as they stand; what is not known is left out."""
+    summary = lifecycle.summary
+    first, last, total = (int(summary[key]) for key in ("first_step", "last_step", "n_dead"))
+    sentences = [
+        f"{total:,} dead tokens were recorded from step {first:,} to {last:,}. {counts(summary, total)}",
+        time_sentence(summary, "freeze_median", "Half of them were frozen by step {}."),
+        time_sentence(summary, "last_motion", "The last motion of any of them was at step {}."),
+        time_sentence(summary, "lift_off_step", "From step {} on, the origin lies outside their cloud."),
+        masters_sentence(summary, total),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def counts(summary: Mapping[str, Any], total: int) -> str:
+    """How many are frozen, how many are undecided, and by which rule."""
+    frozen, still, moving = (int(summary.get(key) or 0) for key in ("n_frozen", "n_not_moving", "n_moving"))
+    quiet = int(summary["quiet_window"])
+    return (
+        f"{frozen:,} ({frozen / max(1, total):.1%}) are frozen: they stood still for the last {quiet:,} steps or more. "
+        f"{still:,} stand still, but not for that long, and {moving:,} moved in the last step."
+    )
+
+
+def time_sentence(summary: Mapping[str, Any], key: str, sentence: str) -> str | None:
+    value = summary.get(key)
+    return None if value is None else sentence.format(f"{int(value):,}")
+
+
+def masters_sentence(summary: Mapping[str, Any], total: int) -> str | None:
+    moving = summary.get("n_masters_moving")
+    if moving is None:
+        return None
+    return (
+        "All this is said of the weights as bfloat16 shows them: their float32 masters changed in the last step for "
+        f"{moving:,} of the {total:,}."
+    )
