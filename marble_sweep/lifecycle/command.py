@@ -5,12 +5,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from marble_sweep.checks import CheckError
+from marble_sweep.checks import CheckError, require
 from marble_sweep.runs import layout
 from marble_sweep.runs.discovery import find_runs
 from marble_sweep.runs.files import user_path
 from marble_sweep.terminal import printable, use_replacements
+
+if TYPE_CHECKING:
+    from marble_sweep.lifecycle.recorded import Recorded
+    from marble_sweep.lifecycle.result import Lifecycle
 
 EXIT_ERROR = 2
 COLUMNS = ("n_frozen", "freeze_median", "freeze_last", "half_freeze_step", "n_stragglers", "lift_off_step")
@@ -26,6 +31,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="STEPS",
         help="a freeze counts where the record goes on that long without motion (a tenth of it, at least 100 steps)",
     )
+    add(
+        "--html",
+        type=user_path,
+        metavar="FILE",
+        help="write a page of one run, or of two in lockstep",
+    )
+    add("--figures", type=user_path, metavar="FOLDER", help="of one run: write the page's charts as PNGs for print")
     return parser
 
 
@@ -35,8 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         directories = with_record(options.paths)
+        for option, path, most in (("--html", options.html, 2), ("--figures", options.figures, 1)):
+            allowed = f"given with {'one run' if most == 1 else 'one run or two'}, not with {len(directories)}"
+            require(path is None or len(directories) <= most, option, path, allowed)
+        drawn = options.html or options.figures
+        lives = []
         for directory in directories:
-            show_run(directory, options.quiet_window, titled=len(directories) > 1)
+            record, life = show_run(directory, options.quiet_window, titled=len(directories) > 1)
+            lives += [(directory, record, life)] if drawn else []
+        if drawn:
+            draw(lives, options.html, options.figures)
         if len(directories) > 1:
             show_all(directories)
     except (CheckError, OSError) as error:
@@ -57,20 +77,45 @@ def with_record(paths: Sequence[Path]) -> list[Path]:
     return list(directories)
 
 
-def show_run(directory: Path, quiet_window: int | None, *, titled: bool) -> None:
+def show_run(directory: Path, quiet_window: int | None, *, titled: bool) -> "tuple[Recorded, Lifecycle]":
     """Analyse a run, keep the result beside it, and print it."""
     from marble_sweep.lifecycle.of_run import analyse_run, open_record, save  # late: --help needs no pandas
     from marble_sweep.lifecycle.show import text
 
     if titled:
         print(printable(str(directory)))
-    life = analyse_run(directory, open_record(directory), quiet_window=quiet_window, show=sys.stderr.isatty())
+    record = open_record(directory)
+    life = analyse_run(directory, record, quiet_window=quiet_window, show=sys.stderr.isatty())
     print(text(life))
     try:
         save(directory, life)
     except CheckError as error:  # the run is being trained
         print(f"{'not kept':<11} {printable(str(error))}")
     print()
+    return record, life
+
+
+def draw(lives: "Sequence[tuple[Path, Recorded, Lifecycle]]", html: Path | None, folder: Path | None) -> None:
+    """Write the page, which opens offline, and the figures."""
+    from marble_sweep.lifecycle.frames import make_frames
+    from marble_sweep.runs.run import Run
+
+    show = sys.stderr.isatty()
+    drawn = [
+        (life, make_frames(record, life, show=show), f"{Run.read(directory).name}, {directory}")
+        for directory, record, life in lives
+    ]
+    if html:
+        from marble_sweep.lifecycle.page import write_page
+
+        write_page(html, drawn)
+        print(f"Page: {printable(str(html))}")
+    if folder:
+        from marble_sweep.lifecycle.figures import draw_figures
+
+        for life, frames, title in drawn:
+            paths = draw_figures(folder, life, frames, title, show=show)
+            print(f"{len(paths)} figures in {printable(str(folder))}")
 
 
 def show_all(directories: Sequence[Path]) -> None:

@@ -31,7 +31,8 @@ def freezing_at(steps: list[int]) -> Planted:
     for token, last in enumerate(steps):
         for step in range(1, last + 1):
             hops.setdefault(step, {})[token] = {0: 1 if step % 2 else -1}
-    bits = hopping(bfloat16_bits(np.ones((len(steps), 2))), NUM_STEPS, hops)
+    start = bfloat16_bits(np.linspace(1, 1.5, 2 * len(steps)).reshape(-1, 2))
+    bits = hopping(start, NUM_STEPS, hops)
     return Planted(bits, np.ones(len(steps), dtype=bool), np.ones((NUM_STEPS, 2), dtype=np.float32))
 
 
@@ -127,3 +128,21 @@ def test_a_wrong_window_is_one_line(seeds: Path, window: str, capsys: pytest.Cap
 def test_runs_without_a_record_are_named(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir)]) == 2
     assert "must have a record" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_page_and_figures_are_written_on_request(
+    seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, figures = tmp_path / "life.html", tmp_path / "figures"
+    assert main([str(seeds / "0"), "--html", str(page), "--figures", str(figures)]) == 0
+    assert f"Page: {page}" in capsys.readouterr().out
+    assert "4L128D" in page.read_text()
+    assert (figures / "stratigraphy.png").exists()
+    assert main([str(seeds / "0"), str(seeds / "1"), "--html", str(page)]) == 0
+    assert str(seeds / "1") in page.read_text()
+    assert main([str(seeds), "--html", str(page)]) == 2
+    assert main([str(seeds / "0"), str(seeds / "1"), "--figures", str(figures)]) == 2
+    error = capsys.readouterr().err
+    assert f"--html = {page}: must be given with one run or two, not with 3" in error
+    assert f"--figures = {figures}: must be given with one run, not with 2" in error
