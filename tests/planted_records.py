@@ -19,14 +19,23 @@ class Planted:
     h_mean: NDArray[np.float32]
     steps: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     kind: str = "full"
-    norms: NDArray[np.float32] | None = None
-    intended: pd.DataFrame = field(default_factory=pd.DataFrame)
+    norms: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 4), np.float32))  # (m, R, 4)
+    intended: pd.DataFrame | None = None
     block: int = 7  # steps
 
     def __post_init__(self) -> None:
         if not len(self.steps):
             self.steps = np.arange(len(self.bits))
         self.token_ids = np.arange(len(self.dead_mask)) if self.kind == "full" else np.flatnonzero(self.dead_mask)
+
+    @property
+    def last_step(self) -> int:
+        return int(self.steps[-1]) if len(self.steps) else len(self.norms)
+
+    def norm_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        for begin in range(0, len(self.norms), self.block):
+            part = self.norms[begin : begin + self.block]
+            yield np.arange(begin + 1, begin + 1 + len(part)), part
 
     def blocks(self, tokens: Sequence[int] | None = None) -> Iterator[tuple[NDArray[np.int64], Bits]]:
         places = slice(None) if tokens is None else np.searchsorted(self.token_ids, tokens)
