@@ -11,7 +11,6 @@ from planted_records import Planted, bfloat16_bits, hopping
 
 from marble_sweep.checks import CheckError
 from marble_sweep.compare import main as compare
-from marble_sweep.lifecycle import of_run
 from marble_sweep.lifecycle.command import main
 from marble_sweep.lifecycle.of_run import analyse_run, learning_rates, open_record, save
 from marble_sweep.runs.files import lock_directory
@@ -76,14 +75,11 @@ def test_a_run_without_a_record_says_so(run_dir: Path) -> None:
 
 
 @pytest.fixture(name="seeds")
-def runs_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) -> Path:
     """A folder of three runs, whose tokens freeze later from seed to seed."""
-    records = {}
     for seed in range(3):
         path = make_run(tmp_path / "sweep" / str(seed), f"seed={seed}", steps=NUM_STEPS)
-        (path / "record").mkdir()
-        records[path] = freezing_at([10 + seed, 20 + seed, 30 + 10 * seed])
-    monkeypatch.setattr(of_run, "open_record", lambda path: records[path])
+        freezing_at([10 + seed, 20 + seed, 30 + 10 * seed]).write(path)
     return tmp_path / "sweep"
 
 
