@@ -47,6 +47,13 @@ def test_a_contraction_that_levels_off_ends_in_a_standstill() -> None:
     assert epochs[1].start == pytest.approx(300 * np.log(100), rel=0.35)
 
 
+def test_the_corner_of_a_turning_point_is_no_standstill() -> None:
+    curve = np.interp(STEPS / NUM_STEPS, [0, 0.4, 0.43, 1], [1, 0.5, 0.5, 1])
+    first, second = find_epochs(STEPS, curve)
+    assert (first.kind, second.kind) == ("contraction", "expansion")
+    assert first.end == pytest.approx(0.4 * NUM_STEPS, abs=1)  # the corner joins the longer of its neighbours
+
+
 def test_steps_may_lie_far_apart() -> None:
     every = STEPS[::10]
     radius = planted(CURVES["contraction standstill expansion"], 0)[::10]
