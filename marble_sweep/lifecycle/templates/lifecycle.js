@@ -15,6 +15,8 @@ function element(tag, text = "", className = "") {
 
 const quoted = (text) => (text === null ? "(no text)" : `“${text}”`);
 
+const nameOf = (run, token) => `${quoted(run.tokens.texts[token])} ${run.tokens.ids[token]}`;
+
 function lifeOf(run, token) {
   const { last_early, last_midlife, last_motion } = run.tokens;
   const parts = [];
@@ -136,6 +138,11 @@ function makeCloud(holder, run) {
     const token = tokenNear(run, at.box, cloudView(run, at.box, isClose), [at.x, at.y]);
     pick(token === null ? null : run.tokens.ids[token]);
   });
+  holder.addEventListener("mousemove", (event) => {
+    const at = pointer(event, surface, CLOUD_MARGIN);
+    const token = tokenNear(run, at.box, cloudView(run, at.box, isClose), [at.x, at.y]);
+    holder.title = token === null ? "" : nameOf(run, token);
+  });
 }
 
 function makeStrata(holder, run) {
@@ -150,6 +157,9 @@ function makeStrata(holder, run) {
     const at = pointer(event, surface, STRATA_MARGIN);
     clickedStep(at);
     pick(run.tokens.ids[rowAt(run, at.down)]);
+  });
+  holder.addEventListener("mousemove", (event) => {
+    holder.title = nameOf(run, rowAt(run, pointer(event, surface, STRATA_MARGIN).down));
   });
   holder.addEventListener("keydown", (event) => {
     const now = run.indexOf.get(state.token) ?? -1;
