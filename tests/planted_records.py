@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from marble_sweep.lifecycle.motion import Bits
+from marble_sweep.record.store import Contents, RecordStore
+from marble_sweep.runs import layout
 
 
 @dataclass
@@ -19,8 +22,8 @@ class Planted:
     h_mean: NDArray[np.float32]
     steps: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     kind: str = "full"
-    norms: NDArray[np.float32] | None = None
-    intended: pd.DataFrame = field(default_factory=pd.DataFrame)
+    norms: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 4), np.float32))  # (m, R, 4)
+    intended: pd.DataFrame | None = None
     block: int = 7  # steps
 
     def __post_init__(self) -> None:
@@ -28,10 +31,33 @@ class Planted:
             self.steps = np.arange(len(self.bits))
         self.token_ids = np.arange(len(self.dead_mask)) if self.kind == "full" else np.flatnonzero(self.dead_mask)
 
+    @property
+    def last_step(self) -> int:
+        return int(self.steps[-1]) if len(self.steps) else len(self.norms)
+
+    def norm_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        for begin in range(0, len(self.norms), self.block):
+            part = self.norms[begin : begin + self.block]
+            yield np.arange(begin + 1, begin + 1 + len(part)), part
+
     def blocks(self, tokens: Sequence[int] | None = None) -> Iterator[tuple[NDArray[np.int64], Bits]]:
         places = slice(None) if tokens is None else np.searchsorted(self.token_ids, tokens)
         for begin in range(0, len(self.steps), self.block):
             yield self.steps[begin : begin + self.block], self.bits[begin : begin + self.block, places].copy()
+
+    def write(self, run_dir: Path) -> None:
+        """Leave it in a run directory, as a recorder does."""
+        dim, every = self.h_mean.shape[1], int(self.steps[1] - self.steps[0])
+        bits = "bfloat16" if self.bits.dtype == np.uint16 else "float32"
+        contents = Contents(self.kind, self.token_ids, self.dead_mask, dim, bits, every)
+        store = RecordStore(run_dir / layout.RECORD, contents)
+        for step in range(self.last_step + 1):
+            values = {"h_mean": self.h_mean[step - 1]} if step else {}
+            if step and len(self.norms):
+                values["norms"] = self.norms[step - 1]
+            is_recorded = step % every == 0 and not len(self.norms)
+            store.append(step, weights=self.bits[step // every] if is_recorded else None, values=values)
+        store.commit()
 
 
 def ordered(bits: NDArray[np.uint16]) -> NDArray[np.int64]:

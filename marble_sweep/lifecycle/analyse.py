@@ -16,7 +16,7 @@ from marble_sweep.lifecycle.epochs import Epoch, find_epochs
 from marble_sweep.lifecycle.holes import HOLE_COLUMNS
 from marble_sweep.lifecycle.phases import default_quiet_window, phase_names, populations
 from marble_sweep.lifecycle.reading import MotionReading, PositionReading, read_norms, read_positions
-from marble_sweep.lifecycle.recorded import Recorded
+from marble_sweep.lifecycle.recorded import NORMS_ALONE, Recorded
 from marble_sweep.lifecycle.result import PHASES, Lifecycle
 from marble_sweep.lifecycle.summary import summarize
 
@@ -59,16 +59,16 @@ def analyse(
     token_ids = np.asarray(record.token_ids, dtype=np.int64)
     is_dead = np.asarray(record.dead_mask, dtype=np.bool_)[token_ids]
     require(bool(is_dead.any()), "recorded tokens", f"{len(is_dead)}, none of them dead", "at least one dead token")
-    norms = record.norms if record.kind == "dead" else None
-    recorded = np.asarray(record.steps, dtype=np.int64) if norms is None else np.arange(len(norms) + 1)
+    has_positions = record.kind != NORMS_ALONE
+    recorded = np.asarray(record.steps, dtype=np.int64) if has_positions else np.arange(record.last_step + 1)
     require(len(recorded) >= 2, "recorded steps", len(recorded), "at least 2")
     window = default_quiet_window(recorded[0], recorded[-1]) if quiet_window is None else quiet_window
     require(window >= 1, "quiet_window", window, "a whole number >= 1")
     with tqdm(total=len(recorded) - 1, unit="step", leave=False, delay=BAR_AFTER, disable=not show) as bar:
-        motion = MotionReading(is_dead, record.h_mean.shape[1], int(recorded[0]), window, bar)
-        positions = read_positions(record, motion) if norms is None else None
-        if norms is not None:
-            read_norms(motion, norms)
+        motion = MotionReading(is_dead, int(recorded[0]), window, bar)
+        positions = read_positions(record, motion) if has_positions else None
+        if not has_positions:
+            read_norms(record, motion)
     with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverged
         basis = find_basis(positions)
         steps = with_intended(steps_table(recorded, motion, positions, basis, lr), record.intended)
@@ -136,8 +136,10 @@ def steps_table(
     return pd.DataFrame(columns, index=steps).reindex(columns=names)
 
 
-def with_intended(steps: pd.DataFrame, intended: pd.DataFrame) -> pd.DataFrame:
+def with_intended(steps: pd.DataFrame, intended: pd.DataFrame | None) -> pd.DataFrame:
     """The steps with what the record has of the intended update at each."""
+    if intended is None:
+        return steps
     suffixes = ("", "_intended")  # where a column of it has the name of another
     return steps.merge(intended, how="left", left_index=True, right_index=True, suffixes=suffixes)
 

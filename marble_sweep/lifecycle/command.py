@@ -14,10 +14,10 @@ from marble_sweep.runs.files import user_path
 from marble_sweep.terminal import printable, use_replacements
 
 if TYPE_CHECKING:
+    from marble_sweep.lifecycle.recorded import Recorded
     from marble_sweep.lifecycle.result import Lifecycle
 
 EXIT_ERROR = 2
-MAX_ON_PAGE = 2
 COLUMNS = ("n_frozen", "freeze_median", "freeze_last", "half_freeze_step", "n_stragglers", "lift_off_step")
 
 
@@ -31,8 +31,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="STEPS",
         help="a freeze counts where the record goes on that long without motion (a tenth of it, at least 100 steps)",
     )
-    add("--html", type=user_path, metavar="FILE", help="write a page with a slider over the steps, of one run or two")
-    add("--png", type=user_path, metavar="FOLDER", help="write the charts of the page for print")
+    add(
+        "--html",
+        type=user_path,
+        metavar="FILE",
+        help="write a page of one run, or of two in lockstep",
+    )
+    add("--figures", type=user_path, metavar="FOLDER", help="of one run: write the page's charts as PNGs for print")
     return parser
 
 
@@ -42,16 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         directories = with_record(options.paths)
-        side_by_side = options.html is None or len(directories) <= MAX_ON_PAGE
-        require(side_by_side, "--html", options.html, f"given with one run or two, not {len(directories)}")
-        lives = {
-            directory: show_run(directory, options.quiet_window, titled=len(directories) > 1)
-            for directory in directories
-        }
+        for option, path, most in (("--html", options.html, 2), ("--figures", options.figures, 1)):
+            allowed = f"given with {'one run' if most == 1 else 'one run or two'}, not with {len(directories)}"
+            require(path is None or len(directories) <= most, option, path, allowed)
+        drawn = options.html or options.figures
+        lives = []
+        for directory in directories:
+            record, life = show_run(directory, options.quiet_window, titled=len(directories) > 1)
+            lives += [(directory, record, life)] if drawn else []
+        if drawn:
+            draw(lives, options.html, options.figures)
         if len(directories) > 1:
             show_all(directories)
-        if options.html or options.png:
-            draw(lives, options.html, options.png)
     except (CheckError, OSError) as error:
         print(f"marble_sweep.lifecycle: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
@@ -70,21 +77,45 @@ def with_record(paths: Sequence[Path]) -> list[Path]:
     return list(directories)
 
 
-def show_run(directory: Path, quiet_window: int | None, *, titled: bool) -> "Lifecycle":
+def show_run(directory: Path, quiet_window: int | None, *, titled: bool) -> "tuple[Recorded, Lifecycle]":
     """Analyse a run, keep the result beside it, and print it."""
     from marble_sweep.lifecycle.of_run import analyse_run, open_record, save  # late: --help needs no pandas
     from marble_sweep.lifecycle.show import text
 
     if titled:
         print(printable(str(directory)))
-    life = analyse_run(directory, open_record(directory), quiet_window=quiet_window, show=sys.stderr.isatty())
+    record = open_record(directory)
+    life = analyse_run(directory, record, quiet_window=quiet_window, show=sys.stderr.isatty())
     print(text(life))
     try:
         save(directory, life)
     except CheckError as error:  # the run is being trained
         print(f"{'not kept':<11} {printable(str(error))}")
     print()
-    return life
+    return record, life
+
+
+def draw(lives: "Sequence[tuple[Path, Recorded, Lifecycle]]", html: Path | None, folder: Path | None) -> None:
+    """Write the page, which opens offline, and the figures."""
+    from marble_sweep.lifecycle.frames import make_frames
+    from marble_sweep.runs.run import Run
+
+    show = sys.stderr.isatty()
+    drawn = [
+        (life, make_frames(record, life, show=show), f"{Run.read(directory).name}, {directory}")
+        for directory, record, life in lives
+    ]
+    if html:
+        from marble_sweep.lifecycle.page import write_page
+
+        write_page(html, drawn)
+        print(f"Page: {printable(str(html))}")
+    if folder:
+        from marble_sweep.lifecycle.figures import draw_figures
+
+        for life, frames, title in drawn:
+            paths = draw_figures(folder, life, frames, title, show=show)
+            print(f"{len(paths)} figures in {printable(str(folder))}")
 
 
 def show_all(directories: Sequence[Path]) -> None:
@@ -99,27 +130,6 @@ def show_all(directories: Sequence[Path]) -> None:
     columns = ["run", *comparison.varied, *(["n"] if len(rows) < len(directories) else []), *COLUMNS]
     print(render(rows, columns, "table"))
     print(*legend(rows, columns), sep="\n")
-
-
-def draw(lives: "dict[Path, Lifecycle]", html: Path | None, png: Path | None) -> None:
-    """Write the page and the figures that are asked for. Of several runs, the figures go into numbered folders."""
-    from marble_sweep.lifecycle.figures import draw_figures  # late: Matplotlib
-    from marble_sweep.lifecycle.frames import make_frames
-    from marble_sweep.lifecycle.of_run import open_record
-    from marble_sweep.lifecycle.page import write_page
-
-    show, runs = sys.stderr.isatty(), []
-    for number, (directory, life) in enumerate(lives.items(), start=1):
-        frames = make_frames(open_record(directory), life, show=show)
-        if png:
-            folder = png if len(lives) == 1 else png / str(number)
-            draw_figures(folder, life, frames, str(directory), show=show)
-            print(f"{'figures':<11} {printable(str(folder))}")
-        if html:
-            runs.append((life, frames, str(directory)))
-    if html:
-        write_page(html, runs)
-        print(f"{'page':<11} {printable(str(html))}")
 
 
 def command() -> None:

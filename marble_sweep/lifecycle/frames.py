@@ -9,11 +9,10 @@ from tqdm import tqdm
 from marble_sweep.lifecycle.choose import MAX_DEAD, MAX_FRAMES, MAX_LIVE, choose_frames, choose_tokens
 from marble_sweep.lifecycle.motion import Bits, row_motion, seen, values
 from marble_sweep.lifecycle.phases import phase_ends, phase_numbers
-from marble_sweep.lifecycle.recorded import Recorded
+from marble_sweep.lifecycle.recorded import NORMS_ALONE, Recorded
 from marble_sweep.lifecycle.result import Lifecycle
 
 BAR_AFTER = 1.0  # seconds
-PART_STEPS = 256  # of norms that are looked at together
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,10 @@ def make_frames(
     ends = phase_ends(tokens[["last_early", "last_midlife", "last_late"]].to_numpy().T)
     canvas = Canvas(frame_places, len(rows), directions(life))
     with tqdm(total=len(steps), unit="step", leave=False, delay=BAR_AFTER, disable=not show) as bar:
-        if record.norms is not None and record.kind == "dead":
-            for begin in range(0, len(record.norms), PART_STEPS):
-                canvas.add_l1(record.norms[begin : begin + PART_STEPS, :, 0][:, rows])
-                bar.update(PART_STEPS)
+        if record.kind == NORMS_ALONE:
+            for recorded, norms in record.norm_blocks():
+                canvas.add_l1(norms[:, rows, 0])
+                bar.update(len(recorded))
         else:
             for recorded, bits in record.blocks(tokens["token"].tolist()):
                 canvas.add_bits(bits)

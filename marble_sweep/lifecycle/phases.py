@@ -1,7 +1,6 @@
 """When tokens moved how for the last time, and the phases that follow from it."""
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +21,17 @@ def default_quiet_window(first_step: int, last_step: int) -> int:
 class LastSteps:
     """Goes through the transitions in order and keeps, for each token, the last one at which it moved like that."""
 
-    def __init__(self, num_tokens: int, dim: int, first_step: int, quiet_window: int) -> None:
-        self.dim, self.first_step, self.quiet_window = dim, first_step, quiet_window
+    def __init__(self, num_tokens: int, first_step: int, quiet_window: int) -> None:
+        self.first_step, self.quiet_window = first_step, quiet_window
         self.step = first_step  # at which the next transition begins
         self.early, self.midlife, self.late, self.motion = np.full((4, num_tokens), np.nan)
         self.longest_pause = np.zeros(num_tokens, dtype=np.int64)
         self.moved_until = np.full(num_tokens, first_step, dtype=np.int64)
         self.moving = np.zeros(num_tokens, dtype=np.bool_)  # in the last transition
 
-    def update(self, steps: Iterable[int], motion: Motion) -> Regimes:
-        """Transitions that end at `steps`; motion has (k, num_tokens) values. Returns their regimes."""
-        ends = np.fromiter(steps, dtype=np.int64)
-        regime = regimes(motion, self.dim)
+    def update(self, ends: NDArray[np.int64], motion: Motion, dim: int) -> Regimes:
+        """Transitions that end at `ends` (k,); motion has (k, num_tokens) values. Returns their regimes."""
+        regime = regimes(motion, dim)
         moved = regime.moved
         for kept, shown in ((self.early, regime.early), (self.midlife, regime.midlife), (self.late, regime.late)):
             note_last(kept, ends, shown)

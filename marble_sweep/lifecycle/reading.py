@@ -15,23 +15,20 @@ from marble_sweep.lifecycle.recorded import Recorded
 Numbers = NDArray[np.float64]
 TRANSITION_COLUMNS = ("moving", "l1_median", "linf_median", "masters_moving", "coherence")
 STEP_COLUMNS = ("radius", "spread_along", "spread_across", "live_distance")
-NORM_BYTES = 1 << 26  # of the norms that are looked at together
 
 
 class MotionReading:
     """How the tokens moved: `last` of every token, and numbers of every transition over the dead ones."""
 
-    def __init__(
-        self, is_dead: NDArray[np.bool_], dim: int, first_step: int, quiet_window: int, bar: "tqdm[NoReturn]"
-    ) -> None:
+    def __init__(self, is_dead: NDArray[np.bool_], first_step: int, quiet_window: int, bar: "tqdm[NoReturn]") -> None:
         self.is_dead, self.bar = is_dead, bar
-        self.last = LastSteps(len(is_dead), dim, first_step, quiet_window)
+        self.last = LastSteps(len(is_dead), first_step, quiet_window)
         self.steps: list[int] = []
         self.columns: dict[str, list[float]] = {name: [] for name in TRANSITION_COLUMNS}
 
-    def add(self, steps: NDArray[np.int64], motion: Motion) -> None:
-        """Transitions that end at `steps` (k,), with the norms (k, R) of each token's displacement."""
-        regime = self.last.update(steps, motion)
+    def add(self, steps: NDArray[np.int64], motion: Motion, dim: int) -> None:
+        """Transitions that end at `steps` (k,), with the norms (k, R) of each token's displacement in D dimensions."""
+        regime = self.last.update(steps, motion, dim)
         self.steps += steps.tolist()
         self.columns["moving"] += regime.moved[:, self.is_dead].mean(axis=1).tolist()
         for name, norm in (("l1_median", motion.l1), ("linf_median", motion.linf)):
@@ -66,7 +63,7 @@ class PositionReading:
         if self.before is not None:
             self.before = self.before.copy()  # else it would hold the whole block
         if first < len(steps):
-            self.motion.add(steps[first:], Motion(*norms[:, first:]))
+            self.motion.add(steps[first:], Motion(*norms[:, first:]), bits.shape[2])
 
     def _locate(self, step: int, rows: Bits) -> None:
         dead = rows[self.dead]
@@ -98,17 +95,18 @@ class PositionReading:
         return row_motion(seen(before), seen(after))
 
 
-def read_norms(motion: MotionReading, norms: NDArray[np.float32]) -> None:
-    """Go through the norms (m, num_dead, 4) of a record of kind `dead`."""
-    num_steps = max(1, NORM_BYTES // (norms.shape[1] * norms.shape[2] * norms.itemsize))
-    for begin in range(0, len(norms), num_steps):
-        part = norms[begin : begin + num_steps]
-        motion.add(np.arange(begin + 1, begin + 1 + len(part)), Motion(*np.moveaxis(part[:, :, :3], 2, 0)))
+def read_norms(record: Recorded, motion: MotionReading) -> None:
+    """Go through a record of kind `dead`."""
+    for steps, norms in record.norm_blocks():
+        motion.add(steps, Motion(*np.moveaxis(norms[:, :, :3], 2, 0)), record.h_mean.shape[1])
 
 
 def read_positions(record: Recorded, motion: MotionReading) -> PositionReading:
-    """Go through the blocks of a record that has positions."""
-    positions = PositionReading(record, motion, axis_along(record.h_mean, record.h_mean.shape[1]))
+    """Go through a record that has positions."""
+    positions = None
     for steps, bits in record.blocks():
+        if positions is None:
+            positions = PositionReading(record, motion, axis_along(record.h_mean, bits.shape[2]))
         positions.add(steps, bits)
+    assert positions is not None, "analyse() refuses a record without steps"
     return positions

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from marble_sweep.lifecycle.motion import Bits, Floats
 
+NORMS_ALONE = "dead"  # the kind of record that has no positions
+
 
 class Recorded(Protocol):
     """n recorded steps of R of V tokens in D dimensions; a row of the tables for every training step 1 to m."""
@@ -30,16 +32,19 @@ class Recorded(Protocol):
         """(n,) of the recorded positions, step 0 the first."""
 
     @property
+    def last_step(self) -> int:
+        """m."""
+
+    @property
     def h_mean(self) -> Floats:
-        """(m, D)."""
+        """(m, D); (0, 0) where no hidden states were recorded."""
 
     @property
-    def norms(self) -> Floats | None:
-        """(m, R, 4) of kind `dead`: L1, L2, L-infinity in cells, and the L2 norm of the change."""
-
-    @property
-    def intended(self) -> pd.DataFrame:
+    def intended(self) -> pd.DataFrame | None:
         """Shares of the intended update, a column each, by step."""
 
+    def norm_blocks(self) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+        """Of kind `dead`: consecutive steps (k,) with norms (k, R, 4): L1, L2, L-infinity, the change's L2 norm."""
+
     def blocks(self, tokens: Sequence[int] | None = None) -> Iterator[tuple[NDArray[np.int64], Bits]]:
-        """Consecutive steps (k,) with the bits (k, R, D) of all recorded tokens, or of these."""
+        """Of the others: consecutive steps (k,) with the bits (k, R, D) of all recorded tokens, or of these."""

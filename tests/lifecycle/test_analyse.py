@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ from planted_records import Planted, bfloat16_bits, hopping, random_walk
 
 from marble_sweep.checks import CheckError
 from marble_sweep.lifecycle.analyse import analyse
+from marble_sweep.lifecycle.frames import make_frames
 from marble_sweep.lifecycle.motion import Bits
+from marble_sweep.record.reader import Record
 
 NUM_TOKENS, DIM, NUM_STEPS = 24, 6, 60
 
@@ -225,3 +228,22 @@ def test_the_intended_update_and_the_learning_rate_are_joined() -> None:
     np.testing.assert_allclose(frozen["freeze_lr"], lr[frozen["freeze_step"].astype(int)].to_numpy())
     late = life.tokens["is_dead"] & (life.tokens["freeze_lr"] < 0.95)
     assert life.summary["n_frozen_decayed_lr"] == late.sum()
+
+
+@pytest.mark.parametrize("kind", ["full", "tracers", "dead"])
+def test_a_record_on_disk_gives_what_the_one_in_memory_gives(kind: str, tmp_path: Path) -> None:
+    record = walked(14, masters=kind == "full", every=1 if kind == "dead" else 2)
+    if kind == "tracers":
+        record = replace(record, kind=kind, bits=record.bits[:, record.dead_mask])
+    if kind == "dead":
+        norms = np.random.default_rng(0).exponential(1, (NUM_STEPS, int(record.dead_mask.sum()), 4))
+        record = replace(record, kind=kind, norms=norms.astype(np.float32))
+    record.write(tmp_path)
+    stored = Record.open(tmp_path)
+    life, expected = analyse(stored), analyse(record)
+    for name in ("tokens", "steps", "epochs", "holes"):
+        pd.testing.assert_frame_equal(getattr(life, name), getattr(expected, name))
+    assert life.summary == expected.summary
+    frames, expected_frames = make_frames(stored, life), make_frames(record, expected)
+    np.testing.assert_array_equal(frames.positions, expected_frames.positions)
+    np.testing.assert_array_equal(frames.traces, expected_frames.traces)

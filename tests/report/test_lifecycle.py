@@ -11,7 +11,6 @@ from planted_records import Planted, bfloat16_bits, hopping
 
 from marble_sweep.checks import CheckError
 from marble_sweep.compare import main as compare
-from marble_sweep.lifecycle import of_run
 from marble_sweep.lifecycle.command import main
 from marble_sweep.lifecycle.of_run import analyse_run, learning_rates, open_record, save
 from marble_sweep.runs.files import lock_directory
@@ -31,7 +30,8 @@ def freezing_at(steps: list[int]) -> Planted:
     for token, last in enumerate(steps):
         for step in range(1, last + 1):
             hops.setdefault(step, {})[token] = {0: 1 if step % 2 else -1}
-    bits = hopping(bfloat16_bits(np.ones((len(steps), 2))), NUM_STEPS, hops)
+    start = bfloat16_bits(np.linspace(1, 1.5, 2 * len(steps)).reshape(-1, 2))
+    bits = hopping(start, NUM_STEPS, hops)
     return Planted(bits, np.ones(len(steps), dtype=bool), np.ones((NUM_STEPS, 2), dtype=np.float32))
 
 
@@ -75,14 +75,11 @@ def test_a_run_without_a_record_says_so(run_dir: Path) -> None:
 
 
 @pytest.fixture(name="seeds")
-def runs_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs_of_three_seeds(make_run: Callable[..., Path], tmp_path: Path) -> Path:
     """A folder of three runs, whose tokens freeze later from seed to seed."""
-    records = {}
     for seed in range(3):
         path = make_run(tmp_path / "sweep" / str(seed), f"seed={seed}", steps=NUM_STEPS)
-        (path / "record").mkdir()
-        records[path] = freezing_at([10 + seed, 20 + seed, 30 + 10 * seed])
-    monkeypatch.setattr(of_run, "open_record", lambda path: records[path])
+        freezing_at([10 + seed, 20 + seed, 30 + 10 * seed]).write(path)
     return tmp_path / "sweep"
 
 
@@ -127,3 +124,21 @@ def test_a_wrong_window_is_one_line(seeds: Path, window: str, capsys: pytest.Cap
 def test_runs_without_a_record_are_named(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir)]) == 2
     assert "must have a record" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_page_and_figures_are_written_on_request(
+    seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, figures = tmp_path / "life.html", tmp_path / "figures"
+    assert main([str(seeds / "0"), "--html", str(page), "--figures", str(figures)]) == 0
+    assert f"Page: {page}" in capsys.readouterr().out
+    assert "4L128D" in page.read_text()
+    assert (figures / "stratigraphy.png").exists()
+    assert main([str(seeds / "0"), str(seeds / "1"), "--html", str(page)]) == 0
+    assert str(seeds / "1") in page.read_text()
+    assert main([str(seeds), "--html", str(page)]) == 2
+    assert main([str(seeds / "0"), str(seeds / "1"), "--figures", str(figures)]) == 2
+    error = capsys.readouterr().err
+    assert f"--html = {page}: must be given with one run or two, not with 3" in error
+    assert f"--figures = {figures}: must be given with one run, not with 2" in error

@@ -1,6 +1,7 @@
 """The comparison page: what it says, and that it works in a browser."""
 
 import base64
+import json
 import math
 import os
 import re
@@ -106,6 +107,10 @@ def sweep(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Compar
         )
         for job, (layers, lr, decay) in enumerate(grid)
     ]
+    for job, run in enumerate(runs[:-1]):  # of the last one, fewer than half of the dead tokens froze
+        metadata = json.loads((run / "metadata.json").read_text())
+        freeze = 100 * grid[job][0] + (10 if grid[job][1] == 3e-3 else 0)
+        (run / "metadata.json").write_text(json.dumps(metadata | {"lifecycle": {"freeze_median": freeze}}))
     again = [f"model.num_layers={grid[5][0]}", f"optimizer.lr={grid[5][1]}", f"optimizer.weight_decay={grid[5][2]}"]
     return compared(*runs, make_run(folder / "12", *again, "data.packages=[numpy]", "seed=1", steps=400))
 
@@ -168,10 +173,23 @@ def picked_curves(browser: Chrome) -> list[list[float]]:
 def test_the_page_opens_without_a_complaint(browser: Chrome, page: Path) -> None:
     browser.get_log("browser")
     visit(browser, page)
-    assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot")) == 1 + 9 + 1 + 4 + 1
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot")) == 1 + 9 + 1 + 4 + 4 + 1
     assert complaints(browser) == []
     assert browser.title.startswith("marble_sweep: Best: ")  # no config's text has run
     assert not browser.find_elements(By.CSS_SELECTOR, "img[src=x]")
+
+
+@pytest.mark.slow
+def test_freezing_is_drawn_against_each_parameter(browser: Chrome, page: Path) -> None:
+    """Depth makes 100 steps a layer, the learning rate 10; the repeated configuration has a run without a record."""
+    visit(browser, page)
+    captions = [caption.text for caption in browser.find_elements(By.CSS_SELECTOR, "#freezes figcaption")]
+    assert captions[0] == "num_layers: 298 steps between its means"
+    script = "return document.querySelector('#freezes .chart').data.map(trace => [trace.x, trace.y])"
+    (levels, means), (_, dots) = browser.execute_script(script)
+    assert levels == ["1", "2", "4"]
+    assert means == pytest.approx([105, (200 + 210 + 210) / 3, (400 + 400 + 410) / 3])
+    assert sorted(dots) == [100, 100, 110, 110, 200, 210, 210, 400, 400, 410]
 
 
 @pytest.mark.slow
