@@ -165,7 +165,9 @@ def panel_figure(lifecycle: Lifecycle, panel: Panel, known: pd.DataFrame, title:
     if panel.to_one:
         axes.set_ylim(0, 1.02)
     elif panel.from_zero:
-        axes.set_ylim(bottom=min(0, known.min().min()), top=known.sum(axis=1).max() if panel.stacked else None)
+        axes.set_ylim(min(0, known.min().min()), known.sum(axis=1).max() if panel.stacked else None)
+        if not known.to_numpy().any():
+            axes.set_ylim(0, 1)
     return figure
 
 

@@ -92,7 +92,7 @@ function verticalAxis(low, high, log) {
     const every = Math.max(1, Math.ceil((top - floor) / (pixels / 26)));
     const powers = [];
     for (let power = Math.ceil(Math.log10(low) - 1e-9); power <= top + 1e-9; power += every) powers.push(10 ** power);
-    return [0, ...powers];
+    return [0, ...powers.filter((power) => to(power) * pixels > 14)]; // else it would be written over the 0
   };
   return { low, high, to, ticks, log };
 }
@@ -178,6 +178,7 @@ function panelAxis(panel) {
   if (panel.line_at !== null && low < Infinity) [low, high] = [Math.min(low, panel.line_at), Math.max(high, panel.line_at)];
   if (low > high) [low, high] = [panel.log ? 0.1 : 0, 1];
   if (panel.log) return verticalAxis(low, high * 1.15, true);
+  if (panel.from_zero && high === 0) high = 1;
   if (panel.from_zero) low = Math.min(0, low);
   const room = (high - low) * 0.05 || Math.abs(high) * 0.05 || 0.5;
   return verticalAxis(low === 0 ? 0 : low - room, high + room, false);

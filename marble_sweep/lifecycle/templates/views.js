@@ -276,12 +276,13 @@ function drawTrace(context, width, height, run) {
   const token = run.indexOf.get(state.token);
   if (token === undefined) return;
   const box = inside(width, height);
-  const { low, high } = run.frames.traces;
-  const axis = verticalAxis(Math.exp(low), Math.exp(high) * 1.15, true);
-  drawVerticalAxis(context, box, axis, `L1, ${run.cells}`);
   const { steps } = run.frames;
+  const values = Array.from(steps, (_, frame) => traceAt(run, frame, token));
+  const moves = values.filter((value) => value > 0);
+  const axis = verticalAxis(Math.min(1, ...moves), Math.max(10, ...moves) * 1.15, true);
+  drawVerticalAxis(context, box, axis, `L1, ${run.cells}`);
   for (let frame = 1; frame < steps.length; frame++) { // nothing has moved before the first frame
-    const value = traceAt(run, frame, token);
+    const value = values[frame];
     if (!Number.isFinite(value)) continue;
     context.fillStyle = colourOf(phaseAt(run, token, steps[frame]));
     context.beginPath();
