@@ -1,6 +1,7 @@
 """One run on one page: corpus -> model -> train -> verdict -> run directory."""
 
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -25,6 +26,7 @@ from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, summarize
 from marble_sweep.model.products import Products, using
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.record_config import DeadRecorderConfig
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import (
@@ -47,6 +49,7 @@ from marble_sweep.training.memory import require_memory
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.products import as_metadata, choose_products, recorded_products
 from marble_sweep.training.progress import Progress
+from marble_sweep.training.recorder import Recorder
 from marble_sweep.training.signals import stop_requests
 from marble_sweep.training.trainer import Trainer
 from marble_sweep.training.writer import RunWriter
@@ -114,6 +117,7 @@ def prepare(
         evaluator=evaluator,
         all_windows=None if chosen is None else build_all_windows(config, corpus, chosen, device),
         early_stopping=EarlyStopping(config) if config.certify.stop else None,
+        recorder=build_recorder(config, directory, model, train_windows, corpus.dead_mask),
         resume=resume,
     )
     write_what_is_known(directory, corpus, baselines, metadata)
@@ -172,7 +176,7 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
 
     Raises ValueError where another run is in it, alive or not.
     """
-    require_ordinary(directory, files=layout.FILES, folders=[layout.PLOTS])
+    require_ordinary(directory, files=layout.FILES, folders=[layout.PLOTS, layout.RECORD])
     lock = lock_directory(directory, "hydra.run.dir")
     path = directory / layout.CONFIG
     try:
@@ -304,6 +308,27 @@ def measure_baselines_of_run(config: Config, corpus: Corpus, chosen: HeldOut | N
     allowed = "such that two windows or more are held out with certify.stop=true"
     require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
     return scored, cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
+
+
+def build_recorder(
+    config: Config, directory: Path, model: Transformer, train_windows: torch.Tensor, dead_mask: torch.Tensor
+) -> Recorder | None:
+    """The recorder that config asks for; its probe are the first windows of the training split."""
+    recorder = config.recorder
+    if not isinstance(recorder, DeadRecorderConfig):
+        return None
+    probe = None
+    if recorder.probe_windows > 0:
+        most = f"at most {len(train_windows):,}, the windows of the training split"
+        require(recorder.probe_windows <= len(train_windows), "recorder.probe_windows", recorder.probe_windows, most)
+        probe = functools.partial(last_hidden, config, model, train_windows[: recorder.probe_windows].long())
+    return Recorder(recorder, directory / layout.RECORD, model.embedding.weight, dead_mask, probe)
+
+
+def last_hidden(config: Config, model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    """The last hidden states (N, T, D) of windows (N, T), as training computes them."""
+    with POLICIES[config.precision.name].autocast(tokens.device):
+        return model(tokens)
 
 
 def has_begun(directory: Path) -> bool:

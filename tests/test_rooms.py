@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     ("checks", "commands", "humanize", "passwords", "process", "renamed_keys", "safe_yaml", "terminal"),
     ("groups", "search_config"),
+    ("record_config",),
     ("config",),
     ("data", "kernels", "model", "metrics", "runs", "scaling", "uncertainty"),
     ("record",),

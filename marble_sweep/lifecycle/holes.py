@@ -14,8 +14,9 @@ MAX_COMPARED = 64  # black holes of a step, the largest, between which cells are
 def identical_rows(rows: Bits) -> list[NDArray[np.intp]]:
     """Groups of two or more identical rows, largest first, then by first row; +0 and -0 are different bits."""
     members: dict[bytes, list[int]] = {}
-    for row, key in enumerate(np.ascontiguousarray(rows)):
-        members.setdefault(key.tobytes(), []).append(row)
+    data, width = rows.tobytes(), rows.shape[1] * rows.itemsize
+    for row in range(len(rows)):
+        members.setdefault(data[row * width : (row + 1) * width], []).append(row)
     groups = sorted((group for group in members.values() if len(group) > 1), key=len, reverse=True)
     return [np.array(group) for group in groups]
 

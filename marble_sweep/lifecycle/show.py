@@ -33,8 +33,8 @@ def text(life: Lifecycle) -> str:
 def record_line(summary: dict[str, Any]) -> str:
     every = "every step" if summary["every"] == 1 else f"every {summary['every']:,} steps"
     return (
-        f"{summary['kind']} ({WHAT[summary['kind']]}), {counted(summary['num_tokens'], 'token')}, "
-        f"{summary['n_dead']:,} dead; steps {summary['first_step']:,} to {summary['last_step']:,}, {every}"
+        f"{summary['kind']} ({WHAT[summary['kind']]}), {summary['num_tokens']:,} tokens, {summary['n_dead']:,} "
+        f"of them dead; steps {summary['first_step']:,} to {summary['last_step']:,}, {every}"
     )
 
 

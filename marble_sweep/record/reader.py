@@ -14,6 +14,7 @@ from marble_sweep.checks import CheckError, require
 from marble_sweep.record.lattice_coding import Bits, decode, ordered
 from marble_sweep.record.store import BITS, DEAD, open_group
 from marble_sweep.runs import layout
+from marble_sweep.runs.removed import require_kept
 
 Steps = npt.NDArray[np.int64]
 Tokens = Sequence[int] | npt.NDArray[Any]
@@ -44,6 +45,7 @@ class Record:
     def open(cls, run_dir: str | Path) -> "Record":
         """Raises CheckError where the run has no record, or one that cannot be read."""
         path = Path(run_dir) / layout.RECORD
+        require_kept(path)
         group = open_group(path)
         attributes = dict(group.attrs)
         try:

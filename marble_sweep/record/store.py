@@ -39,6 +39,7 @@ class Contents:
     hidden_dim: int
     bits: str  # bfloat16 or float32
     every: int = 1  # step 0 and every multiple are recorded
+    intended: tuple[str, ...] = ()  # the columns of `intended`
 
     def attributes(self) -> dict[str, Any]:
         return {
@@ -133,7 +134,6 @@ class RecordStore:
         weights: Bits | None = None,
         hidden: npt.NDArray[Any] | None = None,
         values: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        intended: Mapping[str, float] | None = None,
     ) -> None:
         """Append what a step left behind.
 
@@ -141,14 +141,11 @@ class RecordStore:
             step: 0 or the one after the last.
             weights: bits (R, D), at recorded steps, of a record that has weights.
             hidden: hidden states of the probe, at recorded steps, where there is a probe.
-            values: h_mean (D,), and norms (R, 4) of a record of dead tokens, from step 1 on.
-            intended: shares of the intended update by name, from step 1 on, always or never.
+            values: h_mean (D,), norms (R, 4) of a record of dead tokens and intended, the shares of the intended
+                update, by these names, from step 1 on; each of them always or never.
         """
         for name, row in (values or {}).items():
             self._array(name, row).append(row)
-        if intended is not None:
-            row = np.array([*intended.values()], np.float32)
-            self._array("intended", row, {"columns": [*intended]}).append(row)
         if step % self.contents.every == 0:
             if hidden is not None:
                 self._array("hidden", hidden).append(hidden)
@@ -169,11 +166,10 @@ class RecordStore:
         self.spare, self.previous = np.empty_like(points) if self.previous is None else self.previous, points
         array.advance()
 
-    def _array(
-        self, name: str, row: npt.NDArray[Any], attributes: dict[str, Any] | None = None, rows: int | None = None
-    ) -> GrowingArray:
+    def _array(self, name: str, row: npt.NDArray[Any], rows: int | None = None) -> GrowingArray:
         """The array of this name, made for rows like the first one."""
         if name not in self.arrays:
+            attributes = {"columns": [*self.contents.intended]} if name == "intended" else None
             with naming(self.path):
                 self.arrays[name] = create_growing(self.group, name, row, rows=rows, attributes=attributes)
         return self.arrays[name]

@@ -21,7 +21,7 @@ LONG = KEYFRAME_INTERVAL + 60  # several chunks, and a second keyframe
 
 
 def contents(kind: str = "full", bits: str = "bfloat16", every: int = 1, rows: int = VOCAB) -> Contents:
-    return Contents(kind, np.arange(VOCAB)[:rows], np.arange(VOCAB) % 3 == 0, DIM, bits, every)
+    return Contents(kind, np.arange(VOCAB)[:rows], np.arange(VOCAB) % 3 == 0, DIM, bits, every, ("lost", "decay"))
 
 
 def motion(num_steps: int, bits: str = "bfloat16", rows: int = VOCAB) -> Any:
@@ -119,7 +119,8 @@ def test_norms_and_shares_have_a_row_a_step(tmp_path: Path) -> None:
     norms = generator.random((last, 4, 4), np.float32)
     store.append(0)
     for step in range(1, last + 1):
-        store.append(step, values=means(step) | {"norms": norms[step - 1]}, intended={"lost": step / 2, "decay": 0})
+        shares = np.array([step / 2, 0], np.float32)
+        store.append(step, values=means(step) | {"norms": norms[step - 1], "intended": shares})
     store.commit()
     record = Record.open(tmp_path)
     assert record.norms is not None
