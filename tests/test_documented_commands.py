@@ -36,7 +36,7 @@ NOT_HERE = {
     "python benchmarks/": "measures for half an hour, from a checkout; tests/test_step_benchmark.py drives it",
     "python -m marble_sweep.compare [PATH…]": "says which arguments there are",
     "python -m marble_sweep.inspect FILE[:TENSOR]": "says which arguments there are",
-    "python -m marble_sweep.lifecycle RUN_DIR": "says which arguments there are",
+    "python -m marble_sweep.lifecycle": "needs a run with a record; tests/lifecycle/test_recorded_runs.py makes some",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=submitit_slurm": "needs a Slurm cluster",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=ray": "answers SIGTERM with Ray's own exit code",
     "python -m marble_sweep --multirun hydra/sweeper=smallest hydra/launcher=submitit_slurm": "needs a Slurm cluster",

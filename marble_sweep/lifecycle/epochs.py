@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from marble_sweep.lifecycle.result import CONTRACTION, EXPANSION, STANDSTILL
 
 Numbers = NDArray[np.float64]
-TOLERANCE = 0.005  # of the largest radius: what the broken line may miss
+TOLERANCE = 0.01  # of the largest radius: what the broken line may miss
 NOISE_TOLERANCE = 8.0  # standard deviations of the noise: a line may begin at one extreme of it and miss the other
 MAX_SMOOTHING = 0.05  # of the record
 STANDSTILL_SPEED = 0.1  # of the broken line's mean speed

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from marble_sweep.humanize import counted
 from marble_sweep.lifecycle.freeze import CONSTANT_LR
 from marble_sweep.lifecycle.result import Lifecycle
 from marble_sweep.terminal import printable
@@ -51,7 +50,7 @@ def motion_lines(life: Lifecycle) -> Iterator[tuple[str, str]]:
     if summary["n_thawed"]:
         yield (
             "window",
-            f"{window}, and that is too few here: {counted(summary['n_thawed'], 'token')} stood still for that long "
+            f"{window}, and that is too few here: {number['n_thawed']} of the tokens stood still for that long "
             f"and moved again (longest pause: {number['longest_pause']} steps)",
         )
     else:

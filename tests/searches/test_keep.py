@@ -18,8 +18,8 @@ from marble_sweep.census.source import run_source
 from marble_sweep.checks import CheckError
 from marble_sweep.groups import AdamWConfig, OptimizerConfig, PrecisionConfig, SGDConfig
 from marble_sweep.humanize import file_size
-from marble_sweep.run import run
 from marble_sweep.record.reader import Record
+from marble_sweep.run import run
 from marble_sweep.runs.removed import TENSORS, remove_tensors
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import read_metadata, run_directories
