@@ -97,7 +97,7 @@ function verticalAxis(low, high, log) {
   return { low, high, to, ticks, log };
 }
 
-const MARGIN = { left: 62, right: 12, top: 8, bottom: 38 };
+const MARGIN = { left: 66, right: 12, top: 8, bottom: 38 };
 const inside = (width, height, margin = MARGIN) => ({
   x: margin.left,
   y: margin.top,
@@ -144,7 +144,7 @@ function drawVerticalAxis(context, box, axis, unit) {
 
 function drawUnit(context, box, unit) {
   context.save();
-  context.translate(11, box.y + box.height / 2);
+  context.translate(9, box.y + box.height / 2);
   context.rotate(-Math.PI / 2);
   context.textAlign = "center";
   context.textBaseline = "middle";
@@ -257,7 +257,10 @@ function drawPanel(context, width, height, run, panel, axis) {
     context.fillText(panel.line_text, box.x + box.width - 4, y - 2);
   }
   if (!panel.stacked)
-    for (const [name, values] of Object.entries(panel.curves))
+    for (const [name, values] of Object.entries(panel.curves)) {
+      context.setLineDash(panel.dashed.includes(name) ? [6, 5] : []);
       drawCurve(context, box, axis, panel.steps, values, lineColour(panel, name));
+    }
+  context.setLineDash([]);
   drawStepAxis(context, box);
 }

@@ -59,7 +59,9 @@ function showToken(run, panel) {
   const step = run.frames.steps[frame];
   const phase = phaseAt(run, token, step);
   const cells = traceAt(run, frame, token);
-  const moved = frame && Number.isFinite(cells) ? `; it moved ${short(cells)} ${run.cells} (L1), on average since the step before on the slider` : "";
+  const unit = short(cells) === "1" ? run.cells.replace("cells", "cell") : run.cells;
+  const isKnown = frame > 0 && Number.isFinite(cells);
+  const moved = isKnown ? `; it moved ${short(cells)} ${unit} (L1), on average since the step before on the slider` : "";
   panel.querySelector(".now").textContent = `At step ${whole(step)}: ${phase === "undecided" ? "stands still" : phase}${moved}.`;
 }
 
