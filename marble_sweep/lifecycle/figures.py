@@ -131,7 +131,7 @@ def stratigraphy_figure(lifecycle: Lifecycle, title: str) -> Figure:
     ticks = step_ticks(last_step)
     axes.set_xticks(np.sqrt(ticks), [f"{step:,.0f}" for step in ticks])
     axes.set_xlabel(STEP_LABEL)
-    axes.set_ylabel("dead tokens, first frozen at the top")
+    axes.set_ylabel("dead tokens, the first to stop at the top")
     phase_key(figure, names if (image == len(PHASES)).any() else PHASES)
     return figure
 
@@ -165,7 +165,9 @@ def panel_figure(lifecycle: Lifecycle, panel: Panel, known: pd.DataFrame, title:
     if panel.to_one:
         axes.set_ylim(0, 1.02)
     elif panel.from_zero:
-        axes.set_ylim(bottom=min(0, known.min().min()), top=known.sum(axis=1).max() if panel.stacked else None)
+        axes.set_ylim(min(0, known.min().min()), known.sum(axis=1).max() if panel.stacked else None)
+        if not known.to_numpy().any():
+            axes.set_ylim(0, 1)
     return figure
 
 
@@ -173,13 +175,18 @@ def draw_lines(axes: Axes, panel: Panel, known: pd.DataFrame) -> None:
     """The curves of a panel. On a logarithmic axis, what is 0 lies on its foot, which says so."""
     for number, (name, label) in enumerate(panel.columns.items()):
         if name in known:
-            axes.plot(known.index, known[name], color=LINES[number % len(LINES)], linewidth=1.4, label=label)
+            style = (0, (3, 2)) if name in panel.dashed else "-"
+            colour = LINES[number % len(LINES)]
+            axes.plot(known.index, known[name], color=colour, linestyle=style, linewidth=1.4, label=label)
     if panel.line_at is not None:
         axes.axhline(panel.line_at, color=INK, linewidth=1, linestyle="--", label=panel.line_text)
-    positive = known.where(known > 0).min().min()
-    if panel.log and np.isfinite(positive):
-        axes.set_yscale("symlog", linthresh=positive, linscale=0.4)
+    positive = known.where(known > 0)
+    low, high = positive.min().min(), positive.max().max()
+    if panel.log and np.isfinite(low):
+        axes.set_yscale("symlog", linthresh=low, linscale=0.4)
         axes.set_ylim(bottom=0)
+        powers = 10.0 ** np.arange(np.ceil(np.log10(low)), np.log10(high) + 1)
+        axes.yaxis.set_major_locator(FixedLocator([0, *powers]))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(WITH_COMMAS)
 

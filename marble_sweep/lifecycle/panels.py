@@ -34,6 +34,7 @@ class Panel:
     hint: str
     unit: str
     columns: dict[str, str]
+    dashed: tuple[str, ...] = ()  # columns that may lie on top of others
     stacked: bool = False
     log: bool = False
     from_zero: bool = False
@@ -92,6 +93,7 @@ MOVING = Panel(
         "dead_predicted_moving": "the same, predicted from the intended update",
         "coherence": "coherence",
     },
+    dashed=("dead_predicted_moving",),
     to_one=True,
 )
 INTENDED = Panel(
@@ -120,6 +122,7 @@ LOST = Panel(
         "live_below_half": "live: update below half a cell",
         "dead_decay_lost": "dead: decay lost",
     },
+    dashed=("dead_gradient_below_half",),
     to_one=True,
 )
 HOLES = Panel(

@@ -12,9 +12,14 @@ def describe(lifecycle: Lifecycle) -> list[str]:
     first, last, total = (int(summary[key]) for key in ("first_step", "last_step", "n_dead"))
     sentences = [
         f"{total:,} dead tokens were recorded from step {first:,} to {last:,}. {counts(summary, total)}",
+        thaw_sentence(summary),
         time_sentence(summary, "freeze_median", "Half of them were frozen by step {}."),
         time_sentence(summary, "last_motion", "The last motion of any of them was at step {}."),
-        time_sentence(summary, "lift_off_step", "From step {} on, the origin lies outside their cloud."),
+        time_sentence(
+            summary,
+            "lift_off_step",
+            "From step {} on, the origin is farther from their centroid than the radius of their cloud.",
+        ),
         masters_sentence(summary, total),
     ]
     return [sentence for sentence in sentences if sentence]
@@ -25,9 +30,16 @@ def counts(summary: Mapping[str, Any], total: int) -> str:
     frozen, still, moving = (int(summary.get(key) or 0) for key in ("n_frozen", "n_not_moving", "n_moving"))
     quiet = int(summary["quiet_window"])
     return (
-        f"{frozen:,} ({frozen / max(1, total):.1%}) are frozen: they stood still for the last {quiet:,} steps or more. "
-        f"{still:,} stand still, but not for that long, and {moving:,} moved in the last step."
+        f"{moving:,} moved in the last step, {still:,} stood still for fewer than {quiet:,} steps, and {frozen:,} "
+        f"({frozen / max(1, total):.1%}) for that long or longer, which counts as frozen."
     )
+
+
+def thaw_sentence(summary: Mapping[str, Any]) -> str | None:
+    """A warning where the rule for a freeze is seen to fail."""
+    if not summary.get("n_thawed"):
+        return None
+    return f"That is too short here: {summary['n_thawed']:,} stood still for that long and moved again."
 
 
 def time_sentence(summary: Mapping[str, Any], key: str, sentence: str) -> str | None:

@@ -301,6 +301,11 @@ def test_a_click_on_the_stratigraphy_picks_a_token_and_a_step(
     before = browser.execute_script("return runs[0].indexOf.get(state.token)")
     strata.send_keys(Keys.ARROW_UP)
     assert browser.execute_script("return runs[0].indexOf.get(state.token)") == before - 1
+    still = tokens[tokens["is_dead"] & tokens["censored"] & (tokens["last_motion"] < 2_000)]["token"].iloc[0]
+    browser.execute_script("pick(arguments[0])", int(still))
+    browser.find_element(By.ID, "slider").send_keys(Keys.END)
+    now = part(browser, ".token").find_element(By.CSS_SELECTOR, ".now").text
+    assert now.startswith("At step 2,000: stands still; it moved 0 cells in a step (L1)")
 
 
 @pytest.mark.slow

@@ -92,12 +92,12 @@ function verticalAxis(low, high, log) {
     const every = Math.max(1, Math.ceil((top - floor) / (pixels / 26)));
     const powers = [];
     for (let power = Math.ceil(Math.log10(low) - 1e-9); power <= top + 1e-9; power += every) powers.push(10 ** power);
-    return [0, ...powers];
+    return [0, ...powers.filter((power) => to(power) * pixels > 14)]; // else it would be written over the 0
   };
   return { low, high, to, ticks, log };
 }
 
-const MARGIN = { left: 62, right: 12, top: 8, bottom: 38 };
+const MARGIN = { left: 66, right: 12, top: 8, bottom: 38 };
 const inside = (width, height, margin = MARGIN) => ({
   x: margin.left,
   y: margin.top,
@@ -144,7 +144,7 @@ function drawVerticalAxis(context, box, axis, unit) {
 
 function drawUnit(context, box, unit) {
   context.save();
-  context.translate(11, box.y + box.height / 2);
+  context.translate(9, box.y + box.height / 2);
   context.rotate(-Math.PI / 2);
   context.textAlign = "center";
   context.textBaseline = "middle";
@@ -178,6 +178,7 @@ function panelAxis(panel) {
   if (panel.line_at !== null && low < Infinity) [low, high] = [Math.min(low, panel.line_at), Math.max(high, panel.line_at)];
   if (low > high) [low, high] = [panel.log ? 0.1 : 0, 1];
   if (panel.log) return verticalAxis(low, high * 1.15, true);
+  if (panel.from_zero && high === 0) high = 1;
   if (panel.from_zero) low = Math.min(0, low);
   const room = (high - low) * 0.05 || Math.abs(high) * 0.05 || 0.5;
   return verticalAxis(low === 0 ? 0 : low - room, high + room, false);
@@ -256,7 +257,10 @@ function drawPanel(context, width, height, run, panel, axis) {
     context.fillText(panel.line_text, box.x + box.width - 4, y - 2);
   }
   if (!panel.stacked)
-    for (const [name, values] of Object.entries(panel.curves))
+    for (const [name, values] of Object.entries(panel.curves)) {
+      context.setLineDash(panel.dashed.includes(name) ? [6, 5] : []);
       drawCurve(context, box, axis, panel.steps, values, lineColour(panel, name));
+    }
+  context.setLineDash([]);
   drawStepAxis(context, box);
 }

@@ -92,16 +92,17 @@ function positionAt(run, frame, token) {
 
 const SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 const whole = (value) => (Math.round(value) || 0).toLocaleString("en-US");
+const raised = (power) => (power < 0 ? "⁻" : "") + [...String(Math.abs(power))].map((digit) => SUPERSCRIPTS[digit]).join("");
 
 function short(value, digits = 3) {
   if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value);
   if (size === 0) return "0"; // −0 too
-  if (size >= 1000 || (Number.isInteger(value) && size >= 10)) return whole(value).replace("-", "−");
-  if (size < 1e-3) {
-    const [mantissa, power] = value.toExponential(digits - 1).split("e");
-    const raised = [...String(Math.abs(power))].map((digit) => SUPERSCRIPTS[digit]).join("");
-    return `${Number(mantissa)}×10⁻${raised}`.replace("-", "−");
+  const sign = value < 0 ? "−" : "";
+  if (size >= 1e6 || size < 1e-3) {
+    const [mantissa, power] = size.toExponential(digits - 1).split("e");
+    return `${sign}${Number(mantissa) === 1 ? "" : `${Number(mantissa)}×`}10${raised(Number(power))}`;
   }
-  return String(Number(value.toPrecision(digits))).replace("-", "−");
+  if (size >= 1000 || (Number.isInteger(value) && size >= 10)) return sign + whole(size);
+  return sign + String(Number(size.toPrecision(digits)));
 }

@@ -15,6 +15,8 @@ function element(tag, text = "", className = "") {
 
 const quoted = (text) => (text === null ? "(no text)" : `“${text}”`);
 
+const nameOf = (run, token) => `${quoted(run.tokens.texts[token])} ${run.tokens.ids[token]}`;
+
 function lifeOf(run, token) {
   const { last_early, last_midlife, last_motion } = run.tokens;
   const parts = [];
@@ -57,7 +59,9 @@ function showToken(run, panel) {
   const step = run.frames.steps[frame];
   const phase = phaseAt(run, token, step);
   const cells = traceAt(run, frame, token);
-  const moved = frame && Number.isFinite(cells) ? `; it moved ${short(cells)} ${run.cells} (L1), on average since the step before on the slider` : "";
+  const unit = short(cells) === "1" ? run.cells.replace("cells", "cell") : run.cells;
+  const isKnown = frame > 0 && Number.isFinite(cells);
+  const moved = isKnown ? `; it moved ${short(cells)} ${unit} (L1), on average since the step before on the slider` : "";
   panel.querySelector(".now").textContent = `At step ${whole(step)}: ${phase === "undecided" ? "stands still" : phase}${moved}.`;
 }
 
@@ -136,6 +140,11 @@ function makeCloud(holder, run) {
     const token = tokenNear(run, at.box, cloudView(run, at.box, isClose), [at.x, at.y]);
     pick(token === null ? null : run.tokens.ids[token]);
   });
+  holder.addEventListener("mousemove", (event) => {
+    const at = pointer(event, surface, CLOUD_MARGIN);
+    const token = tokenNear(run, at.box, cloudView(run, at.box, isClose), [at.x, at.y]);
+    holder.title = token === null ? "" : nameOf(run, token);
+  });
 }
 
 function makeStrata(holder, run) {
@@ -150,6 +159,9 @@ function makeStrata(holder, run) {
     const at = pointer(event, surface, STRATA_MARGIN);
     clickedStep(at);
     pick(run.tokens.ids[rowAt(run, at.down)]);
+  });
+  holder.addEventListener("mousemove", (event) => {
+    holder.title = nameOf(run, rowAt(run, pointer(event, surface, STRATA_MARGIN).down));
   });
   holder.addEventListener("keydown", (event) => {
     const now = run.indexOf.get(state.token) ?? -1;

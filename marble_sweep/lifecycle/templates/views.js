@@ -157,8 +157,8 @@ function drawCloud(context, width, height, run, isClose) {
   context.beginPath();
   context.rect(box.x, box.y, box.width, box.height);
   context.clip();
-  if (!isClose) drawOrigin(context, toPixels(box, view, [0, 0]));
   drawPoints(context, box, view, run, context.getTransform().a);
+  if (!isClose) drawOrigin(context, toPixels(box, view, [0, 0]));
   if (!isClose) drawPath(context, box, view, run, (frame) => centroidAt(run, frame), INK);
   const picked = run.indexOf.get(state.token);
   if (picked !== undefined) {
@@ -190,6 +190,9 @@ function drawOrigin(context, [x, y]) {
   context.fillStyle = SOFT;
   context.textAlign = "left";
   context.textBaseline = "bottom";
+  context.strokeStyle = "rgba(255,255,255,.85)"; // so that it can be read over points
+  context.lineWidth = 3;
+  context.strokeText("origin", x + 5, y - 3);
   context.fillText("origin", x + 5, y - 3);
 }
 
@@ -253,7 +256,7 @@ function drawStrata(context, width, height, run) {
   context.textBaseline = "middle";
   for (const tick of niceTicks(0, total, box.height / 60))
     if (Number.isInteger(tick)) context.fillText(whole(tick), box.x - 6, box.y + (tick / (total || 1)) * box.height);
-  drawUnit(context, box, "dead tokens, first frozen at the top");
+  drawUnit(context, box, "dead tokens, the first to stop at the top");
   drawStepAxis(context, box);
 }
 
@@ -276,12 +279,13 @@ function drawTrace(context, width, height, run) {
   const token = run.indexOf.get(state.token);
   if (token === undefined) return;
   const box = inside(width, height);
-  const { low, high } = run.frames.traces;
-  const axis = verticalAxis(Math.exp(low), Math.exp(high) * 1.15, true);
-  drawVerticalAxis(context, box, axis, `L1, ${run.cells}`);
   const { steps } = run.frames;
+  const values = Array.from(steps, (_, frame) => traceAt(run, frame, token));
+  const moves = values.filter((value) => value > 0);
+  const axis = verticalAxis(Math.min(1, ...moves), Math.max(10, ...moves) * 1.15, true);
+  drawVerticalAxis(context, box, axis, `L1, ${run.cells}`);
   for (let frame = 1; frame < steps.length; frame++) { // nothing has moved before the first frame
-    const value = traceAt(run, frame, token);
+    const value = values[frame];
     if (!Number.isFinite(value)) continue;
     context.fillStyle = colourOf(phaseAt(run, token, steps[frame]));
     context.beginPath();
