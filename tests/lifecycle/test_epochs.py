@@ -31,7 +31,7 @@ def test_planted_epochs_are_what_is_there(kinds: str, noise: float) -> None:
     assert [epoch.start for epoch in epochs] == [1, *(epoch.end for epoch in epochs[:-1])]
     ends = [share * NUM_STEPS for share, _ in CURVES[kinds][1:]]
     # A corner is missed where the curve leaves a line by less than the tolerance, and by half a window of averages.
-    np.testing.assert_allclose([epoch.end for epoch in epochs], ends, atol=0.05 * NUM_STEPS if noise else 1)
+    np.testing.assert_allclose([epoch.end for epoch in epochs], ends, atol=0.02 * NUM_STEPS if noise else 1)
 
 
 def test_noise_alone_is_a_standstill() -> None:
