@@ -57,7 +57,10 @@ def write_page(path: Path, runs: Sequence[tuple[Lifecycle, Frames, str]]) -> Non
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
-    shown = [run_data(lifecycle, frames, title, FRAME_BYTES // len(runs)) for lifecycle, frames, title in runs]
+    shown = [
+        {"letter": letter} | run_data(lifecycle, frames, title, FRAME_BYTES // len(runs))
+        for letter, (lifecycle, frames, title) in zip("AB", runs, strict=False)
+    ]
     page = environment.get_template("lifecycle.html.j2").render(
         runs=shown,
         labels=LABELS,
@@ -173,7 +176,8 @@ def note_of(shown: dict[str, Any], steps: NDArray[np.int64], rows: NDArray[np.in
     if shown["centroid"] is None:
         return f"{sentence}. Curves are values at single steps, not means."
     dead, live = ((shown[part]["high"] - shown[part]["low"]) / LARGEST / 2 for part in ("dead", "live"))
+    of_live = f", of live tokens to {live:.0e}" if live else ""
     return (
-        f"{sentence}. Positions of dead tokens around their centroid are exact to {dead:.0e} weight units, of live "
-        f"tokens to {live:.0e}. Curves are values at single steps, not means."
+        f"{sentence}. Positions of dead tokens around their centroid are exact to {dead:.0e} weight units{of_live}. "
+        "Curves are values at single steps, not means."
     )
