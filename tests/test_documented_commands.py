@@ -34,6 +34,8 @@ NOT_HERE = {
     "python3 -m venv": "makes a virtual environment for the command after it",
     "pip install": "downloads packages",
     "python benchmarks/": "measures for half an hour, from a checkout; tests/test_step_benchmark.py drives it",
+    "python -m marble_sweep.record import FILE.h5 DIR": "needs a file; tests/record/test_command.py makes one",
+    "python -m marble_sweep.record export RUN_DIR": "needs a record; tests/record/test_command.py makes one",
     "python -m marble_sweep.compare [PATH…]": "says which arguments there are",
     "python -m marble_sweep.inspect FILE[:TENSOR]": "says which arguments there are",
     "python -m marble_sweep.lifecycle": "needs a run with a record; tests/lifecycle/test_recorded_runs.py makes some",

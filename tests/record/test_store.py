@@ -1,8 +1,10 @@
 """What is appended to a record is what is read back, also after kills in the middle of a write and after truncation."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import zarr
 from marble_sweep.checks import CheckError
 from marble_sweep.record.growing import MAX_CHUNK_ROWS
 from marble_sweep.record.reader import Record
-from marble_sweep.record.store import KEYFRAME_INTERVAL, Contents, RecordStore
+from marble_sweep.record.store import KEYFRAME_INTERVAL, WEIGHTS_BYTES, Contents, RecordStore
 
 VOCAB, DIM = 12, 3
 LONG = KEYFRAME_INTERVAL + 60  # several chunks, and a second keyframe
@@ -73,15 +75,18 @@ def test_every_recorded_step_comes_back_bit_for_bit(every: int, bits: str, tmp_p
 
 
 def test_others_read_it_with_zarr_alone(tmp_path: Path) -> None:
-    """The three lines of docs/record.md."""
+    """By the three lines of docs/record.md."""
     weights = motion(LONG)
     store = RecordStore(tmp_path / "record", contents())
     append(store, weights, 0, LONG)
     store.commit()
-    coded = zarr.open_group(tmp_path / "record")["W"][:KEYFRAME_INTERVAL]  # type: ignore[index]
-    points = np.cumsum((coded >> 1) ^ -(coded & 1), axis=0, dtype=np.uint16)  # type: ignore[operator]
-    bits = points ^ np.where(points >> 15, 0x7FFF, 0).astype(np.uint16)
-    assert np.array_equal(bits, weights[:KEYFRAME_INTERVAL])
+    text = (Path(__file__).resolve().parents[2] / "docs" / "record.md").read_text()
+    (lines,) = re.findall(r"```python\n(coded = .*?)```", text, re.S)
+    for first, last in ((0, KEYFRAME_INTERVAL), (KEYFRAME_INTERVAL, LONG + 1)):
+        names: dict[str, Any] = {"np": np, "zarr": zarr, "first": first, "last": last}
+        exec(lines.replace("RUN_DIR", str(tmp_path)), names)
+        assert names["bits"].dtype == np.uint16
+        assert np.array_equal(names["bits"], weights[first:last])
 
 
 @pytest.mark.parametrize("until", [1, 17, KEYFRAME_INTERVAL - 1, KEYFRAME_INTERVAL, LONG - 5])
@@ -179,6 +184,31 @@ def test_what_is_no_record_of_the_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "record" / "h_mean").symlink_to(outside)
     with pytest.raises(CheckError, match="h_mean: must be an ordinary folder"):
         RecordStore.resume(tmp_path / "record", contents(), 20)
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_whatever_the_length(tmp_path: Path) -> None:
+    """Peaks of what numpy allocates, while a record of 64 MB, and one four times as long, are written and read."""
+    peaks: dict[str, list[int]] = {"written": [], "read": []}
+    for num_steps in (250, 1000):
+        path = tmp_path / f"{num_steps}"
+        weights = np.random.default_rng(0).integers(0, 4, (2000, 64), np.uint16)
+        tracemalloc.start()
+        store = RecordStore(
+            path / "record", Contents("full", np.arange(2000), np.zeros(2000, np.bool_), 64, "bfloat16")
+        )
+        for step in range(num_steps + 1):
+            weights[step % 2000] += 1
+            store.append(step, weights=weights)
+        store.commit()
+        peaks["written"].append(tracemalloc.get_traced_memory()[1])
+        del store
+        tracemalloc.reset_peak()
+        assert sum(len(steps) for steps, _ in Record.open(path).blocks()) == num_steps + 1
+        peaks["read"].append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    for name, (shorter, longer) in peaks.items():
+        assert longer < 1.1 * shorter < 5 * WEIGHTS_BYTES, name
 
 
 def test_reading_needs_no_torch() -> None:
