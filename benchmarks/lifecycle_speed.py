@@ -4,8 +4,8 @@
 
 Plants a record whose tokens slow down and freeze: of kind `dead` the norms alone, of kind `full` the weights, half of
 the tokens dead. Then it is analysed in a process of its own. Printed: the size of what was recorded (raw) and of the
-record, seconds of the clock and of the processor for the analysis alone, and the most memory the process had (VmHWM). The record stays in FOLDER, for the
-next time.
+record, seconds of the clock and of the processor for the analysis alone, and the most memory the process had (VmHWM).
+The record stays in FOLDER, for the next time.
 """
 
 import argparse

@@ -120,8 +120,8 @@ class Run:
     def lifecycle(self, quiet_window: int | None = None) -> "Lifecycle":
         """The life of the tokens of the run's record: DataFrames `tokens`, `steps`, `epochs`, `holes`, and a summary.
 
-        A freeze counts where the record goes on for `quiet_window` steps without motion (a tenth of its steps, at least
-        100). Nothing is written. Raises ValueError where the run has no record. docs/lifecycle.md has every rule.
+        A freeze counts where the record goes on for `quiet_window` steps without motion. docs/lifecycle.md has its
+        default, and every other rule. Nothing is written. Raises ValueError where the run has no record.
 
         >>> life = run.lifecycle()  # doctest: +SKIP
         >>> life.tokens.nlargest(5, "last_motion")[["token", "text", "last_motion"]]  # doctest: +SKIP

@@ -1,6 +1,6 @@
 """The schema of the recorder: what a run writes of its embedding at every step, besides the numbers of metrics.csv."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from marble_sweep.checks import MISSING, Checked, Interval, bounded, require
@@ -41,7 +41,8 @@ class TracersRecorderConfig(DeadRecorderConfig):
     name: str = "tracers"
     num_tracers: int = bounded(100, COUNT)  # dead tokens, drawn
     seed: int = bounded(42, SEED)  # of the drawing; the run's seed is another
-    token_ids: list[int] | None = bounded(None, TOKEN_ID)  # these tokens instead, dead or live
+    # these tokens instead, dead or live
+    token_ids: list[int] | None = field(default=None, metadata={"interval": TOKEN_ID})
 
     def __post_init__(self) -> None:
         super().__post_init__()

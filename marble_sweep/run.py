@@ -26,6 +26,7 @@ from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, summarize
 from marble_sweep.model.products import Products, using
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.record.disk import record_bytes, require_disk
 from marble_sweep.record_config import DeadRecorderConfig
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs import layout
@@ -98,13 +99,12 @@ def prepare(
     model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
     train_windows = windows(corpus.train_tokens, config.trainer.seq_len).to(device)
     batches = Batches(train_windows, config.trainer.batch_size, config.seed)
-    evaluator = None if chosen is None else build_evaluator(config, corpus, chosen, scored.to(device), baselines)
 
     resume = resume and has_begun(directory)
     products = products_for(config, directory, device, len(corpus.dead_mask), shared, resume=resume)
     stack.enter_context(using(products))
     metadata = describe(config, corpus, baselines, model, batches, device)
-    metadata["products"] = as_metadata(products, device)
+    metadata |= {"products": as_metadata(products, device)} | check_disk(config, directory, corpus, resume=resume)
     if resume:
         metadata |= what_stays(directory, metadata)
     trainer = Trainer(
@@ -114,7 +114,7 @@ def prepare(
         corpus.dead_mask.to(device),
         RunWriter(directory, corpus.dead_mask, chosen),
         Progress(config.trainer.total_steps, show=show),
-        evaluator=evaluator,
+        evaluator=None if chosen is None else build_evaluator(config, corpus, chosen, scored.to(device), baselines),
         all_windows=None if chosen is None else build_all_windows(config, corpus, chosen, device),
         early_stopping=EarlyStopping(config) if config.certify.stop else None,
         recorder=build_recorder(config, directory, model, train_windows, corpus.dead_mask),
@@ -308,6 +308,16 @@ def measure_baselines_of_run(config: Config, corpus: Corpus, chosen: HeldOut | N
     allowed = "such that two windows or more are held out with certify.stop=true"
     require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
     return scored, cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
+
+
+def check_disk(config: Config, directory: Path, corpus: Corpus, *, resume: bool) -> dict[str, Any]:
+    """What the record of the steps to come takes on the disk, as metadata. Raises CheckError where it cannot fit."""
+    if not isinstance(config.recorder, DeadRecorderConfig):
+        return {}
+    step = int(read_metadata(directory).get("step") or 0) if resume else 0
+    needed = record_bytes(config, int(corpus.dead_mask.sum()), config.trainer.total_steps - step)
+    free = require_disk(config.recorder.name, needed, directory)
+    return {"record_disk": {"estimated_bytes": needed.estimate, "free_bytes": free}}
 
 
 def build_recorder(

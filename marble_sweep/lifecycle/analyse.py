@@ -14,7 +14,7 @@ from marble_sweep.lifecycle import freeze
 from marble_sweep.lifecycle.cloud import across_direction, path_columns, principal_directions
 from marble_sweep.lifecycle.epochs import Epoch, find_epochs
 from marble_sweep.lifecycle.holes import HOLE_COLUMNS
-from marble_sweep.lifecycle.phases import default_quiet_window, phase_names, populations
+from marble_sweep.lifecycle.phases import phase_names, populations
 from marble_sweep.lifecycle.reading import MotionReading, PositionReading, read_norms, read_positions
 from marble_sweep.lifecycle.recorded import NORMS_ALONE, Recorded
 from marble_sweep.lifecycle.result import PHASES, Lifecycle
@@ -62,17 +62,18 @@ def analyse(
     has_positions = record.kind != NORMS_ALONE
     recorded = np.asarray(record.steps, dtype=np.int64) if has_positions else np.arange(record.last_step + 1)
     require(len(recorded) >= 2, "recorded steps", len(recorded), "at least 2")
-    window = default_quiet_window(recorded[0], recorded[-1]) if quiet_window is None else quiet_window
-    require(window >= 1, "quiet_window", window, "a whole number >= 1")
+    require(quiet_window is None or quiet_window >= 1, "quiet_window", quiet_window, "a whole number >= 1")
     with tqdm(total=len(recorded) - 1, unit="step", leave=False, delay=BAR_AFTER, disable=not show) as bar:
-        motion = MotionReading(is_dead, int(recorded[0]), window, bar)
+        motion = MotionReading(is_dead, int(recorded[0]), bar)
         positions = read_positions(record, motion) if has_positions else None
         if not has_positions:
             read_norms(record, motion)
+    pauses = motion.last.longest_pause[is_dead]
+    window = quiet_window or freeze.default_quiet_window(int(recorded[0]), int(recorded[-1]), pauses)
     with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverged
         basis = find_basis(positions)
         steps = with_intended(steps_table(recorded, motion, positions, basis, lr), record.intended)
-    tokens = tokens_table(token_ids, int(recorded[-1]), motion, positions, texts, lr)
+    tokens = tokens_table(token_ids, int(recorded[-1]), window, motion, positions, texts, lr)
     epochs = find_epochs(steps.index.to_numpy(), steps["radius"].to_numpy())
     holes = pd.DataFrame([] if positions is None else positions.holes.rows, columns=list(HOLE_COLUMNS))
     summary = summarize(record.kind, recorded, window, tokens, steps)
@@ -82,6 +83,7 @@ def analyse(
 def tokens_table(
     token_ids: NDArray[np.int64],
     last_step: int,
+    quiet_window: int,
     motion: MotionReading,
     positions: PositionReading | None,
     texts: Callable[[Sequence[int]], list[str]] | None,
@@ -89,7 +91,7 @@ def tokens_table(
 ) -> pd.DataFrame:
     """Lifecycle.tokens."""
     last, is_dead = motion.last, motion.is_dead
-    freeze_step = freeze.freeze_steps(last.motion, last.first_step, last_step, last.quiet_window)
+    freeze_step = freeze.freeze_steps(last.motion, last.first_step, last_step, quiet_window)
     is_straggler = np.zeros(len(token_ids), dtype=np.bool_)
     is_straggler[is_dead] = freeze.stragglers(last.motion[is_dead], freeze_step[is_dead], last.first_step)
     columns = {
@@ -101,7 +103,7 @@ def tokens_table(
         "last_late": last.late,
         "last_motion": last.motion,
         "longest_pause": last.longest_pause,
-        "thawed": last.thawed,
+        "thawed": last.longest_pause >= quiet_window,
         "freeze_step": freeze_step,
         "censored": np.isnan(freeze_step),
         "phase": phase_names(last_step, last.ends),

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         "--quiet-window",
         type=int,
         metavar="STEPS",
-        help="a freeze counts where the record goes on that long without motion (a tenth of it, at least 100 steps)",
+        help="a freeze counts where the record goes on that long without motion (docs/lifecycle.md has the default)",
     )
     add(
         "--html",

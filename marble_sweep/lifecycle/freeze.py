@@ -1,13 +1,27 @@
 """Which tokens froze, when, and at what learning rate."""
 
+import math
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
+MIN_QUIET_STEPS, QUIET_SHARE = 100, 0.1
+MAX_THAWED = 0.01
 MAX_HOLDOUTS = 0.05  # a larger share of tokens that are not frozen is the population, not its stragglers
 FENCE = 1.5  # Tukey's: that many interquartile ranges above the third quartile
 CONSTANT_LR = 0.95  # of the highest learning rate before: below that a token froze under a decayed one
+
+
+def default_quiet_window(first_step: int, last_step: int, longest_pause: NDArray[np.int64]) -> int:
+    """How many steps a token must stand still before the record's end for its freeze to count.
+
+    A tenth of the record, at least MIN_QUIET_STEPS, and so many that at most MAX_THAWED of the tokens ever moved again
+    after that; longest_pause (num_dead,) is after how many steps, at most, a token did.
+    """
+    pause = int(np.quantile(longest_pause, 1 - MAX_THAWED, method="inverted_cdf"))
+    return max(MIN_QUIET_STEPS, math.ceil(QUIET_SHARE * (last_step - first_step)), pause + 1)
 
 
 def freeze_steps(last_motion: Numbers, first_step: int, last_step: int, quiet_window: int) -> Numbers:

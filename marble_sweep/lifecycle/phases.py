@@ -1,7 +1,5 @@
 """When tokens moved how for the last time, and the phases that follow from it."""
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,21 +7,14 @@ from marble_sweep.lifecycle.motion import Motion, Regimes, regimes
 from marble_sweep.lifecycle.result import PHASES
 
 Numbers = NDArray[np.float64]
-MIN_QUIET_STEPS, QUIET_SHARE = 100, 0.1
 HALF = 0.5
-
-
-def default_quiet_window(first_step: int, last_step: int) -> int:
-    """How many steps a token must stand still before the record's end for its freeze to count."""
-    return max(MIN_QUIET_STEPS, math.ceil(QUIET_SHARE * (last_step - first_step)))
 
 
 class LastSteps:
     """Goes through the transitions in order and keeps, for each token, the last one at which it moved like that."""
 
-    def __init__(self, num_tokens: int, first_step: int, quiet_window: int) -> None:
-        self.first_step, self.quiet_window = first_step, quiet_window
-        self.step = first_step  # at which the next transition begins
+    def __init__(self, num_tokens: int, first_step: int) -> None:
+        self.first_step = self.step = first_step  # the latter: at which the next transition begins
         self.early, self.midlife, self.late, self.motion = np.full((4, num_tokens), np.nan)
         self.longest_pause = np.zeros(num_tokens, dtype=np.int64)
         self.moved_until = np.full(num_tokens, first_step, dtype=np.int64)
@@ -42,11 +33,6 @@ class LastSteps:
             self.moved_until[moving] = self.step = int(end)
             self.moving = moving
         return regime
-
-    @property
-    def thawed(self) -> NDArray[np.bool_]:
-        """Which tokens moved again though they had stood still for the whole quiet window."""
-        return self.longest_pause >= self.quiet_window
 
     @property
     def ends(self) -> Numbers:

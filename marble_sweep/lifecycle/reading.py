@@ -20,9 +20,9 @@ STEP_COLUMNS = ("radius", "spread_along", "spread_across", "live_distance")
 class MotionReading:
     """How the tokens moved: `last` of every token, and numbers of every transition over the dead ones."""
 
-    def __init__(self, is_dead: NDArray[np.bool_], first_step: int, quiet_window: int, bar: "tqdm[NoReturn]") -> None:
+    def __init__(self, is_dead: NDArray[np.bool_], first_step: int, bar: "tqdm[NoReturn]") -> None:
         self.is_dead, self.bar = is_dead, bar
-        self.last = LastSteps(len(is_dead), first_step, quiet_window)
+        self.last = LastSteps(len(is_dead), first_step)
         self.steps: list[int] = []
         self.columns: dict[str, list[float]] = {name: [] for name in TRANSITION_COLUMNS}
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from marble_sweep.lifecycle.freeze import MAX_THAWED
 from marble_sweep.lifecycle.result import Lifecycle
 
 
@@ -37,7 +38,7 @@ def counts(summary: Mapping[str, Any], total: int) -> str:
 
 def thaw_sentence(summary: Mapping[str, Any]) -> str | None:
     """A warning where the rule for a freeze is seen to fail."""
-    if not summary.get("n_thawed"):
+    if summary.get("n_thawed", 0) <= MAX_THAWED * summary["n_dead"]:
         return None
     return f"That is too short here: {summary['n_thawed']:,} stood still for that long and moved again."
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from marble_sweep.lifecycle.freeze import CONSTANT_LR
+from marble_sweep.lifecycle.freeze import CONSTANT_LR, MAX_THAWED
 from marble_sweep.lifecycle.result import Lifecycle
 from marble_sweep.terminal import printable
 
@@ -47,14 +47,9 @@ def motion_lines(life: Lifecycle) -> Iterator[tuple[str, str]]:
     if summary["half_freeze_step"] is not None:
         yield "half", f"from step {number['half_freeze_step']} on, at most half of the dead tokens move in any step"
     window = f"a freeze counts behind {number['quiet_window']} steps without motion"
-    if summary["n_thawed"]:
-        yield (
-            "window",
-            f"{window}, and that is too few here: {number['n_thawed']} of the tokens stood still for that long "
-            f"and moved again (longest pause: {number['longest_pause']} steps)",
-        )
-    else:
-        yield "window", f"{window}; the longest pause that ended in motion was {number['longest_pause']} steps"
+    if summary["n_thawed"] > MAX_THAWED * summary["n_dead"]:
+        window += f", and that is too few here: {number['n_thawed']} tokens moved again after that many"
+    yield "window", f"{window}; the longest pause that ended in motion was {number['longest_pause']} steps"
     if summary["n_frozen_constant_lr"] is not None:
         yield (
             "rate",

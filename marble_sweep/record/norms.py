@@ -12,6 +12,7 @@ from marble_sweep.record.lattice_coding import Bits
 
 Floats = npt.NDArray[np.float32]
 
+BLOCK = 1 << 16  # numbers that are measured at a time, so that what is worked out stays in the cache
 _EXPONENT_BITS = np.uint32(0x7F80_0000)
 _SMALLEST_POWER = np.float32(2.0**-126)
 _CELLS = np.float32(2**7)  # from a power of two to the next
@@ -38,17 +39,30 @@ def motion_norms(before: Bits, after: Bits) -> Floats:
 
     before and after are bits (R, D). float32 weights are rounded to bfloat16 for the first three, and not for the last.
     """
+    norms = np.empty((len(before), 4), np.float32)
+    num_rows = max(1, BLOCK // before.shape[1])
     with np.errstate(all="ignore"):  # infinities and NaN give NaN
-        first, last = floats(before), floats(after)
-        change = last - first
-        norms = np.empty((len(before), 4), np.float32)
-        norms[:, 3] = np.sqrt(np.add.reduce(np.square(change, dtype=np.float64), axis=1))
-        if before.dtype == np.uint32:
-            first, last = rounded(first), rounded(last)
-            change = last - first
-        power = np.maximum((first.view(np.uint32) & _EXPONENT_BITS).view(np.float32), _SMALLEST_POWER)
-        cells = np.abs(change / power * _CELLS)
-        norms[:, 0] = np.add.reduce(cells, axis=1, dtype=np.float64)
-        norms[:, 1] = np.sqrt(np.add.reduce(np.square(cells, dtype=np.float64), axis=1))
-        norms[:, 2] = np.max(cells, axis=1)
+        for first in range(0, len(before), num_rows):
+            rows = slice(first, first + num_rows)
+            _measure(before[rows], after[rows], norms[rows])
     return norms
+
+
+def _measure(before: Bits, after: Bits, norms: Floats) -> None:
+    first, last = floats(before), floats(after)
+    change = last - first
+    norms[:, 3] = _l2(change.astype(np.float64))
+    if before.dtype == np.uint32:
+        first, last = rounded(first), rounded(last)
+        change = last - first
+    power = np.maximum((first.view(np.uint32) & _EXPONENT_BITS).view(np.float32), _SMALLEST_POWER)
+    np.divide(change, power, out=change)
+    np.multiply(change, _CELLS, out=change)
+    cells = np.abs(change, out=change).astype(np.float64)
+    norms[:, 0] = np.add.reduce(cells, axis=1)
+    norms[:, 1] = _l2(cells)
+    norms[:, 2] = np.max(change, axis=1)
+
+
+def _l2(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.sqrt(np.einsum("rd,rd->r", values, values))

@@ -13,7 +13,7 @@ REMOVED = "tensors_removed"  # the key of metadata.json that says by which setti
 
 
 def remove_tensors(directory: Path, setting: str) -> None:
-    """Remove a run's checkpoints, model, state and record. Its metadata says so first, so that a kill leaves no riddle."""
+    """Remove a run's checkpoints, model, state and record. The metadata says so first: a kill leaves no riddle."""
     there = [directory / name for name in (*TENSORS, layout.RECORD) if (directory / name).exists()]
     if not there:
         return

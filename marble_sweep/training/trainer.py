@@ -7,7 +7,7 @@ from none, so turning it on or off leaves the training losses bit-identical.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -78,11 +78,16 @@ class Trainer:
         self.last_loss: float | None = None
         self.evals: list[dict[str, float]] = []  # the rows of evals.csv so far
         self.stop_reason: RunStatus | None = None  # why the run ends before its last step
-        hashes = self.load_state() if resume else {}
-        writer.open(self.step, [int(row["step"]) for row in self.evals], hashes)
-        if recorder is not None:
-            recorder.open(self.step, has_diverged=self.stop_reason == RunStatus.DIVERGED)
-        if NUM_ALL_WINDOWS not in writer.eval_rows.columns:  # a run of an earlier version keeps the columns of its file
+        self.open_files(self.load_state() if resume else {})
+
+    def open_files(self, hashes: Mapping[str, str]) -> None:
+        """Start the files, or continue them after the loaded step, with the hashes of the rows up to there."""
+        self.writer.open(self.step, [int(row["step"]) for row in self.evals], hashes)
+        if self.recorder is not None:
+            self.recorder.open(self.step, has_diverged=self.stop_reason == RunStatus.DIVERGED)
+        if (
+            NUM_ALL_WINDOWS not in self.writer.eval_rows.columns
+        ):  # a run of an earlier version keeps the columns of its file
             self.all_windows = None
 
     def train(self, should_stop: Callable[[], bool]) -> RunStatus:

@@ -6,14 +6,21 @@ import pytest
 from planted_records import Planted, bfloat16_bits, hopping
 
 from marble_sweep.lifecycle.analyse import analyse
-from marble_sweep.lifecycle.freeze import freeze_lr, freeze_quantile, freeze_steps, stragglers
-from marble_sweep.lifecycle.phases import default_quiet_window, step_after_half
+from marble_sweep.lifecycle.freeze import default_quiet_window, freeze_lr, freeze_quantile, freeze_steps, stragglers
+from marble_sweep.lifecycle.phases import step_after_half
 
 NAN = float("nan")
 
 
 def test_the_default_window_is_a_tenth_and_at_least_a_hundred_steps() -> None:
-    assert [default_quiet_window(0, last) for last in (40, 1_000, 1_001, 20_000)] == [100, 100, 101, 2_000]
+    no_pauses = np.zeros(7, dtype=np.int64)
+    assert [default_quiet_window(0, last, no_pauses) for last in (40, 1_000, 1_001, 20_000)] == [100, 100, 101, 2_000]
+
+
+def test_the_default_window_is_longer_than_almost_all_pauses() -> None:
+    pauses = np.arange(1_000)  # the last ten of a thousand tokens may have longer ones
+    assert default_quiet_window(0, 1_000, pauses) == 990
+    assert (pauses >= 990).mean() == 0.01
 
 
 def test_a_freeze_counts_behind_the_quiet_window_alone() -> None:
@@ -61,7 +68,7 @@ def test_freezing_by_a_decaying_rate_is_told_apart(schedule: str, constant: int,
     bits = hopping(bfloat16_bits(np.ones((4, 2))), 600, hops)
     steps = np.arange(1, 601)
     lr = pd.Series(1e-3 * (1 - steps / 600 if schedule == "linear" else np.ones(600)), index=steps)
-    life = analyse(Planted(bits, np.ones(4, dtype=bool), np.ones((600, 2), dtype=np.float32)), lr=lr)
+    life = analyse(Planted(bits, np.ones(4, dtype=bool), np.ones((600, 2), dtype=np.float32)), lr=lr, quiet_window=100)
     counts = life.summary["n_frozen_constant_lr"], life.summary["n_frozen_decayed_lr"]
     assert counts == (constant, decayed)
 
@@ -73,3 +80,5 @@ def test_a_token_that_moves_again_after_the_window_is_counted() -> None:
     assert life.tokens["longest_pause"].tolist() == [110, 139]
     assert life.tokens["thawed"].tolist() == [False, True]
     assert (life.summary["n_thawed"], life.summary["longest_pause"]) == (1, 139)
+    by_default = analyse(Planted(bits, np.ones(2, dtype=bool), np.ones((500, 2), dtype=np.float32)))
+    assert (by_default.summary["n_thawed"], by_default.summary["quiet_window"]) == (0, 140)

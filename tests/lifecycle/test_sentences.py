@@ -17,9 +17,9 @@ def test_the_sentences_say_what_is_known() -> None:
         "Half of them were frozen by step 1,542.",
         "The last motion of any of them was at step 5,000.",
     ]
-    more = known | {"n_thawed": 7, "freeze_median": None, "lift_off_step": 23, "n_masters_moving": 1_999}
+    more = known | {"n_thawed": 21, "freeze_median": None, "lift_off_step": 23, "n_masters_moving": 1_999}
     assert describe(replace(lifecycle, summary=more))[1:] == [
-        "That is too short here: 7 stood still for that long and moved again.",
+        "That is too short here: 21 stood still for that long and moved again.",
         "The last motion of any of them was at step 5,000.",
         "From step 23 on, the origin is farther from their centroid than the radius of their cloud.",
         "All this is said of the weights as bfloat16 shows them: their float32 masters changed in the last step for "

@@ -121,6 +121,15 @@ def test_a_wrong_window_is_one_line(seeds: Path, window: str, capsys: pytest.Cap
     assert f"quiet_window = {window}: must be a whole number >= 1" in capsys.readouterr().err
 
 
+def test_a_record_without_a_run_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An imported one has no config, no texts and no learning rates."""
+    freezing_at([10, 20]).write(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    assert "2 of 2 dead tokens, half of all by step 11, the last at step 21" in capsys.readouterr().out
+    assert pd.read_parquet(tmp_path / "lifecycle.parquet")["freeze_step"].tolist() == [11, 21]
+    assert not (tmp_path / "metadata.json").exists()
+
+
 def test_runs_without_a_record_are_named(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir)]) == 2
     assert "must have a record" in capsys.readouterr().err
