@@ -43,6 +43,10 @@ class ModelConfig(Checked):
     # null: the largest divisor of D that leaves >= 32 dimensions a head
     num_heads: int | None = bounded(None, Interval(1, MAX_WIDTH))
     mlp_ratio: float = bounded(4.0, Interval(0, MAX_MLP_RATIO, open_low=True))  # MLP width / D
+    # true: the token embedding is also the head; false: the head has a weight (V, D) of its own
+    tied: bool = True
+    # standard deviation of the token embedding's initial weights, which are normal; null: 0.02
+    embedding_std: float | None = bounded(None, POSITIVE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +81,8 @@ class OptimizerConfig(Checked):
     name: str = MISSING
     lr: float = bounded(3e-4, POSITIVE)
     weight_decay: float = bounded(0.01, NOT_NEGATIVE)
+    # the largest L2 norm of all weights' gradient together, which is scaled down to it; null: it is left as it is
+    grad_clip: float | None = bounded(None, POSITIVE)
 
 
 @dataclass
@@ -151,6 +157,13 @@ class CosineConfig(ScheduleConfig):
     name: str = "cosine"
     warmup_steps: int = bounded(100, COUNT_OR_NONE)
     final_fraction: float = bounded(0.1, UNIT)
+
+
+@dataclass
+class LinearConfig(CosineConfig):
+    """After the warm-up, a line down to `final_fraction` of lr at the last step."""
+
+    name: str = "linear"
 
 
 @dataclass

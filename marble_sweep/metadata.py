@@ -7,6 +7,7 @@ import platform
 from datetime import datetime
 from typing import Any
 
+import pandas as pd
 import torch
 
 from marble_sweep.config import Config
@@ -54,6 +55,7 @@ def describe(
         "checkpoint_interval": config.trainer.checkpoint_interval,
         "notes": config.notes,
         "name": config.model.name,
+        "tied": config.model.tied,
         "optimizer": config.optimizer.name,
         "schedule": config.schedule.name,
         "precision": config.precision.name,
@@ -77,7 +79,15 @@ def describe_training(config: Config) -> dict[str, Any]:
         "beta1": adam.betas[0] if adam else None,
         "beta2": adam.betas[1] if adam else None,
         "epsilon": adam.eps if adam else None,
+        "grad_clip": optimizer.grad_clip,
     }
+
+
+def share_clipped(config: Config, steps: pd.DataFrame) -> float | None:
+    """The share of a run's steps, the rows of its metrics.csv, whose gradient was clipped; None where none ever is."""
+    if config.optimizer.grad_clip is None or steps.empty:
+        return None
+    return float((steps["grad_norm"] > config.optimizer.grad_clip).mean())
 
 
 def describe_corpus(corpus: Corpus) -> dict[str, Any]:
@@ -177,11 +187,13 @@ def _without_duplicates(corpus: dict[str, Any]) -> str:
 def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | None) -> str:
     """What a person wants to know before the first step; nobody waits where `seconds_per_step` is None."""
     corpus, baselines = metadata["corpus"], metadata["baselines"]
+    clips = "" if metadata["grad_clip"] is None else f"gradient norm clipped to {metadata['grad_clip']:g}, "
     lines = {
-        "model": f"{metadata['name']}, {metadata['n_params']:,} parameters, {counted(metadata['num_heads'], 'head')}",
+        "model": f"{metadata['name']}, {metadata['n_params']:,} parameters, {counted(metadata['num_heads'], 'head')}"
+        + ("" if metadata["tied"] else ", head not tied to the embedding"),
         "training": f"{metadata['total_steps']:,} steps of {metadata['batch_size']} x {metadata['seq_len']} tokens "
         f"({metadata['epoch_length']:,} steps an epoch), {metadata['optimizer']}, lr {metadata['learning_rate']:g}, "
-        f"weight decay {metadata['weight_decay']:g}, {metadata['schedule']}, seed {metadata['random_seed']}",
+        f"weight decay {metadata['weight_decay']:g}, {clips}{metadata['schedule']}, seed {metadata['random_seed']}",
         "corpus": f"{corpus['description']}; {corpus['num_train_tokens']:,} tokens to train on, "
         f"{corpus['num_val_tokens']:,} held out{_without_duplicates(corpus)}",
         "vocabulary": f"{metadata['vocab_size']:,} tokens: {metadata['n_live_tokens']:,} live, "

@@ -22,7 +22,7 @@ from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.data.held_out import choose_all_windows, choose_windows
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.metadata import describe, header, summarize
+from marble_sweep.metadata import describe, header, share_clipped, summarize
 from marble_sweep.model.products import Products, using
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.report.plots import draw_plots
@@ -141,6 +141,7 @@ def train(
             status = trainer.train(should_stop)
             outcome["seconds"] = time.monotonic() - started
             if status != RunStatus.INTERRUPTED:
+                outcome["grad_clipped"] = share_clipped(config, Run.read(directory).steps.table())
                 verdict = conclude(config, directory, status)
             outcome["status"] = status  # last: it promises that verdict and plots are written
         except KeyboardInterrupt:  # the user asked twice: `resume` continues from what was saved last
@@ -163,6 +164,9 @@ def log_outcome(directory: Path, status: RunStatus, step: int, verdict: Verdict 
     if status == RunStatus.DIVERGED:
         loss = Run.read(directory).steps.row(step)["loss"]
         log.info("Diverged: the loss became %s at step %d.", "NaN" if math.isnan(loss) else "infinite", step)
+    clipped = read_metadata(directory).get("grad_clipped")
+    if clipped is not None:
+        log.info("\nThe gradient was clipped in %.1f%% of the steps.", 100 * clipped)
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 
 
@@ -231,6 +235,8 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
         num_heads=model.heads,
         mlp_dim=model.mlp_dim,
         seed=config.seed,
+        tied=model.tied,
+        embedding_std=model.embedding_std,
     )
 
 
@@ -342,7 +348,8 @@ def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     files = Run.read(directory)
     held_out = config.data.val_fraction > 0
     lag = config.autocorrelation_lag
-    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), lag, held_out=held_out)
+    steps, tied = files.steps.table(), config.model.tied
+    verdict = judge(judged_by(config), steps, pd.DataFrame(files.evals), lag, held_out=held_out, tied=tied)
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

@@ -63,6 +63,7 @@ WRONG = [
     (ModelConfig, "mlp_ratio", -4.0, "model.mlp_ratio"),
     (ModelConfig, "mlp_ratio", math.nan, "model.mlp_ratio"),
     (ModelConfig, "mlp_ratio", math.inf, "model.mlp_ratio"),
+    *[(ModelConfig, "embedding_std", value, "model.embedding_std") for value in (0.0, -0.02, math.nan)],
     (ModelConfig, "num_heads", 0, "model.num_heads"),
     (ModelConfig, "num_heads", 3, "model.num_heads"),
     (ModelConfig, "num_heads", -2, "model.num_heads"),
@@ -72,6 +73,7 @@ WRONG = [
         for name, values in {
             "lr": (0.0, -1e-3, math.nan, math.inf),
             "weight_decay": (-0.01, math.nan, math.inf),
+            "grad_clip": (0.0, -1.0, math.inf),
         }.items()
         for value in values
     ],
