@@ -254,7 +254,10 @@ def resolve(config: DictConfig) -> Config:
 
 NOT_OF_A_RUN = ("resume", "objective", "sweep", "search")  # keys that leave what a run computes as it is
 # Settings that came later. At its default one of them is not written: a sweep knows its jobs by this text.
-ADDED = ("model.tied", "model.embedding_std", "optimizer.grad_clip")
+ADDED = (
+    *("model.tied", "model.embedding_std", "optimizer.grad_clip"),
+    *("data.dtype", "data.tokenizer_path", "data.mapping_path"),
+)
 
 
 def dump(config: Config, *, whole: bool = False) -> str:

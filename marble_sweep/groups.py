@@ -11,6 +11,7 @@ PRECISIONS = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MATMULS = ("auto", "float32", "bfloat16")
 HEADS = ("auto", "float32", "float32_as_bf16", "bfloat16", "fused", "float32_compiled", "bfloat16_compiled")
+TOKEN_DTYPES = ("uint16", "uint32")
 MODEL_NAME = "${.num_layers}L${.hidden_dim}D"
 MIN_HEAD_DIM = 32
 NUM_BYTES = 256  # a byte-level vocabulary starts with one token a byte
@@ -275,14 +276,23 @@ class NotebookConfig(DataConfig):
 
 @dataclass
 class TokensConfig(DataConfig):
-    """Ids made elsewhere: `tokens` (num_tokens,), whole numbers, in a safetensors file."""
+    """Ids made elsewhere, which stay on the disk where they are many. Ids that do not occur in training are dead."""
 
     name: str = "tokens"
+    # .bin: raw numbers; .npy; a folder that save_to_disk of `datasets` wrote; any other: safetensors with `tokens`
     path: str = MISSING
+    dtype: str = "uint16"  # of the numbers in a .bin file: uint16 or uint32, little-endian
+    tokenizer_path: str | None = None  # tokenizers JSON of these ids, or of the original ones that mapping_path has
+    mapping_path: str | None = None  # JSON: what an id stands for, its text or its original id
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.path = absolute_path("data.path", self.path)
+        require(self.dtype in TOKEN_DTYPES, "data.dtype", self.dtype, f"one of {', '.join(TOKEN_DTYPES)}")
+        if self.tokenizer_path is not None:
+            self.tokenizer_path = absolute_path("data.tokenizer_path", self.tokenizer_path)
+        if self.mapping_path is not None:
+            self.mapping_path = absolute_path("data.mapping_path", self.mapping_path)
 
 
 @dataclass

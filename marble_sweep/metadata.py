@@ -61,7 +61,7 @@ def describe(
         "precision": config.precision.name,
         "h_autocorr_lag": config.autocorrelation_lag,
         "corpus": describe_corpus(corpus),
-        "baselines": describe_baselines(baselines, len(corpus.val_tokens) // config.trainer.seq_len),
+        "baselines": describe_baselines(baselines, len(corpus.val) // config.trainer.seq_len),
         **describe_environment(device),
     }
 
@@ -94,10 +94,13 @@ def describe_corpus(corpus: Corpus) -> dict[str, Any]:
     return {
         "description": corpus.description,
         "sha256": corpus.sha256,
-        "num_train_tokens": len(corpus.train_tokens),
-        "num_val_tokens": len(corpus.val_tokens),
+        "num_train_tokens": len(corpus.train),
+        "num_val_tokens": len(corpus.val),
         "num_duplicates_dropped": corpus.num_duplicates_dropped,
         "entropy_rate": corpus.entropy_rate,
+        "dead_kinds": corpus.dead_kinds,
+        # that baselines are counted on; null: all of them
+        "num_sampled_tokens": corpus.num_sampled,
     }
 
 
@@ -179,6 +182,11 @@ def summarize(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def _kinds_of_dead(corpus: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in corpus["dead_kinds"].items())
+    return f" ({kinds})" if kinds else ""
+
+
 def _without_duplicates(corpus: dict[str, Any]) -> str:
     dropped = corpus["num_duplicates_dropped"]
     return f" without {counted(dropped, 'paragraph')} that training has too" if dropped else ""
@@ -197,7 +205,7 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
         "corpus": f"{corpus['description']}; {corpus['num_train_tokens']:,} tokens to train on, "
         f"{corpus['num_val_tokens']:,} held out{_without_duplicates(corpus)}",
         "vocabulary": f"{metadata['vocab_size']:,} tokens: {metadata['n_live_tokens']:,} live, "
-        f"{metadata['n_dead_tokens']:,} dead",
+        f"{metadata['n_dead_tokens']:,} dead{_kinds_of_dead(corpus)}",
         "baselines": baselines_in_words(baselines),
         "device": f"{metadata['machine']['accelerator'] or metadata['device']}, "
         f"{counted(metadata['machine']['num_threads'], 'CPU thread')}, precision {metadata['precision']}",
@@ -211,4 +219,6 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
     if corpus["entropy_rate"] is not None:
         lines["baselines"] += f"; entropy rate of the source {corpus['entropy_rate']:.4f}"
     text = [f"{name:<11} {line}" for name, line in lines.items()]
+    if corpus["num_sampled_tokens"] is not None:
+        text.append(f"{'Note':<11} baselines are counted on {corpus['num_sampled_tokens']:,} of the training tokens")
     return "\n".join([*text, *(f"{'Warning':<11} {phrase}" for phrase in warnings(corpus, baselines))])

@@ -21,6 +21,7 @@ from marble_sweep.data.baselines import Baselines, cached_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.data.held_out import choose_all_windows, choose_windows
+from marble_sweep.data.tokens import TokenStream
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, share_clipped, summarize
 from marble_sweep.model.products import Products, using
@@ -93,7 +94,7 @@ def prepare(
     chosen = held_out_windows(config, corpus)
     scored, baselines = measure_baselines_of_run(config, corpus, chosen)
     model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
-    train_windows = windows(corpus.train_tokens, config.trainer.seq_len).to(device)
+    train_windows = windows(corpus.train, config.trainer.seq_len).to(device)
     batches = Batches(train_windows, config.trainer.batch_size, config.seed)
     evaluator = None if chosen is None else build_evaluator(config, corpus, chosen, scored.to(device), baselines)
 
@@ -273,7 +274,7 @@ def build_all_windows(config: Config, corpus: Corpus, chosen: HeldOut, device: t
     trainer = config.trainer
     every, stretches = choose_all_windows(
         trainer.eval_part,
-        len(corpus.val_tokens),
+        len(corpus.val),
         corpus.val_documents,
         trainer.seq_len,
         torch.from_numpy(chosen.numbers),
@@ -283,8 +284,8 @@ def build_all_windows(config: Config, corpus: Corpus, chosen: HeldOut, device: t
         return None
 
     def build() -> Evaluator:
-        scored = windows(corpus.val_tokens, trainer.seq_len)[every]
-        baselines = cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
+        scored = windows(corpus.val, trainer.seq_len)[every]
+        baselines = baselines_on(corpus, scored)
         return Evaluator(scored.to(device), baselines, 0, POLICIES[config.precision.name], trainer.batch_size)
 
     return AllWindows(build, stretches, chosen.documents)
@@ -292,7 +293,7 @@ def build_all_windows(config: Config, corpus: Corpus, chosen: HeldOut, device: t
 
 def held_out_windows(config: Config, corpus: Corpus) -> HeldOut | None:
     """The held-out windows that the run is evaluated on; None where nothing is held out."""
-    trainer, num_tokens = config.trainer, len(corpus.val_tokens)
+    trainer, num_tokens = config.trainer, len(corpus.val)
     if num_tokens == 0:
         return None
     numbers, documents = choose_windows(
@@ -304,12 +305,19 @@ def held_out_windows(config: Config, corpus: Corpus) -> HeldOut | None:
 def measure_baselines_of_run(config: Config, corpus: Corpus, chosen: HeldOut | None) -> tuple[torch.Tensor, Baselines]:
     """The chosen windows, or training windows where nothing is held out, and the baselines on them."""
     if chosen is not None:
-        scored = windows(corpus.val_tokens, config.trainer.seq_len)[chosen.numbers]
+        scored = windows(corpus.val, config.trainer.seq_len)[chosen.numbers]
     else:
-        scored = eval_windows(corpus.train_tokens, config.trainer.seq_len, config.trainer.eval_windows)
+        scored = eval_windows(corpus.train, config.trainer.seq_len, config.trainer.eval_windows)
     allowed = "such that two windows or more are held out with certify.stop=true"
     require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
-    return scored, cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
+    return scored, baselines_on(corpus, scored)
+
+
+def baselines_on(corpus: Corpus, scored: torch.Tensor) -> Baselines:
+    """The baselines on these windows, counted on the training part, or on a sample of one that stays on the disk."""
+    train = corpus.train.sample() if isinstance(corpus.train, TokenStream) else corpus.train
+    digest = corpus.sha256 if corpus.num_sampled is None else f"{corpus.sha256}, {corpus.num_sampled} sampled"
+    return cached_baselines(digest, train, scored, len(corpus.dead_mask))
 
 
 def has_begun(directory: Path) -> bool:

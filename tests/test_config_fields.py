@@ -36,6 +36,7 @@ from marble_sweep.groups import (
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import composing_from
 from marble_sweep.runs.damage import flat
+from marble_sweep.training.schedule import lr_scale
 
 OPTIONS = sorted(
     (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")
@@ -346,6 +347,21 @@ def test_experiments_are_what_they_are_named_after() -> None:
     assert (crucible.optimizer.lr, crucible.optimizer.weight_decay) == (1e-3, 0.0)
     assert quick.data.name == "pydocs"
     assert quick.data.val_fraction > 0
+
+
+def test_duckling_has_the_platforms_1510912_parameters() -> None:
+    """GPT-2's layout: embeddings, positions, two blocks and the final LayerNorm, biases everywhere, the head tied."""
+    duckling = composed("experiment=duckling", "data=tokens", *MANDATORY["tokens"])
+    width, mlp = 128, 512
+    norm = 2 * width  # scale and shift
+    attention = (width + 1) * 3 * width + (width + 1) * width  # queries, keys and values; projection
+    block = norm + attention + norm + (width + 1) * mlp + (mlp + 1) * width
+    assert 8_192 * width + 512 * width + 2 * block + norm == 1_510_912
+    assert duckling.num_parameters == 1_510_912
+    assert (duckling.model.name, duckling.model.heads, duckling.model.mlp_dim) == ("2L128D", 2, 512)
+    assert (duckling.schedule.warmup_steps, duckling.optimizer.weight_decay) == (0, 0.01)
+    assert lr_scale(duckling.schedule, 5_000, 10_000) == 0.5
+    assert composed("experiment=duckling", "optimizer.lr=1e-3").data.name == "pydocs"
 
 
 def test_the_marble_experiment_takes_the_notebooks_own_files() -> None:
