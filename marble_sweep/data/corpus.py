@@ -28,7 +28,16 @@ from marble_sweep.data.text import printable, read_documents
 from marble_sweep.data.token_files import open_pieces
 from marble_sweep.data.token_names import read_names
 from marble_sweep.data.tokenizer import byte_lengths, encode, load_tokenizer, train_tokenizer
-from marble_sweep.data.tokens import MAX_LOADED, Occurring, Tokens, TokenStream, all_of, require_named, scan
+from marble_sweep.data.tokens import (
+    MAX_LOADED,
+    NUM_SAMPLED,
+    Occurring,
+    Tokens,
+    TokenStream,
+    all_of,
+    require_named,
+    scan,
+)
 from marble_sweep.groups import DataConfig, MarkovConfig, NotebookConfig, PydocsConfig, TextConfig, TokensConfig
 
 logger = logging.getLogger(__name__)
@@ -59,7 +68,7 @@ class Corpus:
     @property
     def num_sampled(self) -> int | None:
         """The number of training tokens that baselines are counted on; None: all of them."""
-        return MAX_LOADED if isinstance(self.train, TokenStream) and len(self.train) > MAX_LOADED else None
+        return NUM_SAMPLED if isinstance(self.train, TokenStream) and len(self.train) > NUM_SAMPLED else None
 
     @property
     def val_tokens(self) -> Tensor:

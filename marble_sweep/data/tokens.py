@@ -19,7 +19,9 @@ from marble_sweep.groups import TokensConfig
 
 MAX_LOADED = 1 << 24  # ids, 64 MB: a longer stream stays on the disk
 BLOCK = 1 << 20  # ids read at a time: they stay in a processor's cache
-SAMPLE_BLOCKS = 256  # of the training part, on which a long stream's baselines are counted
+# Of a longer stream's training part: on so many ids, in so many blocks, its baselines are counted, within some seconds.
+NUM_SAMPLED = 1 << 22
+SAMPLE_BLOCKS = 256
 PROGRESS_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
@@ -69,10 +71,10 @@ class TokenStream:
                 position += len(piece)
 
     def sample(self) -> Tensor:
-        """At most MAX_LOADED ids, (num_sampled,) int32: SAMPLE_BLOCKS blocks that are equally far apart."""
-        if len(self) <= MAX_LOADED:
+        """At most NUM_SAMPLED ids, (num_sampled,) int32: SAMPLE_BLOCKS blocks that are equally far apart."""
+        if len(self) <= NUM_SAMPLED:
             return self.read_all()
-        size = MAX_LOADED // SAMPLE_BLOCKS
+        size = NUM_SAMPLED // SAMPLE_BLOCKS
         starts = [len(self) * number // SAMPLE_BLOCKS for number in range(SAMPLE_BLOCKS)]
         return torch.from_numpy(np.concatenate([self.read(start, start + size) for start in starts]))
 

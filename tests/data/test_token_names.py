@@ -103,7 +103,8 @@ def test_the_header_says_how_many_are_of_each_kind(
     assert "12 tokens: 6 live, 6 dead (2 unseen, 4 phantom)\n" in text
     assert "Note" not in text
     for where in (corpus_module, tokens_module):
-        monkeypatch.setattr(where, "MAX_LOADED", 50)
+        monkeypatch.setattr(where, "MAX_LOADED", 60)
+        monkeypatch.setattr(where, "NUM_SAMPLED", 50)
     monkeypatch.setattr(tokens_module, "SAMPLE_BLOCKS", 2)
     assert "Note        baselines are counted on 50 of the training tokens" in shown(tmp_path / "mapped")
 

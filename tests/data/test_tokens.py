@@ -143,7 +143,7 @@ def test_a_stream_in_pieces_is_read_as_one() -> None:
 
 
 def test_a_long_stream_is_sampled_in_blocks_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LOADED", 512)
+    monkeypatch.setattr(module, "NUM_SAMPLED", 512)
     sample = TokenStream([np.arange(10_240)]).sample()
     assert sample.tolist() == [start + offset for start in range(0, 10_240, 40) for offset in (0, 1)]
     assert len(TokenStream([np.arange(512)]).sample()) == 512
@@ -154,7 +154,7 @@ def test_a_run_from_the_disk_is_a_run_from_memory(tmp_path: Path, monkeypatch: p
     config = replace(tiny_config("trainer.total_steps=4", "trainer.num_evals=1"), data=data)
     train_only(config, tmp_path / "loaded")
     for where in (module, corpus_module):
-        monkeypatch.setattr(where, "MAX_LOADED", 2048)  # the sample is then all of the training part
+        monkeypatch.setattr(where, "MAX_LOADED", 512)
     train_only(config, tmp_path / "mapped")
     shown = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("loaded", "mapped")]
     losses = [[line.rsplit(",", 1)[0] for line in lines] for lines in shown]  # the last column is the speed
