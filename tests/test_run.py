@@ -203,9 +203,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGTERM))],
+    [signal.SIGKILL, signal.SIGINT, signal.SIGTERM],
 )
 def test_killed_at_a_random_step_and_resumed_equals_unbroken(
     number: signal.Signals, unbroken: Path, tmp_path: Path

@@ -46,6 +46,7 @@ def test_only_the_last_window_is_seen(trained: Path) -> None:
     assert torch.equal(next_log_probs(model, [5, 6, 7, *tail]), next_log_probs(model, tail))
 
 
+@pytest.mark.slow
 def test_the_door_writes_and_compares(trained: Path) -> None:
     written = sample(str(trained), "--prompt", "t1 t2", "--tokens", "5").stdout
     assert written.startswith("t1 t2 ")

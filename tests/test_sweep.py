@@ -98,6 +98,7 @@ def test_what_is_told(finished: Path) -> None:
     assert (finished / "compare.html").read_text(encoding="utf-8").startswith("<!")
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_not_run_again_in_any_order(finished: Path) -> None:
     before = inodes(finished)
     assert sweep(finished, "model.num_layers=2,0,1").returncode == 0
@@ -177,6 +178,7 @@ def test_every_config_is_checked_before_the_first_job(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_failures_stop_no_other_job_and_are_run_again(tmp_path: Path) -> None:
     # More windows a batch than the corpus has: known only once the corpus is there.
     result = sweep(tmp_path / "sweep", "trainer.batch_size=8,100000,16")
@@ -252,9 +254,10 @@ def test_a_killed_job_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     assert "SIGKILL" in read_metadata(tmp_path / "sweep" / "0")["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGKILL))],
+    [signal.SIGINT, signal.SIGTERM, signal.SIGKILL],
 )
 def test_an_interrupted_sweep_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     long = ("trainer.total_steps=300", "seed=0,1", "trainer.state_interval=0.3", "sweep.workers=1")

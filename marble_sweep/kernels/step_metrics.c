@@ -291,3 +291,94 @@ void summarise(
     *mean_norm /= num_rows;
     *mean_cosine /= num_rows;
 }
+
+enum { NEAREST, TWICE, STOCHASTIC, MASTERS }; /* Rounding of marble_sweep/metrics/intended.py */
+enum { WHOLE, GRADIENT, DECAY, LOST, DECAYS, NUM_COUNTS };
+#define BIN_SHIFT 20
+#define FIRST_BIN ((127 - 24) << 3)
+#define NUM_BINS 256
+
+typedef struct {
+    int64_t entries[NUM_COUNTS]; /* below half a cell by the whole update, its gradient, its decay; decays lost; decays */
+    double moving;               /* tokens that move, or are expected to */
+    int64_t histogram[NUM_BINS]; /* entries by their update in cells */
+} CellCounts;
+
+typedef struct {
+    const void *before;
+    const float *target;
+    int is_bf16, rounding;
+    float decay, kept; /* of a weight: what a step takes, and 1 less that */
+} Intended;
+
+typedef struct {
+    ints counts[NUM_COUNTS];
+    ints moved;
+    vec stays; /* how likely no entry moves, with stochastic rounding */
+} RowCounts;
+
+INLINE vec magnitude(vec values) { return (vec)((bits)values & 0x7FFFFFFF); }
+
+/* in_cells and moves of intended.py: an update in cells of `weights`, and whether it does not reach half of one. */
+INLINE vec update_in_cells(vec update, vec weights) {
+    const vec power = (vec)larger((bits)weights & 0x7F800000, (bits){0} + 0x00800000);
+    const ints towards_zero = (update < 0) ^ (weights < 0);
+    const ints is_power = (magnitude(weights) == power) & (power > 0x1p-126f);
+    const vec in_cells = magnitude(update) / power * 128;
+    return (vec)choose(towards_zero & is_power, (bits)(in_cells * 2), (bits)in_cells);
+}
+
+INLINE ints below_half(vec in_cells, vec weights) {
+    const ints is_odd = ((bits)weights & 0x10000) != 0;
+    return ~((in_cells > 0.5f) | ((in_cells == 0.5f) & is_odd));
+}
+
+INLINE void count_intended(const Intended *of, long at, long count, RowCounts *row, int64_t *histogram) {
+    const vec exact = values_at(of->before, of->is_bf16, at, count), target = values_at(of->target, 0, at, count);
+    const vec weights = rounded_to_bf16(exact), decay = exact * -of->decay;
+    const int twice = of->rounding == TWICE;
+    const vec start = twice ? rounded_to_bf16(exact * of->kept) : exact, change = target - start;
+    const vec gradient = twice ? change : (vec)(change - decay), whole = twice ? (vec)(change + decay) : change;
+    const vec in_cells = update_in_cells(whole, weights);
+    const ints below = below_half(in_cells, weights), decays = decay != 0;
+    ints is_there = {0}, lost;
+    for (int lane = 0; lane < LANES; lane++) is_there[lane] = lane < count ? -1 : 0;
+    if (twice) lost = start == exact;
+    else if (of->rounding == MASTERS) lost = exact + decay == exact;
+    else lost = rounded_to_bf16(target) == rounded_to_bf16(target - decay);
+    row->counts[WHOLE] -= below & is_there;
+    row->counts[GRADIENT] -= below_half(update_in_cells(gradient, weights), weights) & is_there;
+    row->counts[DECAY] -= below_half(update_in_cells(decay, weights), weights) & is_there;
+    row->counts[LOST] -= lost & decays & is_there;
+    row->counts[DECAYS] -= decays & is_there;
+    if (of->rounding == STOCHASTIC) row->stays *= 1 - (vec)choose(in_cells < 1, (bits)in_cells, (bits)((vec){0} + 1));
+    else if (of->rounding == NEAREST) row->moved |= ~below & is_there;
+    else row->moved |= (rounded_to_bf16(target) != weights) & is_there;
+    ints bin = ((ints)in_cells >> BIN_SHIFT) - FIRST_BIN;
+    bin = (ints)choose(bin > 0, (bits)bin, (bits){0});
+    bin = (ints)choose(bin < NUM_BINS, (bits)bin, (bits){0} + (NUM_BINS - 1));
+    for (int lane = 0; lane < LANES && lane < count; lane++) histogram[bin[lane]]++;
+}
+
+/* Adds what a step meant to do with the rows [first, last) of a table (V, width) to the counts of the dead tokens and of
+   the live ones. intended.py says what is counted, and how. */
+void intended_update(
+    const void *before, const float *target, int is_bf16, int rounding, double decay, long first, long last, long width,
+    const uint8_t *is_dead, CellCounts counts[2]
+) {
+    const Intended of = {before, target, is_bf16, rounding, (float)decay, (float)(1 - decay)};
+    for (long token = first; token < last; token++) {
+        CellCounts *const kind = counts + !is_dead[token];
+        RowCounts row = {.stays = (vec){0} + 1};
+        for (long d = 0; d < width; d += LANES)
+            count_intended(&of, token * width + d, width - d < LANES ? width - d : LANES, &row, kind->histogram);
+        double stays = 1;
+        int moved = 0;
+        for (int lane = 0; lane < LANES; lane++) {
+            for (int count = 0; count < NUM_COUNTS; count++) kind->entries[count] += row.counts[count][lane];
+            stays *= row.stays[lane];
+            moved |= row.moved[lane];
+        }
+        kind->moving += rounding == STOCHASTIC ? 1 - stays : moved != 0;
+    }
+}

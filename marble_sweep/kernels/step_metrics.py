@@ -50,6 +50,15 @@ class Motion(ctypes.Structure):
     )
 
 
+class CellCounts(ctypes.Structure):
+    """What a step meant to do with some tokens; metrics/intended.py says what is counted."""
+
+    entries: "ctypes.Array[ctypes.c_int64]"
+    moving: float
+    histogram: "ctypes.Array[ctypes.c_int64]"
+    _fields_ = (("entries", ctypes.c_int64 * 5), ("moving", ctypes.c_double), ("histogram", ctypes.c_int64 * 256))
+
+
 class CompiledMetrics:
     """The compiled functions. Raises CompilerError where they cannot be compiled.
 
@@ -66,6 +75,9 @@ class CompiledMetrics:
         self._remember.argtypes = [pointer, *[number] * 3, pointer, pointer]
         self._motion.argtypes = [pointer, pointer, flag, *[number] * 3, *[pointer] * 3]
         self._add_motion.argtypes = [pointer, pointer]
+        self._intended = library.intended_update
+        self._intended.argtypes = [pointer, pointer, flag, flag, ctypes.c_double, *[number] * 3, pointer, pointer]
+        self._intended.restype = None
         self._squared_norm.argtypes = [pointer, flag, number, number]
         self._count_updates.argtypes = [pointer, flag, pointer, pointer, flag, flag, *[number] * 3, pointer]
         self._squared_norm.restype = ctypes.c_double
@@ -123,6 +135,29 @@ class CompiledMetrics:
         for other in others:
             self._add_motion(ctypes.byref(motion), ctypes.byref(other))
         return motion
+
+    def intended_update(
+        self, before: Tensor, target: Tensor, decay: float, rounding: int, is_dead: Tensor
+    ) -> "list[ctypes.Array[CellCounts]]":
+        """The counts of the dead and of the live tokens, for parts of a table (V, D) that add up to the whole.
+
+        before may be bfloat16, target is float32; the decay of a weight is -decay * weight.
+        """
+        before, target = readable(before), readable(target, torch.float32)
+        dead = readable(is_dead, torch.bool)
+        vocab_size, width = before.shape
+        if target.numel() != before.numel() or dead.numel() != vocab_size:
+            raise TypeError(
+                f"{target.numel()} targets and {dead.numel()} tokens are not those of {vocab_size} x {width}"
+            )
+        table = before.data_ptr(), target.data_ptr(), before.dtype == torch.bfloat16
+
+        def count(first: int, last: int) -> "ctypes.Array[CellCounts]":
+            counts = (CellCounts * 2)()
+            self._intended(*table, rounding, decay, first, last, width, dead.data_ptr(), counts)
+            return counts
+
+        return in_parts(count, vocab_size, max(PART // 4 // width, 1))
 
     def count_updates(
         self, directions: Tensor, before: Tensor, after: Tensor, offset: int, *, decays: bool

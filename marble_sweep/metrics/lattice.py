@@ -43,11 +43,11 @@ def ulp_bf16(weights: Tensor) -> Tensor:
     weights are bfloat16, or float32 values that lie on its grid. Infinities and NaN have no
     spacing: NaN, as numpy.spacing has it.
     """
-    power = _power_below(weights, BFLOAT16)
+    power = power_below(weights, BFLOAT16)
     return (power / 2**BFLOAT16.mantissa_bits).masked_fill(power == math.inf, math.nan)
 
 
-def _power_below(weights: Tensor, lattice: Lattice) -> Tensor:
+def power_below(weights: Tensor, lattice: Lattice) -> Tensor:
     """2^(max(E, 1) - bias), the power of two at or below |weight|; infinity for infinities and NaN."""
     bits = weights.to(torch.float32, copy=True).view(torch.int32)
     return bits.bitwise_and_(_EXPONENT_BITS).view(torch.float32).clamp_min_(lattice.smallest_power)
@@ -61,7 +61,7 @@ def lattice_displacement(before: Tensor, after: Tensor, lattice: Lattice = BFLOA
     # The ULP itself may be so small that a device takes it for zero; the power of two is not. In place,
     # and without comparisons, which take several times as long as arithmetic on the CPU.
     distance = after.to(torch.float32, copy=True).sub_(before)
-    return distance.div_(_power_below(before, lattice)).mul_(2**lattice.mantissa_bits)
+    return distance.div_(power_below(before, lattice)).mul_(2**lattice.mantissa_bits)
 
 
 def cells_apart(first: Tensor, second: Tensor, lattice: Lattice = BFLOAT16) -> Tensor:

@@ -1,6 +1,6 @@
 """One optimizer step under a precision policy, and what rounding took from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,14 +51,15 @@ class FlatOptimizer:
         self.policy = policy
         self.parameters = dict(model.named_parameters())
         self.weights = torch.cat([parameter.detach().flatten() for parameter in self.parameters.values()])
-        for name, part in self._parts(self.weights).items():
+        for name, part in self.parts(self.weights).items():
             self.parameters[name].data = part
         self.prev_params = self.weights.clone()  # before the last step
-        self.prev_params_by_name = self._parts(self.prev_params)
+        self.prev_params_by_name = self.parts(self.prev_params)
         self.master_params = self.weights.float() if policy.rounds else self.weights
         self.gradient = torch.zeros_like(self.master_params)  # of the last step
         self.master_params.grad = self.gradient
-        parts, gradients = self._parts(self.master_params), self._parts(self.gradient)
+        parts, gradients = self.parts(self.master_params), self.parts(self.gradient)
+        self.master_params_by_name = parts
         for name, part in parts.items():
             part.grad = gradients[name]
         self.gradients = list(gradients.values())
@@ -72,8 +73,9 @@ class FlatOptimizer:
         self.grad_clip = config.grad_clip
         self.norm_before_clipping: Tensor | None = None  # of the last step's gradient; None where nothing is clipped
         self.lr = 0.0
+        self.before_rounding: Callable[[], None] | None = None  # called when the optimizers have stepped
 
-    def _parts(self, flat: Tensor) -> dict[str, Tensor]:
+    def parts(self, flat: Tensor) -> dict[str, Tensor]:
         """Each parameter's view of a flat tensor, by its name."""
         pieces = flat.split([parameter.numel() for parameter in self.parameters.values()])
         return {
@@ -102,6 +104,8 @@ class FlatOptimizer:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
+        if self.before_rounding is not None:
+            self.before_rounding()
         if self.policy.rounds:
             rounded = (
                 round_stochastic(self.master_params, self.rounding_generator)
@@ -148,6 +152,16 @@ class FlatOptimizer:
             num_intended, num_changed = num_intended + counts[0], num_changed + counts[1]
             offset += direction.numel()
         return torch.tensor((num_intended - num_changed) / num_intended if num_intended else torch.nan)
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """What an optimizer keeps of a parameter; of tensors, its part."""
+        for optimizer in self.optimizers:
+            if self.master_params in optimizer.state:
+                state = optimizer.state[self.master_params]
+                return {key: self.parts(value)[name] if value.numel() > 1 else value for key, value in state.items()}
+            if self.master_params_by_name[name] in optimizer.state:
+                return optimizer.state[self.master_params_by_name[name]]
+        return {}
 
     def _direction(self, tensor: Tensor) -> Tensor:
         """Where the last step pushed a tensor that an optimizer was given; the same shape."""
