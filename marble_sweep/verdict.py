@@ -30,6 +30,7 @@ UNTIED = (
     "not judged: with model.tied=false no gradient reaches the embedding row of a dead token, "
     "weight decay alone moves it"
 )
+REGIMES = ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]  # columns whose shares add up to 1
 NOTHING_HELD_OUT = "nothing is held out (data.val_fraction = 0)"
 
 
@@ -131,12 +132,11 @@ def judge(
     """Judge a run by its metrics.csv and evals.csv; `lag` is that of the h_autocorr_lag column, in steps.
 
     Where the run diverged, what came before is judged. `held_out` says whether there is text to evaluate on, `tied`
-    whether the token embedding is the head too: else nothing pushes dead tokens, and their motion is not judged.
+    whether the token embedding is the head too; else the motion of dead tokens is not judged.
     """
     unmeasured = "the run ended before its first evaluation" if held_out else NOTHING_HELD_OUT
     # The step that diverged is left out, and steps whose weights are NaN.
-    shares = ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]
-    steps = steps[np.isfinite(steps["loss"]) & ~(steps[shares].sum(axis=1) == 0) | steps["dead_moving"].isna()]
+    steps = steps[np.isfinite(steps["loss"]) & ~(steps[REGIMES].sum(axis=1) == 0) | steps["dead_moving"].isna()]
     final = dict(zip(evals.columns, evals.iloc[-1], strict=True)) if len(evals) else None
     margins = [_margin(config, final, name, unmeasured) for name in _BASELINES]
     gain, top1 = _context_checks(config, final, unmeasured)
@@ -154,7 +154,7 @@ def judge(
             ),
             Criterion("Predictions depend on context, usefully", [gain, top1]),
             Criterion("The hidden state changes direction", [_direction_check(config, steps, lag)]),
-            Criterion("Dead tokens move, then slow towards the freeze", _dead_checks(config, steps, tied=tied)),
+            Criterion("Dead tokens move, then slow towards the freeze", _dead_checks(config, steps, tied)),
         ],
         beats_unigram=beaten("unigram"),
         beats_oracle=beaten("oracle"),
@@ -337,7 +337,7 @@ def _unjudged(config: VerdictConfig, reading: str) -> list[Check]:
     ]
 
 
-def _dead_checks(config: VerdictConfig, steps: pd.DataFrame, *, tied: bool) -> list[Check]:
+def _dead_checks(config: VerdictConfig, steps: pd.DataFrame, tied: bool) -> list[Check]:
     moving = first_tenth(steps["dead_moving"])
     # The mean displacement would be decided by a few weights near zero, where cells are tiny.
     far = steps["dead_early"] + steps["dead_midlife"]
