@@ -360,7 +360,7 @@ def test_duckling_has_the_platforms_1510912_parameters() -> None:
     assert duckling.num_parameters == 1_510_912
     assert (duckling.model.name, duckling.model.heads, duckling.model.mlp_dim) == ("2L128D", 2, 512)
     assert (duckling.schedule.warmup_steps, duckling.optimizer.weight_decay) == (0, 0.01)
-    assert lr_scale(duckling.schedule, 5_000, 10_000) == 0.5
+    assert lr_scale(duckling.schedule, 10_000, 10_000) == pytest.approx(1 / 10_000)
     assert composed("experiment=duckling", "optimizer.lr=1e-3").data.name == "pydocs"
 
 
