@@ -133,13 +133,17 @@ def test_windows_and_batches_on_the_disk_are_those_in_memory(tmp_path: Path, mon
         assert batch.dtype == torch.int64
 
 
-def test_a_stream_in_pieces_is_read_as_one() -> None:
+def test_a_stream_in_pieces_is_read_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 50)
     whole = np.arange(100)
     stream = TokenStream([whole[:3], whole[3:3], whole[3:60].astype(np.uint8), whole[60:]])
     for start in range(100):
         for stop in range(start, 101, 7):
             assert stream.read(start, stop).tolist() == whole[start:stop].tolist()
             assert stream.part(start, stop).read(0, stop - start).tolist() == whole[start:stop].tolist()
+    blocks = [(start, ids) for start, ids in stream.blocks() if len(ids)]
+    assert [start for start, _ in blocks] == [0, 3, 50, 60]
+    assert np.array_equal(np.concatenate([ids for _, ids in blocks]), whole)
 
 
 def test_a_long_stream_is_sampled_in_blocks_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
