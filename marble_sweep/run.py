@@ -22,7 +22,7 @@ from marble_sweep.data.baselines import Baselines, cached_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.data.held_out import choose_all_windows, choose_windows
-from marble_sweep.data.tokens import TokenStream
+from marble_sweep.data.tokens import MappedWindows, TokenStream
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, share_clipped, summarize
 from marble_sweep.model.products import Products, using
@@ -335,7 +335,11 @@ def check_disk(config: Config, directory: Path, corpus: Corpus, *, resume: bool)
 
 
 def build_recorder(
-    config: Config, directory: Path, model: Transformer, train_windows: torch.Tensor, dead_mask: torch.Tensor
+    config: Config,
+    directory: Path,
+    model: Transformer,
+    train_windows: torch.Tensor | MappedWindows,
+    dead_mask: torch.Tensor,
 ) -> Recorder | None:
     """The recorder that config asks for; its probe are the first windows of the training split."""
     recorder = config.recorder
@@ -345,7 +349,9 @@ def build_recorder(
     if recorder.probe_windows > 0:
         most = f"at most {len(train_windows):,}, the windows of the training split"
         require(recorder.probe_windows <= len(train_windows), "recorder.probe_windows", recorder.probe_windows, most)
-        probe = functools.partial(last_hidden, config, model, train_windows[: recorder.probe_windows].long())
+        probe = functools.partial(
+            last_hidden, config, model, train_windows[torch.arange(recorder.probe_windows)].long()
+        )
     return Recorder(recorder, directory / layout.RECORD, model.embedding.weight, dead_mask, probe)
 
 
