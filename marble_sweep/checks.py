@@ -131,7 +131,8 @@ def allowed_values(kind: Any, interval: Interval) -> str:
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} numbers in brackets"
     if get_origin(kind) is list:
-        return "a list in brackets"
+        item = get_args(kind)[0]
+        return "a list in brackets" + ("" if item is str else f", every item {allowed_values(item, interval)}")
     if kind in (int, float):
         return interval.described("whole number" if kind is int else "number")
     return {str: "text", bool: "true or false"}.get(kind, f"a {kind.__name__}")

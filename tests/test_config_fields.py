@@ -145,7 +145,7 @@ WRONG = [
     *[(FullRecorderConfig, "every", value, "recorder.every") for value in (0, -1)],
     *[(each, "probe_windows", -1, "recorder.probe_windows") for each in RECORDERS],
     (TracersRecorderConfig, "num_tracers", 0, "recorder.num_tracers"),
-    *[(TracersRecorderConfig, "token_ids", value, "recorder.token_ids") for value in ([], [3, 1, 3])],
+    *[(TracersRecorderConfig, "token_ids", value, "recorder.token_ids") for value in ([], [3, 1, 3], 3)],
     (TracersRecorderConfig, "seed", -1, "recorder.seed"),
     *[(VerdictConfig, "min_direction_change", value, "verdict.min_direction_change") for value in (-0.1, 2.1)],
 ]

@@ -30,13 +30,13 @@ WRONG = {  # what is tried on a field of each type, as typed on the command line
     float: ["x", "nan", "inf", "-inf", "[1,2]", "{a:1}", "''"],
     bool: ["x", "1.5", "[true]", "{a:1}"],
     str: ["[1,2]", "{a:1}", "???", "'\x07'", "'\ud800'", "${nowhere}"],
-    list: ["{a:1}", "???", "'\x07'", "'\ud800'", "${nowhere}"],  # of text, which numbers become
+    list: ["{a:1}", "???", "'\x07'", "'\ud800'", "${nowhere}"],  # in one of text numbers become text
 }
 
 
 def kind_of(hint: Any) -> type:
-    """The plain type that a field's own type is made of; list for one of text."""
-    if list[str] in (hint, *getattr(hint, "__args__", ())):
+    """The plain type that a field's own type is made of, or list."""
+    if {list[str], list[int]} & {hint, *getattr(hint, "__args__", ())}:
         return list
     parts = [hint, *getattr(hint, "__args__", ())]
     parts += [inner for part in parts[1:] for inner in getattr(part, "__args__", ())]
