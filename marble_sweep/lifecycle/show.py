@@ -22,7 +22,7 @@ WHAT = {  # by kind of record
 
 def text(life: Lifecycle) -> str:
     """What the record says, in lines of at most WIDTH characters."""
-    lines = [("record", record_line(life.summary)), *motion_lines(life), *cloud_lines(life), *masters_lines(life)]
+    lines = [("recorded", record_line(life.summary)), *motion_lines(life), *cloud_lines(life), *masters_lines(life)]
     return "\n".join(
         textwrap.fill(printable(line), WIDTH, initial_indent=f"{name:<{INDENT - 1}} ", subsequent_indent=" " * INDENT)
         for name, line in lines
