@@ -15,7 +15,7 @@ SHOWN_STRAGGLERS, SHOWN_EPOCHS = 12, 10
 TEXT = 16  # characters of a token's text
 WHAT = {  # by kind of record
     "dead": "norms of the dead tokens' motion",
-    "tracers": "positions of some dead tokens",
+    "tracers": "positions of some tokens",
     "full": "positions of all tokens",
 }
 
