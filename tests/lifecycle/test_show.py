@@ -51,7 +51,7 @@ def test_stragglers_have_their_text_and_no_escape_codes() -> None:
     assert line(shown, "stragglers") == r"1: 40 '\x1b[31m40' (step 250)"
 
 
-@pytest.mark.parametrize(("gap", "too_few"), [(99, False), (100, True)])
+@pytest.mark.parametrize(("gap", "too_few"), [(100, False), (101, True)])
 def test_a_window_that_pauses_outlast_is_called_too_short(gap: int, too_few: bool) -> None:
     shown = line(text(life([150, 200], gap=gap, quiet_window=100)), "window")
     assert shown.startswith("a freeze counts behind 100 steps without motion")
