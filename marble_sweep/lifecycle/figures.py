@@ -215,7 +215,7 @@ def cloud_figure(lifecycle: Lifecycle, frames: Frames, title: str) -> Figure:
         step = int(frames.frame_steps[place])
         scatter_phases(axes, points, strata(tokens[dead], np.array([step]))[:, 0])
         axes.set_title(f"step {step:,}, centroid at {centroid[0]:.3g}", fontsize=8)
-    reach = 1.05 * np.nanquantile(np.abs(around), CLOSE_UP)
+    reach = 1.05 * float(np.nanquantile(np.abs(around), CLOSE_UP)) or 1.0  # a black hole of all has no extent
     grid[0].set_xlim(-reach, reach)
     grid[0].set_ylim(-reach, reach)
     for axes in grid[len(places) :]:

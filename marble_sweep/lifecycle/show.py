@@ -15,14 +15,14 @@ SHOWN_STRAGGLERS, SHOWN_EPOCHS = 12, 10
 TEXT = 16  # characters of a token's text
 WHAT = {  # by kind of record
     "dead": "norms of the dead tokens' motion",
-    "tracers": "positions of some dead tokens",
+    "tracers": "positions of some tokens",
     "full": "positions of all tokens",
 }
 
 
 def text(life: Lifecycle) -> str:
     """What the record says, in lines of at most WIDTH characters."""
-    lines = [("record", record_line(life.summary)), *motion_lines(life), *cloud_lines(life), *masters_lines(life)]
+    lines = [("recorded", record_line(life.summary)), *motion_lines(life), *cloud_lines(life), *masters_lines(life)]
     return "\n".join(
         textwrap.fill(printable(line), WIDTH, initial_indent=f"{name:<{INDENT - 1}} ", subsequent_indent=" " * INDENT)
         for name, line in lines

@@ -9,7 +9,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from planted_lives import phases_of, planted_lives
 
-from marble_sweep.lifecycle.figures import DPI, WIDTH, draw_figures, step_ticks, strata, stratigraphy_figure
+from marble_sweep.lifecycle.figures import (
+    DPI,
+    WIDTH,
+    cloud_figure,
+    draw_figures,
+    step_ticks,
+    strata,
+    stratigraphy_figure,
+)
 from marble_sweep.lifecycle.panels import COLOURS, axis_labels, curves, panels
 from marble_sweep.lifecycle.result import PHASES
 
@@ -66,3 +74,10 @@ def test_the_figures_are_there_at_their_size_and_in_their_colours(tmp_path: Path
 def test_a_stratigraphy_of_one_token_can_be_drawn() -> None:
     lifecycle, _ = planted_lives(20, 1, 0)
     assert stratigraphy_figure(lifecycle, "one").axes
+
+
+def test_a_cloud_that_is_one_black_hole_is_drawn() -> None:
+    """It has no extent for the axes; a warning would fail this test."""
+    lifecycle, frames = planted_lives(60, 20, 2)
+    figure = cloud_figure(lifecycle, replace(frames, positions=np.ones_like(frames.positions)), "one point")
+    assert figure.axes[0].get_xlim() == (-1, 1)

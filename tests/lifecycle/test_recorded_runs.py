@@ -23,7 +23,7 @@ def trained(folder: Path, recorder: str, precision: str) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["bf16_pure", "mixed"], name="run_dir")
+@pytest.fixture(scope="module", params=[pytest.param("bf16_pure", marks=pytest.mark.slow), "mixed"], name="run_dir")
 def recorded_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("recorded") / "run", "full", request.param)
 
@@ -55,6 +55,7 @@ def test_a_recorded_run_lives_as_plain_loops_say(run_dir: Path) -> None:
     np.testing.assert_array_equal(tokens["last_motion"], [token.last("early", "midlife", "late") for token in plain])
 
 
+@pytest.mark.slow
 def test_norms_alone_give_the_same_phases(run_dir: Path, tmp_path: Path) -> None:
     config = ms.load_run(run_dir).config
     dead = analyse_run(trained(tmp_path / "dead", "dead", config.precision.name), open_record(tmp_path / "dead"))
@@ -68,6 +69,6 @@ def test_norms_alone_give_the_same_phases(run_dir: Path, tmp_path: Path) -> None
 def test_the_command_reads_a_recorded_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), "--quiet-window", "5"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("record      full (positions of all tokens), 64 tokens, ")
+    assert text.startswith("recorded    full (positions of all tokens), 64 tokens, ")
     assert ("masters" in text) == (ms.load_run(run_dir).config.precision.name == "mixed")
     assert len(pd.read_parquet(run_dir / "lifecycle.parquet")) == 64
