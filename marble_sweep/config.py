@@ -43,6 +43,13 @@ from marble_sweep.groups import (
     TokensConfig,
     WSDConfig,
 )
+from marble_sweep.record_config import (
+    DeadRecorderConfig,
+    FullRecorderConfig,
+    NoRecorderConfig,
+    RecorderConfig,
+    TracersRecorderConfig,
+)
 from marble_sweep.renamed_keys import with_current_keys
 from marble_sweep.safe_yaml import parse_yaml
 from marble_sweep.search_config import CertifyConfig, SearchConfig
@@ -137,6 +144,7 @@ class Config(Checked):
     device: DeviceConfig = field(default_factory=DeviceConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     data: DataConfig = field(default_factory=PydocsConfig)
+    recorder: RecorderConfig = field(default_factory=NoRecorderConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     certify: CertifyConfig = field(default_factory=CertifyConfig)
@@ -200,6 +208,12 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "tokens": TokensConfig,
         "markov": MarkovConfig,
         "iid": IIDConfig,
+    },
+    "recorder": {
+        "none": NoRecorderConfig,
+        "dead": DeadRecorderConfig,
+        "tracers": TracersRecorderConfig,
+        "full": FullRecorderConfig,
     },
 }
 
@@ -329,7 +343,7 @@ def in_current_keys(stored: dict[str, Any]) -> dict[str, Any]:
     for path, value in with_current_keys(settings).items():
         name, _, key = path.partition(".")
         current.setdefault(name, {})[key] = value
-    return stored | current
+    return {"recorder": {"name": "none"}} | stored | current  # earlier versions had no recorder
 
 
 def escaped(value: Any) -> Any:

@@ -18,6 +18,7 @@ from marble_sweep.groups import AdamWConfig
 from marble_sweep.humanize import baselines_in_words, counted, duration, finite
 from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.record.disk import disk_words
 from marble_sweep.runs.provenance import code_sha256
 from marble_sweep.training.trainer import Trainer
 
@@ -59,6 +60,7 @@ def describe(
         "optimizer": config.optimizer.name,
         "schedule": config.schedule.name,
         "precision": config.precision.name,
+        "recorder": config.recorder.name,
         "h_autocorr_lag": config.autocorrelation_lag,
         "corpus": describe_corpus(corpus),
         "baselines": describe_baselines(baselines, len(corpus.val) // config.trainer.seq_len),
@@ -213,6 +215,8 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
     if metadata["products"] is not None:
         matmul, head = metadata["products"]["matmul"], metadata["products"]["head"]
         lines["products"] = f"layers {matmul}, head {head}"
+    if (disk := metadata.get("record_disk")) is not None:
+        lines["recorder"] = f"{metadata['recorder']}, {disk_words(disk['estimated_bytes'], disk['free_bytes'])}"
     if seconds_per_step is not None:
         estimate = duration(steps_left * seconds_per_step)
         lines["time"] = f"about {estimate} for {steps_left:,} steps, evaluations not counted"

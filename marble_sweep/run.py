@@ -1,6 +1,7 @@
 """One run on one page: corpus -> model -> train -> verdict -> run directory."""
 
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -21,11 +22,13 @@ from marble_sweep.data.baselines import Baselines, cached_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.data.held_out import choose_all_windows, choose_windows
-from marble_sweep.data.tokens import TokenStream
+from marble_sweep.data.tokens import MappedWindows, TokenStream
 from marble_sweep.early_stopping import EarlyStopping
 from marble_sweep.metadata import describe, header, share_clipped, summarize
 from marble_sweep.model.products import Products, using
 from marble_sweep.model.transformer import Transformer
+from marble_sweep.record.disk import record_bytes, require_disk
+from marble_sweep.record_config import DeadRecorderConfig
 from marble_sweep.report.plots import draw_plots
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import (
@@ -48,6 +51,7 @@ from marble_sweep.training.memory import require_memory
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.products import as_metadata, choose_products, recorded_products
 from marble_sweep.training.progress import Progress
+from marble_sweep.training.recorder import Recorder
 from marble_sweep.training.signals import stop_requests
 from marble_sweep.training.trainer import Trainer
 from marble_sweep.training.writer import RunWriter
@@ -96,13 +100,12 @@ def prepare(
     model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
     train_windows = windows(corpus.train, config.trainer.seq_len).to(device)
     batches = Batches(train_windows, config.trainer.batch_size, config.seed)
-    evaluator = None if chosen is None else build_evaluator(config, corpus, chosen, scored.to(device), baselines)
 
     resume = resume and has_begun(directory)
     products = products_for(config, directory, device, len(corpus.dead_mask), shared, resume=resume)
     stack.enter_context(using(products))
     metadata = describe(config, corpus, baselines, model, batches, device)
-    metadata["products"] = as_metadata(products, device)
+    metadata |= {"products": as_metadata(products, device)} | check_disk(config, directory, corpus, resume=resume)
     if resume:
         metadata |= what_stays(directory, metadata)
     trainer = Trainer(
@@ -112,9 +115,10 @@ def prepare(
         corpus.dead_mask.to(device),
         RunWriter(directory, corpus.dead_mask, chosen),
         Progress(config.trainer.total_steps, show=show),
-        evaluator=evaluator,
+        evaluator=None if chosen is None else build_evaluator(config, corpus, chosen, scored.to(device), baselines),
         all_windows=None if chosen is None else build_all_windows(config, corpus, chosen, device),
         early_stopping=EarlyStopping(config) if config.certify.stop else None,
+        recorder=build_recorder(config, directory, model, train_windows, corpus.dead_mask),
         resume=resume,
     )
     write_what_is_known(directory, corpus, baselines, metadata)
@@ -177,7 +181,7 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
 
     Raises ValueError where another run is in it, alive or not.
     """
-    require_ordinary(directory, files=layout.FILES, folders=[layout.PLOTS])
+    require_ordinary(directory, files=layout.FILES, folders=[layout.PLOTS, layout.RECORD])
     lock = lock_directory(directory, "hydra.run.dir")
     path = directory / layout.CONFIG
     try:
@@ -318,6 +322,43 @@ def baselines_on(corpus: Corpus, scored: torch.Tensor) -> Baselines:
     train = corpus.train.sample() if isinstance(corpus.train, TokenStream) else corpus.train
     digest = corpus.sha256 if corpus.num_sampled is None else f"{corpus.sha256}, {corpus.num_sampled} sampled"
     return cached_baselines(digest, train, scored, len(corpus.dead_mask))
+
+
+def check_disk(config: Config, directory: Path, corpus: Corpus, *, resume: bool) -> dict[str, Any]:
+    """What the record of the steps to come takes on the disk, as metadata. Raises CheckError where it cannot fit."""
+    if not isinstance(config.recorder, DeadRecorderConfig):
+        return {}
+    step = int(read_metadata(directory).get("step") or 0) if resume else 0
+    needed = record_bytes(config, int(corpus.dead_mask.sum()), config.trainer.total_steps - step)
+    free = require_disk(config.recorder.name, needed, directory)
+    return {"record_disk": {"estimated_bytes": needed.estimate, "free_bytes": free}}
+
+
+def build_recorder(
+    config: Config,
+    directory: Path,
+    model: Transformer,
+    train_windows: torch.Tensor | MappedWindows,
+    dead_mask: torch.Tensor,
+) -> Recorder | None:
+    """The recorder that config asks for; its probe are the first windows of the training split."""
+    recorder = config.recorder
+    if not isinstance(recorder, DeadRecorderConfig):
+        return None
+    probe = None
+    if recorder.probe_windows > 0:
+        most = f"at most {len(train_windows):,}, the windows of the training split"
+        require(recorder.probe_windows <= len(train_windows), "recorder.probe_windows", recorder.probe_windows, most)
+        probe = functools.partial(
+            last_hidden, config, model, train_windows[torch.arange(recorder.probe_windows)].long()
+        )
+    return Recorder(recorder, directory / layout.RECORD, model.embedding.weight, dead_mask, probe)
+
+
+def last_hidden(config: Config, model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    """The last hidden states (N, T, D) of windows (N, T), as training computes them."""
+    with POLICIES[config.precision.name].autocast(tokens.device):
+        return model(tokens)
 
 
 def has_begun(directory: Path) -> bool:

@@ -35,6 +35,7 @@ from marble_sweep.groups import (
 )
 from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import composing_from
+from marble_sweep.record_config import DeadRecorderConfig, FullRecorderConfig, TracersRecorderConfig
 from marble_sweep.runs.damage import flat
 from marble_sweep.training.schedule import lr_scale
 
@@ -57,6 +58,7 @@ def composed(*overrides: str) -> Config:
 
 # --------------------------------------------------------------------------- complaints
 
+RECORDERS = (DeadRecorderConfig, TracersRecorderConfig, FullRecorderConfig)
 WRONG = [
     (ModelConfig, "num_layers", -1, "model.num_layers"),
     (ModelConfig, "hidden_dim", 0, "model.hidden_dim"),
@@ -140,6 +142,11 @@ WRONG = [
         for name in ("min_non_unigram_top1", "min_dead_moving", "max_dead_slowdown")
         for value in (-0.1, 1.1, math.nan)
     ],
+    *[(FullRecorderConfig, "every", value, "recorder.every") for value in (0, -1)],
+    *[(each, "probe_windows", -1, "recorder.probe_windows") for each in RECORDERS],
+    (TracersRecorderConfig, "num_tracers", 0, "recorder.num_tracers"),
+    *[(TracersRecorderConfig, "token_ids", value, "recorder.token_ids") for value in ([], [3, 1, 3])],
+    (TracersRecorderConfig, "seed", -1, "recorder.seed"),
     *[(VerdictConfig, "min_direction_change", value, "verdict.min_direction_change") for value in (-0.1, 2.1)],
 ]
 
@@ -289,7 +296,7 @@ def test_defaults_are_the_notebooks() -> None:
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
     config = composed(f"{group}={option}", *MANDATORY.get(option, []))
     chosen = getattr(config, group)
-    if group in ("model", "optimizer", "schedule", "precision", "data"):
+    if group in ("model", "optimizer", "schedule", "precision", "data", "recorder"):
         assert chosen.name == option, "a file is named after what it holds"
     if group in SCHEMAS:
         assert type(chosen) is SCHEMAS[group][option]

@@ -181,6 +181,8 @@ def configs(draw: st.DrawFn) -> Config:
         drawn |= {name: f"/{drawn[name]}" for name in PATHS if drawn.get(name) is not None}
         if drawn.get("nesterov"):
             drawn["momentum"] = 0.5
+        if drawn.get("token_ids") is not None:
+            drawn["token_ids"] = sorted({*drawn["token_ids"]}) or None
         arguments[each.name] = cls(**drawn)
     if arguments["certify"].stop:
         arguments["data"].val_fraction = 0.25

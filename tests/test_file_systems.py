@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers import TINY, tiny_config
+from helpers import TINY, tiny_config, train_only
 from poor_file_system import CALLS
 
 from marble_sweep.run import run
@@ -259,3 +259,30 @@ def test_a_full_disk_leaves_the_last_good_state(
         assert run(short, directory, resume=True, show=False) == "finished"
         for name in ("evals.csv", "checkpoints.safetensors", "model.safetensors"):
             assert (directory / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("probe_windows", "room", "full"), [(0, 8192, "model.safetensors"), (64, 200_000, "record/hidden")]
+)
+def test_a_full_disk_leaves_a_record_that_goes_on(
+    probe_windows: int, room: int, full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes the record, or the state after it, finds the disk full; nothing of the run is lost."""
+    probe = f"recorder.probe_windows={probe_windows}"
+    config = tiny_config("recorder=full", probe, "trainer.total_steps=16", "trainer.checkpoint_interval=6")
+    train_only(config, tmp_path / "whole")
+    with small_disk(tmp_path / "disk", 2 << 20):
+        directory = tmp_path / "disk" / "run"
+        train = Trainer.train
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train", lambda self, _: train(self, lambda: self.step == 9))
+            assert train_only(config, directory) == "interrupted"
+        fill(tmp_path / "disk" / "other", room)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            train_only(config, directory, resume=True)
+        assert str(directory / full) in str(caught.value.filename)
+        (tmp_path / "disk" / "other").unlink()
+        assert train_only(config, directory, resume=True) == "finished"
+        for path in (tmp_path / "whole" / "record").rglob("*"):
+            same = directory / path.relative_to(tmp_path / "whole")
+            assert path.is_dir() or same.read_bytes() == path.read_bytes()

@@ -13,10 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     ("checks", "commands", "humanize", "passwords", "process", "renamed_keys", "safe_yaml", "terminal"),
     ("groups", "search_config"),
+    ("record_config",),
     ("config",),
     ("data", "kernels", "model", "metrics", "runs", "scaling", "uncertainty"),
+    ("record",),
     ("early_stopping", "training", "verdict"),
-    ("census", "metadata", "report"),
+    ("census", "lifecycle", "metadata", "report"),
     ("compare", "run"),
     ("sample", "searches", "sweeps"),
     ("loaded_run",),

@@ -27,6 +27,7 @@ from marble_sweep.hydra_app.private import BASIC_SWEEPER, leaving_hydra
 from marble_sweep.hydra_app.rerun import as_written, rerun_command
 from marble_sweep.hydra_app.side_by_side import is_search, require_launchable
 from marble_sweep.hydra_app.sweep_length import require_few
+from marble_sweep.record.disk import sweep_line
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import lock_directory, user_path
 from marble_sweep.runs.status import ENDED, RunStatus, latest, mark_start, read_metadata
@@ -160,11 +161,14 @@ def start_sweep(config: DictConfig) -> Sweep:
     require(config.resume is None, "resume", config.resume, resume)
     jobs = check_jobs(config)
     sweep_dir = Path(config.hydra.sweep.dir)
+    records = sweep_line(jobs, sweep_dir)
     lock = lock_directory(sweep_dir, "hydra.sweep.dir")
     from marble_sweep.sweeps.watch import SweepWatch
 
     mark_start(sweep_dir)
     print(f"{len(jobs) or 'An open number of'} jobs in {sweep_dir}", file=sys.stderr)
+    if records is not None:
+        print(records, file=sys.stderr)
     watch = SweepWatch(sweep_dir, sum(job.trainer.total_steps for job in jobs))
     watch.start()
     return Sweep(sweep_dir, jobs, rerun_command(config, sweep_dir), lock, watch)

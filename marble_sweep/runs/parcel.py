@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import shutil
 import tarfile
 import uuid
@@ -15,12 +16,21 @@ from marble_sweep.runs.files import sync, sync_folder
 from marble_sweep.runs.status import config_text, run_directories
 
 ARRIVING, REPLACED = ".arriving-", ".replaced-"  # begin the names of folders, below those of the workers
+# The files of a record, as Zarr names them: of the group, of an array, and of a chunk of it.
+RECORD_FILE = re.compile(rf"{layout.RECORD}/(zarr\.json|[A-Za-z_]+/(zarr\.json|c(/[0-9]+)+))")
+
+
+def is_of_a_run(name: str) -> bool:
+    """Whether a file, by its path in a run directory, belongs to the run."""
+    return name in layout.FILES or RECORD_FILE.fullmatch(name) is not None
 
 
 def pack(directory: Path, parcel: BinaryIO) -> None:
     """Write a run directory into an open file, as a tar archive below the directory's name. Plots stay behind."""
+    record = sorted(path for path in (directory / layout.RECORD).rglob("*") if path.is_file())
+    names = [*layout.FILES, *(path.relative_to(directory).as_posix() for path in record)]
     with tarfile.open(fileobj=parcel, mode="w") as archive:
-        for name in layout.FILES:
+        for name in filter(is_of_a_run, names):
             with contextlib.suppress(FileNotFoundError):
                 archive.add(directory / name, f"{directory.name}/{name}", recursive=False)
 
@@ -82,10 +92,11 @@ def _extract(parcel: BinaryIO, folder: Path) -> str:
         with tarfile.open(fileobj=parcel, mode="r") as archive:
             for member in archive:
                 directory, _, name = member.name.partition("/")
-                content = archive.extractfile(member) if member.isreg() and name in layout.FILES else None
+                content = archive.extractfile(member) if member.isreg() and is_of_a_run(name) else None
                 if content is None or not directory.isdecimal():
                     raise CheckError(f"a run directory that is sent: must not hold {member.name!r}")
                 names.add(directory)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with (folder / name).open("xb") as file:
                     shutil.copyfileobj(content, file)
                     file.flush()

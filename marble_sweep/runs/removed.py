@@ -1,5 +1,6 @@
 """Removing the tensors of a run, which are most of its bytes. All tables stay, so a comparison misses nothing."""
 
+import shutil
 from pathlib import Path
 
 from marble_sweep.checks import CheckError
@@ -12,15 +13,18 @@ REMOVED = "tensors_removed"  # the key of metadata.json that says by which setti
 
 
 def remove_tensors(directory: Path, setting: str) -> None:
-    """Remove a run's checkpoints, model and state. Its metadata says so first, so that a kill leaves no riddle."""
-    there = [directory / name for name in TENSORS if (directory / name).exists()]
+    """Remove a run's checkpoints, model, state and record. The metadata says so first: a kill leaves no riddle."""
+    there = [directory / name for name in (*TENSORS, layout.RECORD) if (directory / name).exists()]
     if not there:
         return
     metadata = read_metadata(directory)
     if metadata.get(REMOVED) != setting:
         write_json(directory / layout.METADATA, metadata | {REMOVED: setting})
     for path in there:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def require_kept(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from marble_sweep.config import Config
 from marble_sweep.groups import SGDConfig
 from marble_sweep.humanize import file_size
+from marble_sweep.record.disk import record_bytes
 
 WEIGHT_BYTES = {"bf16": 2, "bf16_pure": 2, "bf16_stochastic": 2, "mixed": 4, "fp32": 4}
 MOMENT_BYTES = dict.fromkeys(WEIGHT_BYTES, 4) | {"bf16_pure": 2}
@@ -21,7 +22,7 @@ OTHER_BYTES = 30_000  # config, metadata, verdict, log, generators
 class DiskBytes(NamedTuple):
     """What a trial leaves that goes on to the end of its budget."""
 
-    tensors: int  # checkpoints, model and state
+    tensors: int  # checkpoints, model, state and record
     tables: int  # all else
 
 
@@ -35,7 +36,8 @@ def disk_bytes(config: Config) -> DiskBytes:
     evaluations = min(trainer.num_evals, trainer.total_steps)
     tables = trainer.total_steps * STEP_BYTES + evaluations * (EVALUATION_BYTES + trainer.eval_windows * LOSS_BYTES)
     return DiskBytes(
-        2 * weights + moments + snapshots + means, tables + config.data.vocab_size * TOKEN_BYTES + OTHER_BYTES
+        2 * weights + moments + snapshots + means + record_bytes(config).estimate,
+        tables + config.data.vocab_size * TOKEN_BYTES + OTHER_BYTES,
     )
 
 

@@ -1,4 +1,4 @@
-"""search.keep: which trials' tensors (weights, checkpoints, state) are removed, and when nobody needs them any more.
+"""search.keep: which trials' tensors (weights, checkpoints, state, record) are removed, and when nobody needs them.
 
 A trial may be retried, continued for another threshold, or become the answer. Until none of that can happen its tensors
 stay, whatever search.keep says. Tables always stay.

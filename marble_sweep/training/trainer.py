@@ -7,7 +7,7 @@ from none, so turning it on or off leaves the training losses bit-identical.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -26,10 +26,12 @@ from marble_sweep.runs.state import Stateful, identity, load_state, read_info, s
 from marble_sweep.runs.status import BY_EVALUATION, RunStatus
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.training.evaluation import AllWindows, Evaluator
+from marble_sweep.training.intended import IntendedUpdate
 from marble_sweep.training.optimizer import FlatOptimizer
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.products import as_metadata
 from marble_sweep.training.progress import Progress
+from marble_sweep.training.recorder import Recorder
 from marble_sweep.training.schedule import evaluation_steps, lr_scale
 from marble_sweep.training.writer import RunWriter
 
@@ -51,6 +53,7 @@ class Trainer:
         evaluator: Evaluator | None = None,  # None: nothing is held out
         all_windows: AllWindows | None = None,  # None: the evaluator has all of them
         early_stopping: EarlyStopping | None = None,  # None: the run goes on to its last step
+        recorder: Recorder | None = None,
         resume: bool = False,
     ) -> None:
         """`resume` continues from the saved state. Raises ValueError where that is not of this run."""
@@ -62,9 +65,11 @@ class Trainer:
         self.evaluator = evaluator
         self.all_windows = all_windows
         self.early_stopping = early_stopping
+        self.recorder = recorder
         self.policy = POLICIES[config.precision.name]
         self.optimizer = FlatOptimizer(model, config.optimizer, self.policy, config.seed)
         self.metrics = StepMetrics(dead_mask, config.model.hidden_dim, config.autocorrelation_lag)
+        self.intended = IntendedUpdate(self.optimizer, config.optimizer, dead_mask) if recorder is not None else None
         self.pending = Pending()
         self.parts: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, "batches": batches}
         self.parts["metrics"] = self.metrics
@@ -73,9 +78,16 @@ class Trainer:
         self.last_loss: float | None = None
         self.evals: list[dict[str, float]] = []  # the rows of evals.csv so far
         self.stop_reason: RunStatus | None = None  # why the run ends before its last step
-        hashes = self.load_state() if resume else {}
-        writer.open(self.step, [int(row["step"]) for row in self.evals], hashes)
-        if NUM_ALL_WINDOWS not in writer.eval_rows.columns:  # a run of an earlier version keeps the columns of its file
+        self.open_files(self.load_state() if resume else {})
+
+    def open_files(self, hashes: Mapping[str, str]) -> None:
+        """Start the files, or continue them after the loaded step, with the hashes of the rows up to there."""
+        self.writer.open(self.step, [int(row["step"]) for row in self.evals], hashes)
+        if self.recorder is not None:
+            self.recorder.open(self.step, has_diverged=self.stop_reason == RunStatus.DIVERGED)
+        if (
+            NUM_ALL_WINDOWS not in self.writer.eval_rows.columns
+        ):  # a run of an earlier version keeps the columns of its file
             self.all_windows = None
 
     def train(self, should_stop: Callable[[], bool]) -> RunStatus:
@@ -87,6 +99,8 @@ class Trainer:
             return self._train(should_stop)
         finally:
             self.progress.close()
+            if self.recorder is not None:
+                self.recorder.close()
             try:
                 self.writer.step_rows.write(self.fetch())
             finally:
@@ -131,6 +145,8 @@ class Trainer:
         """Leave a state from which the run can be continued, whatever happens next."""
         if self.step == 0:
             self.take_snapshot(torch.zeros(self.config.model.hidden_dim))
+            if self.recorder is not None:
+                self.recorder.record(0, None, None)
         if self.stop_reason != RunStatus.DIVERGED:
             self.save_state()
         if self.stop_reason == RunStatus.TOO_SLOW:
@@ -156,6 +172,8 @@ class Trainer:
             head=None if self.model.head is None else self.model.head.detach(),
             norm_before_clipping=self.optimizer.norm_before_clipping,
         )
+        if self.recorder is not None and self.intended is not None:
+            self.recorder.record(self.step, self.metrics.latest_mean, self.intended.shares)
         self.pending.device.append(values)
         self.pending.host.append({"step": self.step, "epoch": self.batches.epoch, "lr": lr})
 
@@ -252,7 +270,9 @@ class Trainer:
             raise CheckError(f"{path}: products = {json.dumps(now)}: must be {was}")
 
     def save_state(self, *, model: bool = True) -> None:
-        """Save what `resume` needs, once the rows and the model that it counts on are on the disk."""
+        """Save what `resume` needs, once the rows, the record and the model that it counts on are on the disk."""
+        if self.recorder is not None:
+            self.recorder.sync(self.step)
         info = {
             "step": self.step,
             "train_seconds": self.train_seconds,

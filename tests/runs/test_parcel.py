@@ -4,8 +4,11 @@ import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import zarr
 
 from marble_sweep.checks import CheckError
 from marble_sweep.runs.parcel import pack, recover, unpack
@@ -58,6 +61,18 @@ def test_a_run_arrives_under_its_number_with_all_its_files(tmp_path: Path) -> No
     assert list((home / "workers").iterdir()) == []
 
 
+def test_a_record_goes_along(tmp_path: Path) -> None:
+    """With all that Zarr wrote, and nothing that a killed write left behind."""
+    directory = run(tmp_path / "away", "12")
+    group = zarr.create_group(directory / "record")
+    group.create_array("W", data=np.arange(60, dtype=np.uint16).reshape(5, 4, 3), chunks=(2, 4, 3))
+    (directory / "record" / "W" / "c" / "0.0123.partial").write_bytes(b"half")
+    arrived = unpack(parcel_of(directory), tmp_path / "home")
+    sent: Any = zarr.open_group(arrived / "record")["W"]
+    assert np.array_equal(sent[:], np.arange(60).reshape(5, 4, 3))
+    assert not [*arrived.rglob("*.partial")]
+
+
 def test_a_run_that_goes_on_replaces_what_it_was(tmp_path: Path) -> None:
     away, home = tmp_path / "away", tmp_path / "home"
     run(home, "3", evals_csv=b"of long ago")
@@ -79,6 +94,10 @@ def test_another_run_of_that_number_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "members",
     [
+        [("0/record/../../../x", b"")],
+        [("0/record/W/../x", b"")],
+        [("0/record/W/c/0", None)],
+        [("0/record/x.sh", b"")],
         [("7/config.yaml", b"a"), ("7/../../evil", b"b")],
         [("7/config.yaml", b"a"), ("7/evil.py", b"b")],
         [("../config.yaml", b"a")],

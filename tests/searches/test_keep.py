@@ -18,6 +18,7 @@ from marble_sweep.census.source import run_source
 from marble_sweep.checks import CheckError
 from marble_sweep.groups import AdamWConfig, OptimizerConfig, PrecisionConfig, SGDConfig
 from marble_sweep.humanize import file_size
+from marble_sweep.record.reader import Record
 from marble_sweep.run import run
 from marble_sweep.runs.removed import TENSORS, remove_tensors
 from marble_sweep.runs.run import Run
@@ -135,6 +136,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_without_tensors_says_so(trained: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(trained, directory)
+    (directory / "record" / "W").mkdir(parents=True)
     assert run_source(directory, None) is not None
     remove_tensors(directory, "search.keep=none")
     line = "must still be there; search.keep=none has removed the tensors of this run"
@@ -146,6 +148,8 @@ def test_a_run_without_tensors_says_so(trained: Path, tmp_path: Path) -> None:
         run_source(directory, None)
     with pytest.raises(CheckError, match=f"state.safetensors: {line}"):
         run(ms.load_run(directory).config, directory, resume=True, show=False)
+    with pytest.raises(CheckError, match=f"record: {line}"):
+        Record.open(directory)
     assert len(ms.load_run(directory).metrics) == 2
     assert (directory / "unigram.safetensors").exists()
 
