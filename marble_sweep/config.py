@@ -267,7 +267,8 @@ def resolve(config: DictConfig) -> Config:
 
 
 NOT_OF_A_RUN = ("resume", "objective", "sweep", "search")  # keys that leave what a run computes as it is
-# Settings that came later. At its default one of them is not written: a sweep knows its jobs by this text.
+# Settings that came later. At its default one of them is not written, nor is a recorder that records nothing: a sweep
+# knows its jobs by this text.
 ADDED = (
     *("model.tied", "model.embedding_std", "optimizer.grad_clip"),
     *("data.dtype", "data.tokenizer_path", "data.mapping_path"),
@@ -300,6 +301,8 @@ def _dump(key: _ByContent, whole: bool) -> str:
         defaults = {field.name: field.default for field in fields(chosen)}
         if name in defaults and getattr(chosen, name) == defaults[name]:
             del settings[group][name]
+    if not whole and key.config.recorder == NoRecorderConfig():
+        del settings["recorder"]
     return OmegaConf.to_yaml(OmegaConf.create(escaped(settings)), resolve=True)
 
 

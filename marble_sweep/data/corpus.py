@@ -163,7 +163,6 @@ def _load_tokens(config: TokensConfig) -> Corpus:
     stream, origin = TokenStream(pieces), f"data.path = {config.path!r}"
     num_val = round(len(stream) * config.val_fraction)
     num_train = len(stream) - num_val
-    require_both_sides(0 < num_val < len(stream) or config.val_fraction == 0, origin, config.val_fraction)
     is_long = len(stream) > MAX_LOADED
 
     def build() -> dict[str, bytes]:
@@ -179,6 +178,7 @@ def _load_tokens(config: TokensConfig) -> Corpus:
     found = cached("tokens", key, build) if is_long else build()
     masks = load_arrays(found["occurring.safetensors"])
     occurring = Occurring(**{name: mask.astype(bool) for name, mask in masks.items()})
+    require_both_sides(0 < num_val < len(stream) or config.val_fraction == 0, origin, config.val_fraction)
     if named is not None:
         require_named(config, stream, named, occurring.in_training | occurring.held_out)
     train, val = stream.part(0, num_train), stream.part(num_train, len(stream))
