@@ -47,7 +47,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
     >>> import marble_sweep as ms
     >>> ms.compose(["model=2L64D", "optimizer.lr=1e-3"]).model
-    ModelConfig(name='2L64D', num_layers=2, hidden_dim=64, num_heads=None, mlp_ratio=4.0)
+    ModelConfig(name='2L64D', num_layers=2, hidden_dim=64, num_heads=None, mlp_ratio=4.0, tied=True, embedding_std=None)
     """
     return compose_config(overrides)
 

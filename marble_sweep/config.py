@@ -29,6 +29,7 @@ from marble_sweep.groups import (
     DataConfig,
     DeviceConfig,
     IIDConfig,
+    LinearConfig,
     MarkovConfig,
     ModelConfig,
     MuonConfig,
@@ -181,20 +182,25 @@ class Config(Checked):
 
     @property
     def num_parameters(self) -> int:
-        """The number of weights, known before there is a model (the tied embedding counts once)."""
+        """The number of weights, known before there is a model (a tied embedding counts once)."""
         width, mlp = self.model.hidden_dim, self.model.mlp_dim
         norm = 2 * width
         attention = (width + 1) * 3 * width + (width + 1) * width
         feed_forward = (width + 1) * mlp + (mlp + 1) * width
         block = 2 * norm + attention + feed_forward
-        embeddings = (self.data.vocab_size + self.trainer.seq_len) * width
-        return embeddings + self.model.num_layers * block + norm
+        return self.num_vocabulary_parameters + self.model.num_layers * block + norm
+
+    @property
+    def num_vocabulary_parameters(self) -> int:
+        """The weights that belong to a token or a position: the embeddings, and a head that is not tied."""
+        matrices = 1 if self.model.tied else 2
+        return (matrices * self.data.vocab_size + self.trainer.seq_len) * self.model.hidden_dim
 
 
 # Groups whose options differ in shape: the name in the file picks the schema.
 SCHEMAS: dict[str, dict[str, type[Any]]] = {
     "optimizer": {"adamw": AdamWConfig, "adam": AdamConfig, "sgd": SGDConfig, "muon": MuonConfig},
-    "schedule": {"constant": ConstantConfig, "cosine": CosineConfig, "wsd": WSDConfig},
+    "schedule": {"constant": ConstantConfig, "cosine": CosineConfig, "linear": LinearConfig, "wsd": WSDConfig},
     "data": {
         "pydocs": PydocsConfig,
         "text": TextConfig,
@@ -261,11 +267,20 @@ def resolve(config: DictConfig) -> Config:
 
 
 NOT_OF_A_RUN = ("resume", "objective", "sweep", "search")  # keys that leave what a run computes as it is
+# Settings that came later. At its default one of them is not written, nor is a recorder that records nothing: a sweep
+# knows its jobs by this text.
+ADDED = (
+    *("model.tied", "model.embedding_std", "optimizer.grad_clip"),
+    *("data.dtype", "data.tokenizer_path", "data.mapping_path"),
+)
 
 
-def dump(config: Config) -> str:
-    """A run's `config.yaml`: all that makes it the run it is. `load` reads it back."""
-    return _dump(_ByContent(repr(config), config))
+def dump(config: Config, *, whole: bool = False) -> str:
+    """A run's `config.yaml`: all that makes it the run it is. `load` reads it back.
+
+    `whole` asks for the settings of ADDED too where they hold their defaults.
+    """
+    return _dump(_ByContent(repr(config), config), whole)
 
 
 @dataclass(frozen=True)
@@ -277,10 +292,18 @@ class _ByContent:
 
 
 @functools.lru_cache(maxsize=4)  # a trial needs the text of its config several times, and it takes 10 ms
-def _dump(key: _ByContent) -> str:
+def _dump(key: _ByContent, whole: bool) -> str:
     node = OmegaConf.structured(escaped(key.config))
     run = OmegaConf.masked_copy(node, [name for name in node if name not in NOT_OF_A_RUN])
-    return OmegaConf.to_yaml(run, resolve=True)
+    settings: Any = OmegaConf.to_container(run, resolve=True)
+    for group, name in () if whole else (setting.split(".") for setting in ADDED):
+        chosen = getattr(key.config, group)
+        defaults = {field.name: field.default for field in fields(chosen)}
+        if name in defaults and getattr(chosen, name) == defaults[name]:
+            del settings[group][name]
+    if not whole and key.config.recorder == NoRecorderConfig():
+        del settings["recorder"]
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(settings)), resolve=True)
 
 
 def load(path: Path) -> Config:

@@ -11,6 +11,7 @@ PRECISIONS = ("bf16", "bf16_pure", "bf16_stochastic", "mixed", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MATMULS = ("auto", "float32", "bfloat16")
 HEADS = ("auto", "float32", "float32_as_bf16", "bfloat16", "fused", "float32_compiled", "bfloat16_compiled")
+TOKEN_DTYPES = ("uint16", "uint32")
 MODEL_NAME = "${.num_layers}L${.hidden_dim}D"
 MIN_HEAD_DIM = 32
 NUM_BYTES = 256  # a byte-level vocabulary starts with one token a byte
@@ -43,6 +44,10 @@ class ModelConfig(Checked):
     # null: the largest divisor of D that leaves >= 32 dimensions a head
     num_heads: int | None = bounded(None, Interval(1, MAX_WIDTH))
     mlp_ratio: float = bounded(4.0, Interval(0, MAX_MLP_RATIO, open_low=True))  # MLP width / D
+    # true: the token embedding is also the head; false: the head has a weight (V, D) of its own
+    tied: bool = True
+    # standard deviation of the token embedding's initial weights, which are normal; null: 0.02
+    embedding_std: float | None = bounded(None, POSITIVE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +82,8 @@ class OptimizerConfig(Checked):
     name: str = MISSING
     lr: float = bounded(3e-4, POSITIVE)
     weight_decay: float = bounded(0.01, NOT_NEGATIVE)
+    # the largest L2 norm of all weights' gradient together, which is scaled down to it; null: it is left as it is
+    grad_clip: float | None = bounded(None, POSITIVE)
 
 
 @dataclass
@@ -151,6 +158,13 @@ class CosineConfig(ScheduleConfig):
     name: str = "cosine"
     warmup_steps: int = bounded(100, COUNT_OR_NONE)
     final_fraction: float = bounded(0.1, UNIT)
+
+
+@dataclass
+class LinearConfig(CosineConfig):
+    """After the warm-up, a line down to `final_fraction` of lr at the last step."""
+
+    name: str = "linear"
 
 
 @dataclass
@@ -262,14 +276,23 @@ class NotebookConfig(DataConfig):
 
 @dataclass
 class TokensConfig(DataConfig):
-    """Ids made elsewhere: `tokens` (num_tokens,), whole numbers, in a safetensors file."""
+    """Ids made elsewhere, which stay on the disk where they are many. Ids that do not occur in training are dead."""
 
     name: str = "tokens"
+    # .bin: raw numbers; .npy; a folder that save_to_disk of `datasets` wrote; any other: safetensors with `tokens`
     path: str = MISSING
+    dtype: str = "uint16"  # of the numbers in a .bin file: uint16 or uint32, little-endian
+    tokenizer_path: str | None = None  # tokenizers JSON of these ids, or of the original ones that mapping_path has
+    mapping_path: str | None = None  # JSON: what an id stands for, its text or its original id
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.path = absolute_path("data.path", self.path)
+        require(self.dtype in TOKEN_DTYPES, "data.dtype", self.dtype, f"one of {', '.join(TOKEN_DTYPES)}")
+        if self.tokenizer_path is not None:
+            self.tokenizer_path = absolute_path("data.tokenizer_path", self.tokenizer_path)
+        if self.mapping_path is not None:
+            self.mapping_path = absolute_path("data.mapping_path", self.mapping_path)
 
 
 @dataclass

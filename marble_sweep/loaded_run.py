@@ -27,6 +27,8 @@ from marble_sweep.verdict import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from marble_sweep.lifecycle.result import Lifecycle
+
 NOTEBOOK_DPI = 80
 
 
@@ -114,6 +116,19 @@ class Run:
     def generate(self, prompt: str, num_tokens: int = 100, *, temperature: float = 1.0, seed: int = 0) -> str:
         """The prompt and the model's continuation; temperature 0 always takes the most probable token."""
         return generate_text(self.model(), self.tokenizer, prompt, num_tokens, temperature, seed)
+
+    def lifecycle(self, quiet_window: int | None = None) -> "Lifecycle":
+        """The life of the tokens of the run's record: DataFrames `tokens`, `steps`, `epochs`, `holes`, and a summary.
+
+        A freeze counts where the record goes on for `quiet_window` steps without motion. docs/lifecycle.md has its
+        default, and every other rule. Nothing is written. Raises ValueError where the run has no record.
+
+        >>> life = run.lifecycle()  # doctest: +SKIP
+        >>> life.tokens.nlargest(5, "last_motion")[["token", "text", "last_motion"]]  # doctest: +SKIP
+        """
+        from marble_sweep.lifecycle.of_run import analyse_run, open_record  # late: Zarr
+
+        return analyse_run(self.path, open_record(self.path), quiet_window=quiet_window)
 
     def figures(self) -> "dict[str, Figure]":
         """The plots as Matplotlib figures: `loss`, `lattice`, `hidden`; none before the first step."""

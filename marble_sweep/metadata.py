@@ -7,6 +7,7 @@ import platform
 from datetime import datetime
 from typing import Any
 
+import pandas as pd
 import torch
 
 from marble_sweep.config import Config
@@ -55,13 +56,14 @@ def describe(
         "checkpoint_interval": config.trainer.checkpoint_interval,
         "notes": config.notes,
         "name": config.model.name,
+        "tied": config.model.tied,
         "optimizer": config.optimizer.name,
         "schedule": config.schedule.name,
         "precision": config.precision.name,
         "recorder": config.recorder.name,
         "h_autocorr_lag": config.autocorrelation_lag,
         "corpus": describe_corpus(corpus),
-        "baselines": describe_baselines(baselines, len(corpus.val_tokens) // config.trainer.seq_len),
+        "baselines": describe_baselines(baselines, len(corpus.val) // config.trainer.seq_len),
         **describe_environment(device),
     }
 
@@ -79,17 +81,28 @@ def describe_training(config: Config) -> dict[str, Any]:
         "beta1": adam.betas[0] if adam else None,
         "beta2": adam.betas[1] if adam else None,
         "epsilon": adam.eps if adam else None,
+        "grad_clip": optimizer.grad_clip,
     }
+
+
+def share_clipped(config: Config, steps: pd.DataFrame) -> float | None:
+    """The share of a run's steps, the rows of its metrics.csv, whose gradient was clipped; None where none ever is."""
+    if config.optimizer.grad_clip is None or steps.empty:
+        return None
+    return float((steps["grad_norm"] > config.optimizer.grad_clip).mean())
 
 
 def describe_corpus(corpus: Corpus) -> dict[str, Any]:
     return {
         "description": corpus.description,
         "sha256": corpus.sha256,
-        "num_train_tokens": len(corpus.train_tokens),
-        "num_val_tokens": len(corpus.val_tokens),
+        "num_train_tokens": len(corpus.train),
+        "num_val_tokens": len(corpus.val),
         "num_duplicates_dropped": corpus.num_duplicates_dropped,
         "entropy_rate": corpus.entropy_rate,
+        "dead_kinds": corpus.dead_kinds,
+        # that baselines are counted on; null: all of them
+        "num_sampled_tokens": corpus.num_sampled,
     }
 
 
@@ -171,6 +184,11 @@ def summarize(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def _kinds_of_dead(corpus: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in corpus["dead_kinds"].items())
+    return f" ({kinds})" if kinds else ""
+
+
 def _without_duplicates(corpus: dict[str, Any]) -> str:
     dropped = corpus["num_duplicates_dropped"]
     return f" without {counted(dropped, 'paragraph')} that training has too" if dropped else ""
@@ -179,15 +197,17 @@ def _without_duplicates(corpus: dict[str, Any]) -> str:
 def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | None) -> str:
     """What a person wants to know before the first step; nobody waits where `seconds_per_step` is None."""
     corpus, baselines = metadata["corpus"], metadata["baselines"]
+    clips = "" if metadata["grad_clip"] is None else f"gradient norm clipped to {metadata['grad_clip']:g}, "
     lines = {
-        "model": f"{metadata['name']}, {metadata['n_params']:,} parameters, {counted(metadata['num_heads'], 'head')}",
+        "model": f"{metadata['name']}, {metadata['n_params']:,} parameters, {counted(metadata['num_heads'], 'head')}"
+        + ("" if metadata["tied"] else ", head not tied to the embedding"),
         "training": f"{metadata['total_steps']:,} steps of {metadata['batch_size']} x {metadata['seq_len']} tokens "
         f"({metadata['epoch_length']:,} steps an epoch), {metadata['optimizer']}, lr {metadata['learning_rate']:g}, "
-        f"weight decay {metadata['weight_decay']:g}, {metadata['schedule']}, seed {metadata['random_seed']}",
+        f"weight decay {metadata['weight_decay']:g}, {clips}{metadata['schedule']}, seed {metadata['random_seed']}",
         "corpus": f"{corpus['description']}; {corpus['num_train_tokens']:,} tokens to train on, "
         f"{corpus['num_val_tokens']:,} held out{_without_duplicates(corpus)}",
         "vocabulary": f"{metadata['vocab_size']:,} tokens: {metadata['n_live_tokens']:,} live, "
-        f"{metadata['n_dead_tokens']:,} dead",
+        f"{metadata['n_dead_tokens']:,} dead{_kinds_of_dead(corpus)}",
         "baselines": baselines_in_words(baselines),
         "device": f"{metadata['machine']['accelerator'] or metadata['device']}, "
         f"{counted(metadata['machine']['num_threads'], 'CPU thread')}, precision {metadata['precision']}",
@@ -203,4 +223,6 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
     if corpus["entropy_rate"] is not None:
         lines["baselines"] += f"; entropy rate of the source {corpus['entropy_rate']:.4f}"
     text = [f"{name:<11} {line}" for name, line in lines.items()]
+    if corpus["num_sampled_tokens"] is not None:
+        text.append(f"{'Note':<11} baselines are counted on {corpus['num_sampled_tokens']:,} of the training tokens")
     return "\n".join([*text, *(f"{'Warning':<11} {phrase}" for phrase in warnings(corpus, baselines))])

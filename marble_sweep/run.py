@@ -22,8 +22,9 @@ from marble_sweep.data.baselines import Baselines, cached_baselines
 from marble_sweep.data.batches import Batches, eval_windows, windows
 from marble_sweep.data.corpus import Corpus, load_corpus, require_enough
 from marble_sweep.data.held_out import choose_all_windows, choose_windows
+from marble_sweep.data.tokens import MappedWindows, TokenStream
 from marble_sweep.early_stopping import EarlyStopping
-from marble_sweep.metadata import describe, header, summarize
+from marble_sweep.metadata import describe, header, share_clipped, summarize
 from marble_sweep.model.products import Products, using
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.record.disk import record_bytes, require_disk
@@ -97,7 +98,7 @@ def prepare(
     chosen = held_out_windows(config, corpus)
     scored, baselines = measure_baselines_of_run(config, corpus, chosen)
     model = build_model(config, len(corpus.dead_mask)).to(device, policy.param_dtype)
-    train_windows = windows(corpus.train_tokens, config.trainer.seq_len).to(device)
+    train_windows = windows(corpus.train, config.trainer.seq_len).to(device)
     batches = Batches(train_windows, config.trainer.batch_size, config.seed)
 
     resume = resume and has_begun(directory)
@@ -145,6 +146,7 @@ def train(
             status = trainer.train(should_stop)
             outcome["seconds"] = time.monotonic() - started
             if status != RunStatus.INTERRUPTED:
+                outcome["grad_clipped"] = share_clipped(config, Run.read(directory).steps.table())
                 verdict = conclude(config, directory, status)
             outcome["status"] = status  # last: it promises that verdict and plots are written
         except KeyboardInterrupt:  # the user asked twice: `resume` continues from what was saved last
@@ -167,6 +169,9 @@ def log_outcome(directory: Path, status: RunStatus, step: int, verdict: Verdict 
     if status == RunStatus.DIVERGED:
         loss = Run.read(directory).steps.row(step)["loss"]
         log.info("Diverged: the loss became %s at step %d.", "NaN" if math.isnan(loss) else "infinite", step)
+    clipped = read_metadata(directory).get("grad_clipped")
+    if clipped is not None:
+        log.info("\nThe gradient was clipped in %.1f%% of the steps.", 100 * clipped)
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 
 
@@ -235,6 +240,8 @@ def build_model(config: Config, vocab_size: int) -> Transformer:
         num_heads=model.heads,
         mlp_dim=model.mlp_dim,
         seed=config.seed,
+        tied=model.tied,
+        embedding_std=model.embedding_std,
     )
 
 
@@ -271,7 +278,7 @@ def build_all_windows(config: Config, corpus: Corpus, chosen: HeldOut, device: t
     trainer = config.trainer
     every, stretches = choose_all_windows(
         trainer.eval_part,
-        len(corpus.val_tokens),
+        len(corpus.val),
         corpus.val_documents,
         trainer.seq_len,
         torch.from_numpy(chosen.numbers),
@@ -281,8 +288,8 @@ def build_all_windows(config: Config, corpus: Corpus, chosen: HeldOut, device: t
         return None
 
     def build() -> Evaluator:
-        scored = windows(corpus.val_tokens, trainer.seq_len)[every]
-        baselines = cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
+        scored = windows(corpus.val, trainer.seq_len)[every]
+        baselines = baselines_on(corpus, scored)
         return Evaluator(scored.to(device), baselines, 0, POLICIES[config.precision.name], trainer.batch_size)
 
     return AllWindows(build, stretches, chosen.documents)
@@ -290,7 +297,7 @@ def build_all_windows(config: Config, corpus: Corpus, chosen: HeldOut, device: t
 
 def held_out_windows(config: Config, corpus: Corpus) -> HeldOut | None:
     """The held-out windows that the run is evaluated on; None where nothing is held out."""
-    trainer, num_tokens = config.trainer, len(corpus.val_tokens)
+    trainer, num_tokens = config.trainer, len(corpus.val)
     if num_tokens == 0:
         return None
     numbers, documents = choose_windows(
@@ -302,12 +309,19 @@ def held_out_windows(config: Config, corpus: Corpus) -> HeldOut | None:
 def measure_baselines_of_run(config: Config, corpus: Corpus, chosen: HeldOut | None) -> tuple[torch.Tensor, Baselines]:
     """The chosen windows, or training windows where nothing is held out, and the baselines on them."""
     if chosen is not None:
-        scored = windows(corpus.val_tokens, config.trainer.seq_len)[chosen.numbers]
+        scored = windows(corpus.val, config.trainer.seq_len)[chosen.numbers]
     else:
-        scored = eval_windows(corpus.train_tokens, config.trainer.seq_len, config.trainer.eval_windows)
+        scored = eval_windows(corpus.train, config.trainer.seq_len, config.trainer.eval_windows)
     allowed = "such that two windows or more are held out with certify.stop=true"
     require(len(scored) >= 2 or not config.certify.stop, "data.val_fraction", config.data.val_fraction, allowed)
-    return scored, cached_baselines(corpus.sha256, corpus.train_tokens, scored, len(corpus.dead_mask))
+    return scored, baselines_on(corpus, scored)
+
+
+def baselines_on(corpus: Corpus, scored: torch.Tensor) -> Baselines:
+    """The baselines on these windows, counted on the training part, or on a sample of one that stays on the disk."""
+    train = corpus.train.sample() if isinstance(corpus.train, TokenStream) else corpus.train
+    digest = corpus.sha256 if corpus.num_sampled is None else f"{corpus.sha256}, {corpus.num_sampled} sampled"
+    return cached_baselines(digest, train, scored, len(corpus.dead_mask))
 
 
 def check_disk(config: Config, directory: Path, corpus: Corpus, *, resume: bool) -> dict[str, Any]:
@@ -321,7 +335,11 @@ def check_disk(config: Config, directory: Path, corpus: Corpus, *, resume: bool)
 
 
 def build_recorder(
-    config: Config, directory: Path, model: Transformer, train_windows: torch.Tensor, dead_mask: torch.Tensor
+    config: Config,
+    directory: Path,
+    model: Transformer,
+    train_windows: torch.Tensor | MappedWindows,
+    dead_mask: torch.Tensor,
 ) -> Recorder | None:
     """The recorder that config asks for; its probe are the first windows of the training split."""
     recorder = config.recorder
@@ -331,7 +349,9 @@ def build_recorder(
     if recorder.probe_windows > 0:
         most = f"at most {len(train_windows):,}, the windows of the training split"
         require(recorder.probe_windows <= len(train_windows), "recorder.probe_windows", recorder.probe_windows, most)
-        probe = functools.partial(last_hidden, config, model, train_windows[: recorder.probe_windows].long())
+        probe = functools.partial(
+            last_hidden, config, model, train_windows[torch.arange(recorder.probe_windows)].long()
+        )
     return Recorder(recorder, directory / layout.RECORD, model.embedding.weight, dead_mask, probe)
 
 
@@ -377,7 +397,8 @@ def conclude(config: Config, directory: Path, status: RunStatus) -> Verdict:
     files = Run.read(directory)
     held_out = config.data.val_fraction > 0
     lag = config.autocorrelation_lag
-    verdict = judge(judged_by(config), files.steps.table(), pd.DataFrame(files.evals), lag, held_out=held_out)
+    steps, tied = files.steps.table(), config.model.tied
+    verdict = judge(judged_by(config), steps, pd.DataFrame(files.evals), lag, held_out=held_out, tied=tied)
     write_json(directory / layout.VERDICT, verdict.as_json())
     if not config.certify.stop:  # a search has many such runs, and its page shows their curves
         draw_plots(directory, status)

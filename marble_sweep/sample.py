@@ -106,7 +106,7 @@ def next_log_probs(model: Transformer, tokens: list[int]) -> Tensor:
     """Log-probabilities (V,) float32 of the token after `tokens`; the model sees the last seq_len of them."""
     seen = tokens[-model.positions.num_embeddings :]
     hidden = model(torch.tensor([seen]))[0, -1]
-    return (hidden.float() @ model.embedding.weight.float().T).log_softmax(-1)
+    return (hidden.float() @ model.head_weight.float().T).log_softmax(-1)
 
 
 def generate(model: Transformer, tokens: list[int], num_tokens: int, temperature: float, seed: int) -> Iterator[int]:

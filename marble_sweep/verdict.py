@@ -26,6 +26,11 @@ MIN_STEPS = 4 * MIN_LAG  # of a run: below, the lag is shorter, and a tenth of t
 # Steps after which dead tokens that have not slowed down count as such. With experiment=quick the share that goes
 # farther than a cell, last tenth by first, is 0.25 after 300 steps, 0.81 after 600 and 0.05 after 800.
 MIN_STEPS_TO_FREEZE = 1000
+UNTIED = (
+    "not judged: with model.tied=false no gradient reaches the embedding row of a dead token, "
+    "weight decay alone moves it"
+)
+REGIMES = ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]  # columns whose shares add up to 1
 NOTHING_HELD_OUT = "nothing is held out (data.val_fraction = 0)"
 
 
@@ -116,16 +121,22 @@ class Verdict:
 
 
 def judge(
-    config: VerdictConfig, steps: pd.DataFrame, evals: pd.DataFrame, lag: int, *, held_out: bool = True
+    config: VerdictConfig,
+    steps: pd.DataFrame,
+    evals: pd.DataFrame,
+    lag: int,
+    *,
+    held_out: bool = True,
+    tied: bool = True,
 ) -> Verdict:
     """Judge a run by its metrics.csv and evals.csv; `lag` is that of the h_autocorr_lag column, in steps.
 
-    Where the run diverged, what came before is judged. `held_out` says whether there is text to evaluate on.
+    Where the run diverged, what came before is judged. `held_out` says whether there is text to evaluate on, `tied`
+    whether the token embedding is the head too; else the motion of dead tokens is not judged.
     """
     unmeasured = "the run ended before its first evaluation" if held_out else NOTHING_HELD_OUT
     # The step that diverged is left out, and steps whose weights are NaN.
-    shares = ["dead_early", "dead_midlife", "dead_late", "dead_frozen"]
-    steps = steps[np.isfinite(steps["loss"]) & ~(steps[shares].sum(axis=1) == 0) | steps["dead_moving"].isna()]
+    steps = steps[np.isfinite(steps["loss"]) & ~(steps[REGIMES].sum(axis=1) == 0) | steps["dead_moving"].isna()]
     final = dict(zip(evals.columns, evals.iloc[-1], strict=True)) if len(evals) else None
     margins = [_margin(config, final, name, unmeasured) for name in _BASELINES]
     gain, top1 = _context_checks(config, final, unmeasured)
@@ -143,7 +154,7 @@ def judge(
             ),
             Criterion("Predictions depend on context, usefully", [gain, top1]),
             Criterion("The hidden state changes direction", [_direction_check(config, steps, lag)]),
-            Criterion("Dead tokens move, then slow towards the freeze", _dead_checks(config, steps)),
+            Criterion("Dead tokens move, then slow towards the freeze", _dead_checks(config, steps, tied)),
         ],
         beats_unigram=beaten("unigram"),
         beats_oracle=beaten("oracle"),
@@ -318,17 +329,23 @@ def _too_short(steps: pd.DataFrame) -> str:
     return f"cannot tell: run too short ({len(steps):,} steps of {MIN_STEPS} needed)"
 
 
-def _dead_checks(config: VerdictConfig, steps: pd.DataFrame) -> list[Check]:
+def _unjudged(config: VerdictConfig, reading: str) -> list[Check]:
+    """The checks of dead tokens where there is nothing to judge."""
+    return [
+        Check("dead_moving_early", None, config.min_dead_moving, None, reading),
+        Check("dead_slowdown", None, config.max_dead_slowdown, None, reading),
+    ]
+
+
+def _dead_checks(config: VerdictConfig, steps: pd.DataFrame, tied: bool) -> list[Check]:
     moving = first_tenth(steps["dead_moving"])
     # The mean displacement would be decided by a few weights near zero, where cells are tiny.
     far = steps["dead_early"] + steps["dead_midlife"]
     early, late = first_tenth(far), last_tenth(far)
     if math.isnan(moving):
-        nothing = "there are no dead tokens"
-        return [
-            Check("dead_moving_early", None, config.min_dead_moving, None, nothing),
-            Check("dead_slowdown", None, config.max_dead_slowdown, None, nothing),
-        ]
+        return _unjudged(config, "there are no dead tokens")
+    if not tied:
+        return _unjudged(config, UNTIED)
     if len(steps) < MIN_STEPS:
         return [
             Check("dead_moving_early", moving, config.min_dead_moving, None, f"dead tokens: {_too_short(steps)}"),

@@ -8,9 +8,10 @@ from helpers import MANDATORY, compose_config
 from omegaconf import OmegaConf
 
 from marble_sweep.checks import CheckError
-from marble_sweep.config import SCHEMAS, Config, dump, load
+from marble_sweep.config import ADDED, SCHEMAS, Config, dump, load
 from marble_sweep.groups import AdamWConfig, PydocsConfig
 from marble_sweep.hydra_app.compose import CONF
+from marble_sweep.runs.state import identity
 from marble_sweep.sample import read_config
 
 KINDS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name in SCHEMAS)
@@ -101,3 +102,17 @@ def test_what_is_dumped_is_the_config_as_it_is_now() -> None:
     assert "notes: changed in place" in dump(config)
     config.notes = ""
     assert dump(config) == first
+
+
+def test_settings_that_came_later_are_written_only_where_they_are_not_at_their_default() -> None:
+    """A sweep knows its jobs by the text, also those that an earlier version trained; a state knows them all."""
+    added = {key.partition(".")[2] for key in ADDED}
+    config = compose_config("data=tokens", "data.path=ids.bin")
+    assert not any(f"{name}:" in dump(config) for name in added)
+    assert all(f"{name}:" in dump(config, whole=True) for name in added)
+    assert "recorder" not in dump(config)
+    assert (identity(config)["model.tied"], identity(config)["recorder.name"]) == (True, "none")
+    changed = compose_config("model.tied=false", "optimizer.grad_clip=1")
+    assert "tied: false" in dump(changed)
+    assert "grad_clip: 1.0" in dump(changed)
+    assert "embedding_std" not in dump(changed)

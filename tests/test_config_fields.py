@@ -37,6 +37,7 @@ from marble_sweep.hydra_app.compose import CONF
 from marble_sweep.hydra_app.hydra_versions import composing_from
 from marble_sweep.record_config import DeadRecorderConfig, FullRecorderConfig, TracersRecorderConfig
 from marble_sweep.runs.damage import flat
+from marble_sweep.training.schedule import lr_scale
 
 OPTIONS = sorted(
     (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")
@@ -65,6 +66,7 @@ WRONG = [
     (ModelConfig, "mlp_ratio", -4.0, "model.mlp_ratio"),
     (ModelConfig, "mlp_ratio", math.nan, "model.mlp_ratio"),
     (ModelConfig, "mlp_ratio", math.inf, "model.mlp_ratio"),
+    *[(ModelConfig, "embedding_std", value, "model.embedding_std") for value in (0.0, -0.02, math.nan)],
     (ModelConfig, "num_heads", 0, "model.num_heads"),
     (ModelConfig, "num_heads", 3, "model.num_heads"),
     (ModelConfig, "num_heads", -2, "model.num_heads"),
@@ -74,6 +76,7 @@ WRONG = [
         for name, values in {
             "lr": (0.0, -1e-3, math.nan, math.inf),
             "weight_decay": (-0.01, math.nan, math.inf),
+            "grad_clip": (0.0, -1.0, math.inf),
         }.items()
         for value in values
     ],
@@ -351,6 +354,21 @@ def test_experiments_are_what_they_are_named_after() -> None:
     assert (crucible.optimizer.lr, crucible.optimizer.weight_decay) == (1e-3, 0.0)
     assert quick.data.name == "pydocs"
     assert quick.data.val_fraction > 0
+
+
+def test_duckling_has_the_platforms_1510912_parameters() -> None:
+    """GPT-2's layout: embeddings, positions, two blocks and the final LayerNorm, biases everywhere, the head tied."""
+    duckling = composed("experiment=duckling", "data=tokens", *MANDATORY["tokens"])
+    width, mlp = 128, 512
+    norm = 2 * width  # scale and shift
+    attention = (width + 1) * 3 * width + (width + 1) * width  # queries, keys and values; projection
+    block = norm + attention + norm + (width + 1) * mlp + (mlp + 1) * width
+    assert 8_192 * width + 512 * width + 2 * block + norm == 1_510_912
+    assert duckling.num_parameters == 1_510_912
+    assert (duckling.model.name, duckling.model.heads, duckling.model.mlp_dim) == ("2L128D", 2, 512)
+    assert (duckling.schedule.warmup_steps, duckling.optimizer.weight_decay) == (0, 0.01)
+    assert lr_scale(duckling.schedule, 10_000, 10_000) == pytest.approx(1 / 10_000)
+    assert composed("experiment=duckling", "optimizer.lr=1e-3").data.name == "pydocs"
 
 
 def test_the_marble_experiment_takes_the_notebooks_own_files() -> None:

@@ -23,7 +23,7 @@ from marble_sweep.config import (
     dump,
     load,
 )
-from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS
+from marble_sweep.groups import DEVICES, HEADS, MATMULS, PRECISIONS, TOKEN_DTYPES
 from marble_sweep.run import run
 from marble_sweep.search_config import BASELINES, KEPT, MINIMISED, QUESTIONS
 
@@ -101,6 +101,7 @@ HOSTILE = [
 text = st.sampled_from(HOSTILE) | st.text().filter(lambda drawn: drawn != "???" and is_plain_text(drawn))
 thresholds = st.sampled_from(BASELINES) | st.floats(1e-3, 1e3).map(str) | st.just("1e3")
 CHOICES = {
+    "data.dtype": st.sampled_from(TOKEN_DTYPES),
     "device.type": st.sampled_from(DEVICES),
     "device.matmul": st.sampled_from(MATMULS),
     "device.head": st.sampled_from(HEADS),
@@ -158,7 +159,7 @@ def groups(cls: type[Checked]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(drawn)
 
 
-PATHS = ("path", "corpus_path", "tokenizer_path", "dead_mask_path", "storage")
+PATHS = ("path", "corpus_path", "tokenizer_path", "dead_mask_path", "mapping_path", "storage")
 
 
 @st.composite

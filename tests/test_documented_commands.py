@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from marble_sweep.runs.status import read_metadata
@@ -38,6 +39,7 @@ NOT_HERE = {
     "python -m marble_sweep.record export RUN_DIR": "needs a record; tests/record/test_command.py makes one",
     "python -m marble_sweep.compare [PATH…]": "says which arguments there are",
     "python -m marble_sweep.inspect FILE[:TENSOR]": "says which arguments there are",
+    "python -m marble_sweep.lifecycle": "needs a run with a record; tests/lifecycle/test_recorded_runs.py makes some",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=submitit_slurm": "needs a Slurm cluster",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=ray": "answers SIGTERM with Ray's own exit code",
     "python -m marble_sweep --multirun hydra/sweeper=smallest hydra/launcher=submitit_slurm": "needs a Slurm cluster",
@@ -165,7 +167,7 @@ def directories(folder: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder, but for the text that the commands speak of."""
+    """An empty folder, but for the text and the ids that the commands speak of."""
     text = "\n\n".join(path.read_text(encoding="utf-8") for path in [*PAGES, *(ROOT / "marble_sweep").glob("**/*.py")])
     (tmp_path / "book.txt").write_text(text)
     (tmp_path / "notes").mkdir()
@@ -173,6 +175,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "notes" / "two.rst").write_text(text)
     (tmp_path / "My texts").mkdir()
     (tmp_path / "My texts" / "a, b (1).txt").write_text(text)
+    np.random.default_rng(0).integers(0, 6_144, 200_000).astype("<u2").tofile(tmp_path / "ids.bin")
+    (tmp_path / "texts.json").write_text(json.dumps([f" word{number}" for number in range(6_144)]))
     return tmp_path
 
 

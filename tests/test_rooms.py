@@ -18,7 +18,7 @@ ROWS = (
     ("data", "kernels", "model", "metrics", "runs", "scaling", "uncertainty"),
     ("record",),
     ("early_stopping", "training", "verdict"),
-    ("census", "metadata", "report"),
+    ("census", "lifecycle", "metadata", "report"),
     ("compare", "run"),
     ("sample", "searches", "sweeps"),
     ("loaded_run",),

@@ -1,15 +1,24 @@
 """Token streams as windows, and windows as shuffled batches that can be resumed."""
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from marble_sweep.checks import wrong_value
+from marble_sweep.data.tokens import MappedWindows, Tokens, TokenStream
+
+Windows = Tensor | MappedWindows
 
 
-def windows(tokens: Tensor, seq_len: int) -> Tensor:
+@overload
+def windows(tokens: Tensor, seq_len: int) -> Tensor: ...
+@overload
+def windows(tokens: TokenStream, seq_len: int) -> MappedWindows: ...
+def windows(tokens: Tokens, seq_len: int) -> Windows:
     """Cut (num_tokens,) into non-overlapping windows (num_windows, T); the last partial one is dropped."""
+    if isinstance(tokens, TokenStream):
+        return MappedWindows(tokens, seq_len)
     num_windows = len(tokens) // seq_len
     return tokens[: num_windows * seq_len].view(num_windows, seq_len)
 
@@ -27,7 +36,7 @@ def eval_window_numbers(num_tokens: int, seq_len: int, max_windows: int) -> Tens
     return torch.arange(num_windows) * all_windows // num_windows
 
 
-def eval_windows(tokens: Tensor, seq_len: int, max_windows: int) -> Tensor:
+def eval_windows(tokens: Tokens, seq_len: int, max_windows: int) -> Tensor:
     """The windows that are evaluated, (num_windows, T). Raises ValueError if the split is shorter than one window."""
     return windows(tokens, seq_len)[eval_window_numbers(len(tokens), seq_len, max_windows)]
 
@@ -39,8 +48,8 @@ class Batches:
     it is the same on every device. The last partial batch of an epoch is dropped.
     """
 
-    def __init__(self, windows: Tensor, batch_size: int, seed: int) -> None:
-        """`windows` (num_windows, T) stay on their device. Raises ValueError if they do not fill one batch."""
+    def __init__(self, windows: Windows, batch_size: int, seed: int) -> None:
+        """`windows` (num_windows, T) stay where they are. Raises ValueError if they do not fill one batch."""
         if len(windows) < batch_size:
             allowed = f"<= {len(windows)}, the training windows of {windows.shape[1]} tokens (trainer.seq_len)"
             raise wrong_value("trainer.batch_size", batch_size, allowed)
@@ -57,7 +66,8 @@ class Batches:
 
     def _draw_order(self) -> None:
         self._epoch_state = self._generator.get_state()
-        self._order = torch.randperm(len(self._windows), generator=self._generator).to(self._windows.device)
+        order = torch.randperm(len(self._windows), generator=self._generator)
+        self._order = order if isinstance(self._windows, MappedWindows) else order.to(self._windows.device)
 
     def __next__(self) -> Tensor:
         """The next batch: (B, T) int64 on the device of the windows."""

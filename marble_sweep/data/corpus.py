@@ -5,7 +5,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -24,8 +25,19 @@ from marble_sweep.data.given import Encoded, what_got_lost
 from marble_sweep.data.pydocs import read_pydocs
 from marble_sweep.data.split import Split, require_both_sides, split_documents
 from marble_sweep.data.text import printable, read_documents
+from marble_sweep.data.token_files import open_pieces
+from marble_sweep.data.token_names import read_names
 from marble_sweep.data.tokenizer import byte_lengths, encode, load_tokenizer, train_tokenizer
-from marble_sweep.data.tokens import read_tokens
+from marble_sweep.data.tokens import (
+    MAX_LOADED,
+    NUM_SAMPLED,
+    Occurring,
+    Tokens,
+    TokenStream,
+    all_of,
+    require_named,
+    scan,
+)
 from marble_sweep.groups import DataConfig, MarkovConfig, NotebookConfig, PydocsConfig, TextConfig, TokensConfig
 
 logger = logging.getLogger(__name__)
@@ -35,8 +47,8 @@ logger = logging.getLogger(__name__)
 class Corpus:
     """Tokens of the training and held-out splits, and what is known of them."""
 
-    train_tokens: Tensor  # (num_train,) int32, CPU
-    val_tokens: Tensor  # (num_val,) int32, CPU; empty where data.val_fraction = 0
+    train: Tokens  # (num_train,) int32, CPU, or on the disk
+    val: Tokens  # (num_val,) likewise; empty where data.val_fraction = 0
     tokenizer: Tokenizer
     dead_mask: Tensor  # (V,) bool: tokens that never occur in the training split
     val_bytes: Tensor  # (num_val,) int32: UTF-8 bytes that each held-out token stands for; 0 for synthetic sources
@@ -46,6 +58,22 @@ class Corpus:
     entropy_rate: float | None = None  # nats per token, of a synthetic source
     num_duplicates_dropped: int = 0  # held-out paragraphs that had a twin in training
     val_documents: Tensor | None = None  # (num_documents,) int64: the first held-out token of each; None: unknown
+    dead_kinds: dict[str, int] = field(default_factory=dict)  # of ids made elsewhere: how many dead ones are of a kind
+
+    @property
+    def train_tokens(self) -> Tensor:
+        """All training tokens in memory, (num_train,) int32."""
+        return all_of(self.train)
+
+    @property
+    def num_sampled(self) -> int | None:
+        """The number of training tokens that baselines are counted on; None: all of them."""
+        return NUM_SAMPLED if isinstance(self.train, TokenStream) and len(self.train) > NUM_SAMPLED else None
+
+    @property
+    def val_tokens(self) -> Tensor:
+        """All held-out tokens in memory, (num_val,) int32."""
+        return all_of(self.val)
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -72,7 +100,7 @@ def load_corpus(config: DataConfig) -> Corpus:
 
 def require_enough(corpus: Corpus, batch_size: int, seq_len: int) -> None:
     """Raise ValueError for a corpus that does not fill one batch, or one held-out window where text is held out."""
-    num_train, num_val = len(corpus.train_tokens), len(corpus.val_tokens)
+    num_train, num_val = len(corpus.train), len(corpus.val)
     if num_train // seq_len >= batch_size and (num_val >= seq_len or num_val == 0):
         return
     needed = (
@@ -104,7 +132,7 @@ def _load_synthetic(config: MarkovConfig) -> Corpus:
 
 def _load_notebook(config: NotebookConfig) -> Corpus:
     text = notebook.read_corpus(config.corpus_path)
-    tokenizer, source = notebook.read_tokenizer(config)
+    tokenizer, source = notebook.read_tokenizer(config.tokenizer_path, config.vocab_size)
 
     def build() -> dict[str, bytes]:
         encoded = notebook.encode_corpus(config, tokenizer, text)
@@ -129,18 +157,62 @@ def _load_notebook(config: NotebookConfig) -> Corpus:
 
 
 def _load_tokens(config: TokensConfig) -> Corpus:
-    stream = read_tokens(config)
-    origin = f"data.path = {config.path!r}"
-    train, val = _split_stream(stream, config.val_fraction, origin)
-    return _assemble(
-        train,
-        val,
-        synthetic.word_tokenizer(config.vocab_size),
-        _census(train, config.vocab_size),
-        np.zeros(len(val), dtype=np.int32),
-        f"tokens: {printable(config.path)}; {len(stream):,} ids",
-        origin,
+    """Of a long stream nothing is loaded: it is checked, counted and hashed once, and windows are read as they come."""
+    tokenizer, named = read_names(config)
+    pieces, files = open_pieces(config)
+    stream, origin = TokenStream(pieces), f"data.path = {config.path!r}"
+    num_val = round(len(stream) * config.val_fraction)
+    num_train = len(stream) - num_val
+    is_long = len(stream) > MAX_LOADED
+
+    def build() -> dict[str, bytes]:
+        digest = _digest_of_split(tokenizer, num_train, num_val)
+        occurring = scan(config, stream, num_train, digest)
+        digest.update((~occurring.in_training).tobytes())
+        arrays = {name: mask.view(np.uint8) for name, mask in vars(occurring).items()}
+        return {"occurring.safetensors": save_arrays(arrays), "sha256": digest.hexdigest().encode()}
+
+    key = content_key(
+        "tokens", _versions(files), config.dtype, config.vocab_size, num_train, _digest(tokenizer.to_str())
     )
+    found = cached("tokens", key, build) if is_long else build()
+    masks = load_arrays(found["occurring.safetensors"])
+    occurring = Occurring(**{name: mask.astype(bool) for name, mask in masks.items()})
+    require_both_sides(0 < num_val < len(stream) or config.val_fraction == 0, origin, config.val_fraction)
+    if named is not None:
+        require_named(config, stream, named, occurring.in_training | occurring.held_out)
+    train, val = stream.part(0, num_train), stream.part(num_train, len(stream))
+    return Corpus(
+        train=train if is_long else train.read_all(),
+        val=val if is_long else val.read_all(),
+        tokenizer=tokenizer,
+        dead_mask=torch.from_numpy(~occurring.in_training),
+        val_bytes=torch.zeros(1, dtype=torch.int32).expand(num_val),  # no text: no memory for it either
+        description=f"tokens: {printable(config.path)}; {len(stream):,} ids",
+        origin=origin,
+        sha256=found["sha256"].decode(),
+        dead_kinds=_dead_kinds(occurring, named),
+    )
+
+
+def _versions(files: list[Path]) -> list[list[object]]:
+    """What changes whenever a file's content does: its change time cannot be set, as that of its modification can."""
+    stats = [path.stat() for path in files]
+    return [
+        [str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        for path, stat in zip(files, stats, strict=True)
+    ]
+
+
+def _dead_kinds(occurring: Occurring, named: NDArray[np.bool_] | None) -> dict[str, int]:
+    """How many dead ids have a token in the tokenizer or the mapping and how many have none, where there is one."""
+    dead = ~occurring.in_training
+    if named is None:
+        return {
+            "in the held-out part alone": int((dead & occurring.held_out).sum()),
+            "nowhere in the ids": int((dead & ~occurring.held_out).sum()),
+        }
+    return {"unseen": int((dead & named).sum()), "phantom": int((dead & ~named).sum())}
 
 
 def _load_tokenized(
@@ -206,12 +278,12 @@ def _assemble(
     num_duplicates_dropped: int = 0,
     val_documents: Tensor | None = None,
 ) -> Corpus:
-    digest = hashlib.sha256(tokenizer.to_str().encode())
-    for array in (np.array([len(train), len(val)]), train, val, dead_mask.numpy()):
+    digest = _digest_of_split(tokenizer, len(train), len(val))
+    for array in (train, val, dead_mask.numpy()):
         digest.update(array.tobytes())
     return Corpus(
-        train_tokens=torch.tensor(train),
-        val_tokens=torch.tensor(val),
+        train=torch.tensor(train),
+        val=torch.tensor(val),
         tokenizer=tokenizer,
         dead_mask=dead_mask,
         val_bytes=torch.tensor(val_bytes),
@@ -222,6 +294,13 @@ def _assemble(
         num_duplicates_dropped=num_duplicates_dropped,
         val_documents=val_documents,
     )
+
+
+def _digest_of_split(tokenizer: Tokenizer, num_train: int, num_val: int) -> "hashlib._Hash":
+    """A corpus's digest as it begins; then come its training and held-out tokens (int32) and its dead mask."""
+    digest = hashlib.sha256(tokenizer.to_str().encode())
+    digest.update(np.array([num_train, num_val]).tobytes())
+    return digest
 
 
 def _census(train: NDArray[np.int32], vocab_size: int) -> Tensor:

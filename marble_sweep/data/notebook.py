@@ -28,10 +28,10 @@ def read_corpus(path: str) -> str:
     return text
 
 
-def read_tokenizer(config: NotebookConfig) -> tuple[Tokenizer, str]:
-    """The tokenizer and its JSON. Raises ValueError unless its ids are distinct and below data.vocab_size."""
-    source = read_text(Path(os.path.expanduser(config.tokenizer_path)), "data.tokenizer_path")
-    name = repr(config.tokenizer_path)
+def read_tokenizer(path: str, vocab_size: int) -> tuple[Tokenizer, str]:
+    """The tokenizer and its JSON. Raises ValueError unless its ids are distinct and below vocab_size."""
+    source = read_text(Path(os.path.expanduser(path)), "data.tokenizer_path")
+    name = repr(path)
     try:
         tokenizer = load_tokenizer(source)
     except Exception as error:  # the library raises nothing narrower
@@ -44,9 +44,9 @@ def read_tokenizer(config: NotebookConfig) -> tuple[Tokenizer, str]:
         if number in owners:
             allowed = f"a tokenizer with one token for each id, and {number} is both {owners[number]!r} and {token!r}"
             require(False, "data.tokenizer_path", name, allowed)
-        if number >= config.vocab_size:
+        if number >= vocab_size:
             allowed = f">= {entries[-1][0] + 1}: {token!r} of the tokenizer {name} has id {number}"
-            require(False, "data.vocab_size", config.vocab_size, allowed)
+            require(False, "data.vocab_size", vocab_size, allowed)
         owners[number] = token
     return tokenizer, source
 

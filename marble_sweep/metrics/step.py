@@ -51,6 +51,11 @@ def exact_norm(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(parts))
 
 
+def top_tokens(weight: Tensor, mean: Tensor) -> Tensor:
+    """The three tokens (3,) whose rows of weight (V, D), rounded to bfloat16, have the largest products with a mean."""
+    return (weight.bfloat16().float() @ mean).topk(3).indices
+
+
 class StepTensors(NamedTuple):
     """What a step is measured by, as StepMetrics.measure describes it."""
 
@@ -60,6 +65,8 @@ class StepTensors(NamedTuple):
     prev_embedding: Tensor
     embedding: Tensor
     updates_lost: Tensor
+    head: Tensor | None
+    norm_before_clipping: Tensor | None
 
 
 class StepMetrics:
@@ -87,13 +94,18 @@ class StepMetrics:
         prev_embedding: Tensor,
         embedding: Tensor,
         updates_lost: Tensor,
+        *,
+        head: Tensor | None = None,
+        norm_before_clipping: Tensor | None = None,
     ) -> Tensor:
         """One step's values, in MEASURED's order: (len(MEASURED),) float32 on the device.
 
         hidden (B, T, D) and loss are those of the forward pass, gradient is that of all weights, flat; prev_embedding
         and embedding (V, D) are from before and after the update. Weights in float32 are rounded to bfloat16 first.
+        `head` (V, D) is the head's own weight, by which the top tokens are predicted; None where it is the embedding.
+        The norm is that of the gradient, or `norm_before_clipping` where it was clipped.
         """
-        step = StepTensors(loss, hidden, gradient, prev_embedding, embedding, updates_lost)
+        step = StepTensors(loss, hidden, gradient, prev_embedding, embedding, updates_lost, head, norm_before_clipping)
         values = self._measure_compiled(self.compiled, step) if self.compiled else self._measure_with_torch(step)
         self.step += 1
         return values
@@ -104,13 +116,15 @@ class StepMetrics:
         autocorrelations = compiled.remember(self.history, self.step, mean)
         motion = compiled.embedding_motion(step.prev_embedding, step.embedding, self.is_dead, mean)
         num_live = len(self.tokens) - self.num_dead
+        before = step.norm_before_clipping
+        grad_norm = compiled.norm(step.gradient) if before is None else before.item()
         # Shares of no tokens at all are NaN, as torch has them.
         dead = [motion.dead_moving, motion.l1, motion.early, motion.midlife, motion.late, motion.frozen]
         dead_means = [value / self.num_dead if self.num_dead else math.nan for value in dead]
         values = [
             step.loss.item(),
-            *motion.tokens,
-            *(autocorrelations[0], dead_means[0], compiled.norm(step.gradient), norm, 1 - cosine),
+            *(motion.tokens if step.head is None else top_tokens(step.head, mean).tolist()),
+            *(autocorrelations[0], dead_means[0], grad_norm, norm, 1 - cosine),
             *(autocorrelations[1], motion.live_moving / num_live if num_live else math.nan),
             *(dead_means[1], motion.linf if self.num_dead else math.nan),
             *dead_means[2:],
@@ -135,11 +149,12 @@ class StepMetrics:
         dead_means = dead_values.mean(dim=1)
         dead_linf_max = motion.linf.amax() if self.num_dead else torch.full_like(step.loss, torch.nan)
         live_moving = moving(prev_rows[self.num_dead :], rows[self.num_dead :]).float().mean()
-        grad_norm = exact_norm(step.gradient).float()
+        before = step.norm_before_clipping
+        grad_norm = exact_norm(step.gradient).float() if before is None else before
         values = torch.cat(
             [
                 step.loss.view(1),
-                (step.embedding.bfloat16().float() @ summary.mean).topk(3).indices.float(),
+                top_tokens(step.embedding if step.head is None else step.head, summary.mean).float(),
                 torch.stack([autocorrelations[0], dead_means[0], grad_norm, summary.norm, summary.spread]),
                 torch.stack([autocorrelations[1], live_moving, dead_means[1], dead_linf_max]),
                 dead_means[2:],

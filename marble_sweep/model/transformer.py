@@ -1,4 +1,4 @@
-"""The notebook's transformer: tied embeddings, learned positions, pre-norm GELU blocks, final LayerNorm.
+"""The notebook's transformer: tied embeddings (or not), learned positions, pre-norm GELU blocks, final LayerNorm.
 
 Shapes: B windows, T tokens, D width, H heads, V vocabulary.
 """
@@ -87,15 +87,27 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids in, final hidden states out; the logits are hidden @ embedding.T and left to the loss.
+    """Token ids in, final hidden states out; the logits are hidden @ head_weight.T and left to the loss.
 
-    Weights are drawn in float32 on the CPU from `seed` alone, so every device starts from the same ones.
+    Weights are drawn in float32 on the CPU from `seed` alone, so every device starts from the same ones. Embeddings,
+    and a head that is not tied, are normal with EMBEDDING_STD; `embedding_std` is that of the token embedding. The
+    head is drawn last, so that all other weights are those of the tied model.
     The notebook's layers all start as copies of one draw, a side effect of nn.TransformerEncoder; here
     each layer has its own.
     """
 
     def __init__(
-        self, vocab_size: int, seq_len: int, num_layers: int, hidden_dim: int, num_heads: int, mlp_dim: int, seed: int
+        self,
+        vocab_size: int,
+        seq_len: int,
+        num_layers: int,
+        hidden_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        seed: int,
+        *,
+        tied: bool = True,
+        embedding_std: float | None = None,
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -103,8 +115,16 @@ class Transformer(nn.Module):
         self.positions = nn.Embedding(seq_len, hidden_dim)
         self.blocks = nn.ModuleList(Block(hidden_dim, num_heads, mlp_dim, generator) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(hidden_dim)
-        for embedding in (self.embedding, self.positions):
-            nn.init.normal_(embedding.weight, std=EMBEDDING_STD, generator=generator)
+        nn.init.normal_(self.embedding.weight, std=embedding_std or EMBEDDING_STD, generator=generator)
+        nn.init.normal_(self.positions.weight, std=EMBEDDING_STD, generator=generator)
+        self.head = None if tied else nn.Parameter(torch.empty(vocab_size, hidden_dim))
+        if self.head is not None:
+            nn.init.normal_(self.head, std=EMBEDDING_STD, generator=generator)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): the token embedding where it is tied, else the head's own weight."""
+        return self.embedding.weight if self.head is None else self.head
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> hidden (B, T, D), the output of the final LayerNorm."""

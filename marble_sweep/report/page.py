@@ -128,6 +128,7 @@ def page_data(comparison: Comparison, groups: Sequence[Row]) -> dict[str, Any]:
                 "n_params": group["n_params"],
                 "value": finite(group[objective]),
                 "spread": group[f"{objective}_sd"],
+                "freeze": group["freeze_median"],
             }
             for label, group in zip(labels(comparison, groups), groups, strict=True)
         ],

@@ -16,6 +16,7 @@ import numpy as np
 from marble_sweep.checks import CheckError
 from marble_sweep.metrics.margin import Outcome
 from marble_sweep.report.summary import Comparison, Row
+from marble_sweep.runs.run import LIFECYCLE_NUMBERS
 from marble_sweep.runs.status import RunStatus
 
 # Columns whose standard deviation over a group is shown beside the mean, as COLUMN_sd.
@@ -30,10 +31,12 @@ WITH_SPREAD = (
     "final_loss",
     "dead_moving",
     "freeze_step",
+    *LIFECYCLE_NUMBERS,
     "steps_per_minute",
 )
 WORST_FIRST = (Outcome.BELOW, None, Outcome.UNDECIDED)  # what a group that differs shows: not more than its worst run
-ALL_OR_NONE = ("freeze_step",)  # a mean over the runs that froze would hide the others
+# A mean over the runs that froze would hide the others.
+ALL_OR_NONE = ("freeze_step", "freeze_median", "freeze_last", "half_freeze_step")
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,

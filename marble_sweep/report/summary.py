@@ -22,7 +22,7 @@ from marble_sweep.metrics.margin import (
 )
 from marble_sweep.report.search import cost_column, read_search
 from marble_sweep.report.twins import twin_notes
-from marble_sweep.runs.run import Run, damage_lines
+from marble_sweep.runs.run import LIFECYCLE_NUMBERS, Run, damage_lines
 from marble_sweep.runs.status import STOPPED, UNFINISHED, RunStatus
 from marble_sweep.training.schedule import evaluation_steps
 
@@ -81,6 +81,7 @@ MEASURED = (
     "final_loss",
     "dead_moving",
     "freeze_step",
+    *LIFECYCLE_NUMBERS,
     "steps_per_minute",
     "vocab_size",
     "corpus_sha256",
@@ -237,6 +238,7 @@ def _row(run: Run, columns: dict[str, str], step: int | None) -> Row:
         "final_loss": trained.get("loss"),
         "dead_moving": trained.get("dead_moving"),
         "freeze_step": run.steps.step_after_last("dead_moving", at) if trained and at is not None else None,
+        **{name: (metadata.get("lifecycle") or {}).get(name) for name in LIFECYCLE_NUMBERS},
         "steps_per_minute": metadata.get("steps_per_minute"),
         "vocab_size": metadata.get("vocab_size"),
         "corpus_sha256": run.corpus.get("sha256"),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from marble_sweep.metrics.margin import Outcome
 from marble_sweep.report.search import COST_COLUMNS
 from marble_sweep.report.summary import Comparison, Row
+from marble_sweep.runs.run import LIFECYCLE_NUMBERS
 from marble_sweep.terminal import printable
 
 FORMATS = ("table", "markdown", "csv", "json")
@@ -38,6 +39,7 @@ DECIMALS = {  # formats of nats, shares and errors; anything else has six signif
     "accuracy": ".1%",
     "steps_per_minute": ",.1f",
     "freeze_step": ",.0f",
+    **dict.fromkeys(LIFECYCLE_NUMBERS, ",.0f"),
     "n_params": ",.0f",
     "non_embedding": ",.0f",
     "flops_per_token": ",.0f",
@@ -78,7 +80,13 @@ def default_columns(comparison: Comparison, rows: Sequence[Row], grouped_by: Seq
     results += ["final_loss", "dead_moving"]
     sizes = ["n_params", *(column for column in COST_COLUMNS if column in rows[0])]
     columns = [*(grouped_by or ["run", *names, *comparison.varied, *seeds]), *repeats, *sizes, *results]
-    return list(dict.fromkeys([*columns, "freeze_step", "steps_per_minute", "status"]))
+    recorded = [name for name in ("freeze_median", "freeze_last", "n_stragglers") if has_value(rows, name)]
+    return list(dict.fromkeys([*columns, "freeze_step", *recorded, "steps_per_minute", "status"]))
+
+
+def has_value(rows: Sequence[Row], column: str) -> bool:
+    """Whether any row has a value there."""
+    return any(row.get(column) is not None for row in rows)
 
 
 def cell(row: Row, column: str) -> str:

@@ -22,7 +22,7 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 UNSUPPORTED |= {errno.EBADF, errno.EISDIR, errno.ENOTTY}
 NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 # A temporary file of this program, named with a random number; version 0.1.0 used the number of the process.
-TEMPORARY = re.compile(r"\..+\.(json|csv|yaml|safetensors|png|html)\.([0-9a-f]{32}|[0-9]+)\.tmp")
+TEMPORARY = re.compile(r"\..+\.(json|csv|yaml|safetensors|parquet|png|html)\.([0-9a-f]{32}|[0-9]+)\.tmp")
 
 
 def temporary_path(path: Path) -> Path:

@@ -19,6 +19,7 @@ MODEL = "model.safetensors"
 STATE = "state.safetensors"
 UNIGRAM = "unigram.safetensors"
 RECORD = "record"  # a folder: one Zarr group, with `recorder`
+LIFECYCLE = "lifecycle.parquet"  # written when a record is analysed
 PLOTS = "plots"  # a folder
 LAST_PLOT = f"{PLOTS}/hidden.png"  # drawn after all others
 FILES = (

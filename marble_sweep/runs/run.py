@@ -44,6 +44,8 @@ CONFIG_KINDS: Kinds = {
     "trainer.num_evals": WHOLE,
 }
 BASELINES = ("unigram_fitted", "unigram_tempered", "unigram_oracle", "bigram")
+# Of a run whose record was analysed: what a comparison shows of it.
+LIFECYCLE_NUMBERS = ("freeze_median", "freeze_last", "half_freeze_step", "n_frozen", "n_stragglers", "lift_off_step")
 METADATA_KINDS: Kinds = {
     "status": TEXT,
     "reason": TEXT + OR_NULL,
@@ -58,6 +60,7 @@ METADATA_KINDS: Kinds = {
     "step": WHOLE + OR_NULL,
     "seconds": NUMBER + OR_NULL,
     "steps_per_minute": NUMBER + OR_NULL,
+    "lifecycle": dict.fromkeys(LIFECYCLE_NUMBERS, WHOLE + OR_NULL),
     "corpus": {"sha256": TEXT + OR_NULL, "entropy_rate": NUMBER + OR_NULL},
     "baselines": dict.fromkeys(BASELINES, NUMBER + OR_NULL),
     "last_evaluation": {

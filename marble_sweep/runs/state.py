@@ -73,7 +73,7 @@ def save_state(path: Path, parts: Mapping[str, Stateful], info: Mapping[str, Any
 def identity(config: Config) -> dict[str, Any]:
     """The settings that determine a run's results, by dotted key. The data, which may be moved, has its own hash."""
     keys: dict[str, Any] = {}
-    for group, settings in parse_yaml(dump(config)).items():
+    for group, settings in parse_yaml(dump(config, whole=True)).items():
         if isinstance(settings, dict):
             keys |= {f"{group}.{name}": value for name, value in settings.items()}
         else:

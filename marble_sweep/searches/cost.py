@@ -48,11 +48,11 @@ class Cost:
 
 
 def non_embedding(config: Config) -> int:
-    """The parameters that are not rows of the token embedding, which is also the head, or of the positions.
+    """The parameters that are not rows of the token embedding, of the head or of the positions.
 
     Without layers those of the final LayerNorm are left.
     """
-    return config.num_parameters - (config.data.vocab_size + config.trainer.seq_len) * config.model.hidden_dim
+    return config.num_parameters - config.num_vocabulary_parameters
 
 
 def flops_per_token(config: Config) -> float:

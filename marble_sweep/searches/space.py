@@ -19,6 +19,7 @@ from marble_sweep.config import MAX_JOBS
 
 Value = str | int | float
 SIZE_KEYS = ("model", "data", "data.vocab_size", "trainer.seq_len")  # and everything below model
+RECIPE_KEYS = ("model.embedding_std",)  # but for these
 WIDTH = "model.hidden_dim"
 STEP_LOG = math.sqrt(10)  # between neighbouring recipes of a log-scaled interval: half a decade
 NUM_STEPS = 5  # recipes that a linear interval or a long range is divided into
@@ -35,7 +36,7 @@ class Dimension:
 
     @property
     def decides_size(self) -> bool:
-        return self.key in SIZE_KEYS or self.key.startswith("model.")
+        return self.key in SIZE_KEYS or (self.key.startswith("model.") and self.key not in RECIPE_KEYS)
 
     def between(self, position: float) -> Value:
         """The value at a position in `values`; x.5 lies between two values of an ordered, continuous dimension."""

@@ -104,7 +104,7 @@ class Evaluator:
         # Row i: the targets of window i, then those of the window whose other context window i is.
         targets = torch.stack([inputs[:, 1:], inputs.roll(-self.shift, 0)[:, 1:]], dim=-1).long()
         own, swapped, top = [], [], []
-        weight = model.embedding.weight.to(self.policy.compute_dtype)
+        weight = model.head_weight.to(self.policy.compute_dtype)
         for start in range(0, len(inputs), self.batch_size):
             batch = slice(start, start + self.batch_size)
             with self.policy.autocast(inputs.device):

@@ -2,7 +2,7 @@
 
 import math
 
-from marble_sweep.groups import CosineConfig, ScheduleConfig, WSDConfig
+from marble_sweep.groups import CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 
 EVAL_RATIO = math.sqrt(2)  # between the steps of two evaluations with geometric spacing
 
@@ -20,7 +20,7 @@ def evaluation_steps(total_steps: int, num_evals: int, spacing: str) -> list[int
 
 
 def lr_scale(config: ScheduleConfig, step: int, total_steps: int) -> float:
-    """The multiple for `step` (1 to total_steps): linear warm-up, then constant, cosine or wsd.
+    """The multiple for `step` (1 to total_steps): linear warm-up, then constant, cosine, linear or wsd.
 
     The last step of a schedule that decays gets `final_fraction` exactly.
     """
@@ -35,5 +35,6 @@ def lr_scale(config: ScheduleConfig, step: int, total_steps: int) -> float:
         return config.final_fraction + (1.0 - config.final_fraction) * (1.0 - progress)
     if isinstance(config, CosineConfig):
         progress = (step - config.warmup_steps) / (total_steps - config.warmup_steps)
-        return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        left = 1.0 - progress if isinstance(config, LinearConfig) else 0.5 * (1.0 + math.cos(math.pi * progress))
+        return config.final_fraction + (1.0 - config.final_fraction) * left
     return 1.0

@@ -169,6 +169,8 @@ class Trainer:
             self.optimizer.prev_params_by_name["embedding.weight"],
             self.model.embedding.weight.detach(),
             self.optimizer.updates_lost(),
+            head=None if self.model.head is None else self.model.head.detach(),
+            norm_before_clipping=self.optimizer.norm_before_clipping,
         )
         if self.recorder is not None and self.intended is not None:
             self.recorder.record(self.step, self.metrics.latest_mean, self.intended.shares)
@@ -180,7 +182,7 @@ class Trainer:
         with self.policy.autocast(tokens.device):
             hidden = self.model(tokens)
         contexts = hidden[:, :-1].flatten(0, 1).to(self.policy.compute_dtype)
-        weight = self.model.embedding.weight.to(self.policy.compute_dtype)
+        weight = self.model.head_weight.to(self.policy.compute_dtype)
         return linear_cross_entropy(contexts, weight, tokens[:, 1:].flatten()), hidden
 
     def fetch(self) -> list[dict[str, float]]:

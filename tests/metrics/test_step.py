@@ -254,3 +254,15 @@ def test_grad_norm_of_what_is_no_number() -> None:
         entries = torch.ones(100)
         entries[7] = entry
         assert not math.isfinite(measured(metrics(), random_step(0) | {"gradient": entries})["grad_norm"])
+
+
+def test_a_head_of_its_own_predicts_the_top_tokens_and_a_norm_before_clipping_is_the_norm() -> None:
+    step = random_step(3)
+    head = torch.randn(V, D, generator=torch.Generator().manual_seed(4))
+    norm = torch.tensor(7.5)
+    measured = StepMetrics(torch.zeros(V, dtype=torch.bool), D, 1).measure(**step, head=head, norm_before_clipping=norm)
+    values = dict(zip(MEASURED, measured.tolist(), strict=True))
+    expected = notebook_top3(head.bfloat16().float().numpy(), step["hidden"].double().mean((0, 1)).numpy())
+    assert [values["top1"], values["top2"], values["top3"]] == expected
+    assert expected != notebook_top3(step["embedding"].float().numpy(), step["hidden"].double().mean((0, 1)).numpy())
+    assert values["grad_norm"] == 7.5

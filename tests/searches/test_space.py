@@ -59,6 +59,12 @@ def test_sweeps(word: str, distribution: BaseDistribution, values: tuple[Value, 
     assert dimension.ordered == (not isinstance(values[0], str))
 
 
+def test_a_head_of_its_own_makes_another_size_and_the_width_of_the_start_does_not() -> None:
+    tied, std = dimensions("model.tied=true,false", "model.embedding_std=0.01,0.02").values()
+    assert (tied.decides_size, std.decides_size) == (True, False)
+    assert tied.values == ("True", "False")
+
+
 @pytest.mark.parametrize("word", ["a=interval(2,1)", "a=tag(log,interval(0,1))", "a=range(3,3)"])
 def test_empty_sweeps_are_refused(word: str) -> None:
     with pytest.raises(ValueError, match=r"a = .*: must (be an interval|have at least one value)"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-from marble_sweep.groups import ConstantConfig, CosineConfig, ScheduleConfig, WSDConfig
+from marble_sweep.groups import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 from marble_sweep.training.schedule import evaluation_steps, lr_scale
 
 TOTALS = st.integers(3, 400)
@@ -23,7 +23,7 @@ def test_constant_is_constant() -> None:
     assert course(ConstantConfig(), 5) == [1.0] * 5
 
 
-@pytest.mark.parametrize("schedule", [ConstantConfig, CosineConfig, WSDConfig])
+@pytest.mark.parametrize("schedule", [ConstantConfig, CosineConfig, LinearConfig, WSDConfig])
 def test_warm_up_is_linear_and_ends_at_the_full_rate(schedule: type[ScheduleConfig]) -> None:
     config = schedule(warmup_steps=4)
     assert course(config, 100)[:4] == [0.25, 0.5, 0.75, 1.0]
@@ -60,7 +60,10 @@ def test_wsd_whose_decay_would_reach_into_the_warm_up_begins_after_it() -> None:
     assert lr_scale(config, 100, 100) == 0
 
 
-@given(st.sampled_from([CosineConfig, WSDConfig]), st.floats(0, 1), TOTALS, st.data(), st.sampled_from([0.2, 0.5, 1.0]))
+DECAYING = st.sampled_from([CosineConfig, LinearConfig, WSDConfig])
+
+
+@given(DECAYING, st.floats(0, 1), TOTALS, st.data(), st.sampled_from([0.2, 0.5, 1.0]))
 def test_the_course_rises_to_one_and_then_only_falls_to_its_end(
     schedule: type[CosineConfig],
     final_fraction: float,
@@ -83,8 +86,8 @@ def test_the_course_rises_to_one_and_then_only_falls_to_its_end(
 @pytest.mark.parametrize("total_steps", [1, 2, 3])
 @pytest.mark.parametrize(
     "config",
-    [CosineConfig(warmup_steps=0, final_fraction=0.5), WSDConfig(warmup_steps=0, final_fraction=0.5)],
-    ids=["cosine", "wsd"],
+    [each(warmup_steps=0, final_fraction=0.5) for each in (CosineConfig, LinearConfig, WSDConfig)],
+    ids=["cosine", "linear", "wsd"],
 )
 def test_the_last_of_very_few_steps_still_gets_the_final_fraction(config: ScheduleConfig, total_steps: int) -> None:
     assert course(config, total_steps)[-1] == pytest.approx(0.5)
@@ -105,6 +108,16 @@ def torch_course(scheduler_of: Callable[[torch.optim.Optimizer], LRScheduler], t
 def test_cosine_equals_torchs_annealing() -> None:
     expected = torch_course(lambda optimizer: CosineAnnealingLR(optimizer, T_max=50, eta_min=0.1), 50)
     assert course(CosineConfig(warmup_steps=0, final_fraction=0.1), 50) == pytest.approx(expected[1:], rel=1e-9)
+
+
+def test_linear_equals_torchs_line() -> None:
+    expected = torch_course(lambda optimizer: LinearLR(optimizer, start_factor=1, end_factor=0.1, total_iters=50), 50)
+    assert course(LinearConfig(warmup_steps=0, final_fraction=0.1), 50) == pytest.approx(expected[1:], rel=1e-9)
+
+
+def test_linear_falls_from_the_end_of_its_warm_up() -> None:
+    config = LinearConfig(warmup_steps=20, final_fraction=0.2)
+    assert [lr_scale(config, step, 100) for step in (20, 40, 100)] == pytest.approx([1.0, 0.8, 0.2], rel=1e-12)
 
 
 def test_warm_up_equals_torchs_linear_rise() -> None:

@@ -49,21 +49,26 @@ function baselines() {
 
 // ---------------------------------------------------------------- colours
 
-// The means at a parameter's values, and the range between them in nats.
-function effect(index) {
+// The means of an outcome at a parameter's values, and the range between them.
+function effect(index, outcome) {
   const levels = new Map();
   for (const group of data.groups) {
-    if (group.value === null) continue;
+    if (group[outcome] === null) continue;
     const level = group.parameters[index];
     if (!levels.has(level)) levels.set(level, []);
-    levels.get(level).push(group.value);
+    levels.get(level).push(group[outcome]);
   }
   const numeric = [...levels.keys()].every((level) => typeof level === "number");
   const sorted = [...levels.entries()].sort(([a], [b]) => (numeric ? a - b : String(a).localeCompare(String(b))));
   const means = sorted.map(([, values]) => mean(values));
-  return { name: data.parameters[index], index, levels: sorted, means, range: Math.max(...means) - Math.min(...means) };
+  return { name: data.parameters[index], index, outcome, levels: sorted, means, range: Math.max(...means) - Math.min(...means) };
 }
-const effects = data.parameters.map((_, index) => effect(index)).sort((a, b) => (b.range || 0) - (a.range || 0));
+const effectsOn = (outcome) => data.parameters.map((_, index) => effect(index, outcome)).sort((a, b) => (b.range || 0) - (a.range || 0));
+const effects = effectsOn("value");
+const OUTCOMES = {
+  value: { title: data.objective, hover: ".4f", range: (range) => range.toFixed(3) },
+  freeze: { title: "Step by which half of the dead tokens are frozen", hover: ",.0f", range: (range) => `${Math.round(range).toLocaleString("en")} steps` },
+};
 
 // Bins of the groups: one per value of the parameter, or fewer with neighbouring values where there are many.
 function bins(index) {
@@ -160,18 +165,18 @@ function drawFrontier(chart) {
 }
 
 function drawEffect(chart) {
-  const { index, levels, means } = chart.effect;
-  const shown = data.groups.map((group, i) => ({ ...group, i })).filter((group) => group.value !== null);
+  const { index, outcome, levels, means } = chart.effect, { title, hover } = OUTCOMES[outcome];
+  const shown = data.groups.map((group, i) => ({ ...group, i })).filter((group) => group[outcome] !== null);
   const category = (value) => escape(short(value));
   const traces = [
     { type: "scatter", mode: "lines", x: levels.map(([level]) => category(level)), y: means, line: { color: INK, width: 2 }, hoverinfo: "skip" },
-    { type: "scatter", mode: "markers", x: shown.map((g) => category(g.parameters[index])), y: shown.map((g) => g.value),
-      text: shown.map((g) => escape(g.label)), customdata: shown.map((g) => g.i), hovertemplate: "%{text}<br>%{y:.4f}<extra></extra>",
+    { type: "scatter", mode: "markers", x: shown.map((g) => category(g.parameters[index])), y: shown.map((g) => g[outcome]),
+      text: shown.map((g) => escape(g.label)), customdata: shown.map((g) => g.i), hovertemplate: `%{text}<br>%{y:${hover}}<extra></extra>`,
       marker: { size: shown.map((g) => (g.i === picked ? 14 : 8)), color: shown.map((g) => colourOf(g.i)), opacity: 0.85,
         line: { color: INK, width: shown.map((g) => (g.i === picked ? 2.5 : 0)) } } },
   ];
   Plotly.react(chart.element, traces, layout({ xaxis: { type: "category", categoryorder: "array", categoryarray: levels.map(([level]) => category(level)) },
-    yaxis: { title: { text: data.objective } } }), config);
+    yaxis: { title: { text: title } } }), config);
 }
 
 function drawParallel(chart) {
@@ -260,13 +265,18 @@ document.querySelector("#picked button").addEventListener("click", () => pick(pi
 
 charts.push(new Chart(document.getElementById("frontier"), drawFrontier));
 for (const element of document.querySelectorAll(".curve")) charts.push(new Chart(element, drawCurves));
-for (const effect of document.getElementById("effects") ? effects : []) { // left out where runs end at different steps
+function addEffect(effect, parent) {
   const figure = document.createElement("figure"), caption = document.createElement("figcaption"), element = document.createElement("div");
-  caption.textContent = Number.isFinite(effect.range) ? `${effect.name}: ${effect.range.toFixed(3)} between its means` : effect.name;
+  const range = Number.isFinite(effect.range) ? OUTCOMES[effect.outcome].range(effect.range) : null;
+  caption.textContent = range === null ? effect.name : `${effect.name}: ${range} between its means`;
   element.className = "chart";
   figure.append(caption, element);
-  document.getElementById("effects").append(figure);
+  parent.append(figure);
   charts.push(new Chart(element, drawEffect, effect));
+}
+for (const [id, outcome] of [["effects", "value"], ["freezes", "freeze"]]) {
+  const parent = document.getElementById(id); // left out where runs end at different steps, or none has a lifecycle
+  if (parent) for (const effect of effectsOn(outcome)) addEffect(effect, parent);
 }
 if (document.getElementById("parallel")) charts.push(new Chart(document.getElementById("parallel"), drawParallel));
 const select = document.getElementById("colour");

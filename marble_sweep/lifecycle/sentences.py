@@ -1,0 +1,58 @@
+"""What a lifecycle comes to, in sentences for the head of the page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from marble_sweep.lifecycle.freeze import MAX_THAWED
+from marble_sweep.lifecycle.result import Lifecycle
+
+
+def describe(lifecycle: Lifecycle) -> list[str]:
+    """Sentences that hold as they stand; what is not known is left out."""
+    summary = lifecycle.summary
+    first, last, total = (int(summary[key]) for key in ("first_step", "last_step", "n_dead"))
+    sentences = [
+        f"{total:,} dead tokens were recorded from step {first:,} to {last:,}. {counts(summary, total)}",
+        thaw_sentence(summary),
+        time_sentence(summary, "freeze_median", "Half of them were frozen by step {}."),
+        time_sentence(summary, "last_motion", "The last motion of any of them was at step {}."),
+        time_sentence(
+            summary,
+            "lift_off_step",
+            "From step {} on, the origin is farther from their centroid than the radius of their cloud.",
+        ),
+        masters_sentence(summary, total),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def counts(summary: Mapping[str, Any], total: int) -> str:
+    """How many are frozen, how many are undecided, and by which rule."""
+    frozen, still, moving = (int(summary.get(key) or 0) for key in ("n_frozen", "n_not_moving", "n_moving"))
+    quiet = int(summary["quiet_window"])
+    return (
+        f"{moving:,} moved in the last step, {still:,} stood still for fewer than {quiet:,} steps, and {frozen:,} "
+        f"({frozen / max(1, total):.1%}) for that long or longer, which counts as frozen."
+    )
+
+
+def thaw_sentence(summary: Mapping[str, Any]) -> str | None:
+    """A warning where the rule for a freeze is seen to fail."""
+    if summary.get("n_thawed", 0) <= MAX_THAWED * summary["n_dead"]:
+        return None
+    return f"That is too short here: {summary['n_thawed']:,} stood still for that long and moved again."
+
+
+def time_sentence(summary: Mapping[str, Any], key: str, sentence: str) -> str | None:
+    value = summary.get(key)
+    return None if value is None else sentence.format(f"{int(value):,}")
+
+
+def masters_sentence(summary: Mapping[str, Any], total: int) -> str | None:
+    moving = summary.get("n_masters_moving")
+    if moving is None:
+        return None
+    return (
+        "All this is said of the weights as bfloat16 shows them: their float32 masters changed in the last step for "
+        f"{moving:,} of the {total:,}."
+    )
