@@ -36,8 +36,8 @@ def test_all_weights_of_all_steps() -> None:
     assert bytes_of_it.least == round(raw / disk.WEIGHT_RATIOS["bf16"].best)
     assert raw / disk.WEIGHT_RATIOS["bf16"].usual < bytes_of_it.estimate < raw / disk.WEIGHT_RATIOS["bf16"].usual + 5e6
     assert record_bytes(compose_config("model=4L128D")) == (0, 0)
-    less = [compose_config("recorder=tracers"), compose_config("recorder=dead")]
-    assert all(record_bytes(config).estimate < bytes_of_it.estimate * 2 for config in less)
+    assert record_bytes(compose_config("recorder=tracers")).estimate < bytes_of_it.estimate
+    assert record_bytes(compose_config("recorder=dead"), 100).least == round(5000 * 100 * 16 / disk.NORM_RATIO.best)
     assert record_bytes(config, num_steps=1000).least < bytes_of_it.least / 4
 
 
@@ -45,7 +45,7 @@ def test_a_record_that_cannot_fit_is_refused_before_the_run(tmp_path: Path, monk
     config = tiny_config("recorder=full", "trainer.total_steps=100000")
     least = record_bytes(config).least
     with_free(monkeypatch, least - 1)
-    line = f"recorder = full: must be one whose record fits: it would take at least {file_size(least)}, and "
+    line = f"recorder = full: must be one whose record fits: it would take about .* of disk, {file_size(least)} if "
     with pytest.raises(CheckError, match=line):
         train_only(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
@@ -75,5 +75,5 @@ def test_a_sweep_says_what_its_records_take_together(tmp_path: Path, monkeypatch
     (tmp_path / "0" / "record" / "zarr.json").write_bytes(bytes(total))  # of a sweep that goes on
     assert str(sweep_line(jobs, tmp_path)).startswith("4 recorded runs: about 0.0 kB of disk")
     with_free(monkeypatch, 0)
-    with pytest.raises(CheckError, match="recorder = full: must be one whose record fits: it would take at least "):
+    with pytest.raises(CheckError, match="recorder = full: must be one whose record fits: it would take about "):
         sweep_line([tiny_config("recorder=full", "trainer.total_steps=100000")], tmp_path / "new")
