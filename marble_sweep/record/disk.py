@@ -81,8 +81,8 @@ def require_disk(kind: str, needed: RecordBytes, folder: Path) -> int:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     allowed = (
-        f"one whose record fits: it would take about {file_size(needed.estimate)} of disk, {file_size(needed.least)} if "
-        f"it compressed five times better than any measured run, and {file_size(free)} are free in {there}"
+        f"one whose record fits: it would take about {file_size(needed.estimate)} of disk, {file_size(needed.least)} "
+        f"if it compressed five times better than any measured run, and {file_size(free)} are free in {there}"
     )
     require(needed.least <= free, "recorder", kind, allowed)
     return free
