@@ -250,7 +250,7 @@ def leave_metrics_out(trainer: "Trainer") -> None:
 
     nothing = torch.zeros(len(MEASURED), device=trainer.optimizer.weights.device)
     for owner, name in ((trainer.optimizer, "updates_lost"), (trainer.metrics, "measure")):
-        setattr(owner, name, lambda *_: nothing)
+        setattr(owner, name, lambda *_, **__: nothing)
 
 
 def time_parts(setting: Setting, device: str, seconds: float) -> dict[str, float]:
