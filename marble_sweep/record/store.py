@@ -144,6 +144,7 @@ class RecordStore:
             values: h_mean (D,), norms (R, 4) of a record of dead tokens and intended, the shares of the intended
                 update, by these names, from step 1 on; each of them always or never.
         """
+        written = self._num_written()
         for name, row in (values or {}).items():
             self._array(name, row).append(row)
         if step % self.contents.every == 0:
@@ -153,9 +154,13 @@ class RecordStore:
                 self._append_weights(weights)
             self._array("steps", np.array(step)).append(step)
         self.last_step = step
-        main = self.arrays.get("norms") or self.arrays.get("W")
-        if main is not None and main.num_rows == main.num_written > 0:  # a chunk is full
+        if self._num_written() > written:  # this step filled a chunk
             self.commit()
+
+    def _num_written(self) -> int:
+        """How many rows of norms, or of weights, are on the disk."""
+        main = self.arrays.get("norms") or self.arrays.get("W")
+        return 0 if main is None else main.num_written
 
     def _append_weights(self, weights: Bits) -> None:
         rows = rows_within(WEIGHTS_BYTES, weights.nbytes, MIN_WEIGHTS_ROWS, MAX_WEIGHTS_ROWS)

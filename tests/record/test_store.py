@@ -125,6 +125,24 @@ def test_a_record_is_cut_while_it_is_written(until: int, tmp_path: Path) -> None
     assert np.array_equal(read(tmp_path)[1], weights[: until + 3])
 
 
+def test_only_a_step_that_fills_a_chunk_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps between recorded ones fill none, also right after the record was brought up to date."""
+    monkeypatch.setattr(store_module, "MAX_WEIGHTS_ROWS", 16)
+    commits, commit = [], RecordStore.commit
+
+    def counting(store: RecordStore) -> None:
+        commits.append(store.last_step)
+        commit(store)
+
+    monkeypatch.setattr(RecordStore, "commit", counting)
+    weights, store = motion(100), RecordStore(tmp_path / "record", contents(every=3))
+    append(store, weights, 0, 10)
+    store.commit()
+    append(store, weights, 11, 100)
+    assert commits == [10, 45, 93]  # rows 15 and 31
+    assert Record.open(tmp_path).last_step == 93
+
+
 def test_norms_and_shares_have_a_row_a_step(tmp_path: Path) -> None:
     store = RecordStore(tmp_path / "record", contents("dead", rows=4))
     generator, last = np.random.default_rng(0), MAX_CHUNK_ROWS + 70
