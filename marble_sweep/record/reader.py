@@ -12,7 +12,7 @@ import pandas as pd
 
 from marble_sweep.checks import CheckError, require
 from marble_sweep.record.lattice_coding import Bits, decode, ordered
-from marble_sweep.record.store import BITS, DEAD, open_group
+from marble_sweep.record.store import BITS, DEAD, open_group, require_whole
 from marble_sweep.runs import layout
 from marble_sweep.runs.removed import require_kept
 
@@ -43,13 +43,13 @@ class Record:
 
     @classmethod
     def open(cls, run_dir: str | Path) -> "Record":
-        """Raises CheckError where the run has no record, or one that cannot be read."""
+        """Raises CheckError where the run has no record, or one that cannot be read or lacks a file."""
         path = Path(run_dir) / layout.RECORD
         require_kept(path)
         group = open_group(path)
         attributes = dict(group.attrs)
         try:
-            return cls(
+            record = cls(
                 path,
                 attributes["kind"],
                 BITS[attributes["bits"]],
@@ -60,6 +60,8 @@ class Record:
             )
         except KeyError as error:
             raise CheckError(f"{path}: must be a whole record: it does not say {error}") from None
+        require_whole(group, path, record.kind, record.num_rows, record.last_step)
+        return record
 
     @functools.cached_property
     def token_ids(self) -> npt.NDArray[np.int64]:
@@ -74,12 +76,12 @@ class Record:
     @functools.cached_property
     def steps(self) -> Steps:
         """The recorded steps, (n,), from step 0."""
-        return self._read("steps", self.num_rows)
+        return self.group["steps"][: self.num_rows]
 
     @functools.cached_property
     def h_mean(self) -> npt.NDArray[np.float32]:
         """h_mean of every step from 1 to m, (m, D); (0, 0) where none was recorded."""
-        return self._read("h_mean", self.last_step) if "h_mean" in self.group else np.zeros((0, 0), np.float32)
+        return self.group["h_mean"][: self.last_step] if "h_mean" in self.group else np.zeros((0, 0), np.float32)
 
     @functools.cached_property
     def norms(self) -> npt.NDArray[np.float32] | None:
@@ -87,7 +89,7 @@ class Record:
 
         They are L1, L2 and L-infinity of the lattice displacement in cells, and the L2 norm of the change itself.
         """
-        return self._read("norms", self.last_step) if "norms" in self.group else None
+        return self.group["norms"][: self.last_step] if "norms" in self.group else None
 
     def norm_blocks(self) -> Iterator[tuple[Steps, npt.NDArray[np.float32]]]:
         """The same in bounded memory: consecutive steps (k,) and their norms (k, R, 4)."""
@@ -105,14 +107,7 @@ class Record:
             return None
         index = pd.RangeIndex(1, self.last_step + 1, name="step")
         columns = self.group["intended"].attrs["columns"]
-        return pd.DataFrame(self._read("intended", self.last_step), index=index, columns=columns)
-
-    def _read(self, name: str, num_rows: int) -> npt.NDArray[Any]:
-        """The first rows of an array. Raises CheckError where there are fewer."""
-        array = self.group[name]
-        if array.shape[0] < num_rows:
-            raise CheckError(f"{self.path}: must be a whole record: {name} has {array.shape[0]} of {num_rows} rows")
-        return array[:num_rows]
+        return pd.DataFrame(self.group["intended"][: self.last_step], index=index, columns=columns)
 
     def hidden_blocks(self) -> Iterator[tuple[Steps, npt.NDArray[Any]]]:
         """Consecutive recorded steps (k,) and the last hidden states of the probe there, (k, windows, T, D).

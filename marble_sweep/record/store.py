@@ -4,6 +4,7 @@ What counts are the first `num_rows` recorded steps and the steps up to `last_st
 written once the arrays are: a reader beside the run, or after a kill, never sees half a step.
 """
 
+import itertools
 import os
 import shutil
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ MIN_WEIGHTS_ROWS, MAX_WEIGHTS_ROWS = 16, 256
 KEYFRAME_INTERVAL = 1024  # rows of W, a multiple of every chunk's; a keyframe takes as much disk as some 30 rows
 BITS: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype(np.uint16), "float32": np.dtype(np.uint32)}
 NORMS = ("l1", "l2", "linf", "update_l2")  # the last dimension of `norms`
+FROM_THE_START = ("token_ids", "dead_mask")  # arrays that do not grow
 ROW_A_STEP = ("h_mean", "norms", "intended")  # from step 1 on
 DEAD = "dead"  # the kind of record that has norms in place of weights
 
@@ -66,8 +68,9 @@ class RecordStore:
             shutil.rmtree(path)
         with naming(path):
             group = zarr.create_group(path, attributes=contents.attributes())
-            for name, values in (("token_ids", contents.token_ids), ("dead_mask", contents.dead_mask)):
-                group.create_array(name, data=values)
+            for name in FROM_THE_START:
+                values = getattr(contents, name)
+                group.create_array(name, data=values, config={"write_empty_chunks": True})
         self._begin(path, contents, group)
 
     def _begin(self, path: Path, contents: Contents, group: Any) -> None:
@@ -88,13 +91,10 @@ class RecordStore:
             partial.unlink()
         store = cls.__new__(cls)
         store._begin(path, contents, open_group(path, "r+"))
+        needed = require_whole(store.group, path, contents.kind, step // contents.every + 1, step)
         store._require_same_contents()
-        names = set(store.group.array_keys()) - {"token_ids", "dead_mask"}
-        for name in sorted(names):
-            array, num_rows = store.group[name], store._num_rows(name, step)
-            if array.shape[0] < num_rows:
-                raise CheckError(f"{path}: must hold the steps up to {step}: {name} has {array.shape[0]} of {num_rows}")
-            store.arrays[name] = GrowingArray(array, num_rows)
+        for name, num_rows in needed.items():
+            store.arrays[name] = GrowingArray(store.group[name], num_rows)
         store.last_step = step
         store._recall()
         store.commit()
@@ -108,7 +108,7 @@ class RecordStore:
         for name, value in self.contents.attributes().items():
             if self.group.attrs.get(name) != value:
                 raise CheckError(f"{self.path}: {name} = {self.group.attrs.get(name)}: must be {value}, as in this run")
-        for name in ("token_ids", "dead_mask"):
+        for name in FROM_THE_START:
             if not np.array_equal(self.group[name][:], getattr(self.contents, name)):
                 raise CheckError(f"{self.path}: must be of this run: its {name} are others")
 
@@ -212,6 +212,29 @@ def open_group(path: Path, mode: Any = "r") -> Any:
     if group.attrs.get("format") != FORMAT or group.attrs.get("version") != VERSION:
         raise CheckError(f"{path}: must be a record of version {VERSION}, with a format and a version that say so")
     return group
+
+
+def require_whole(group: Any, path: Path, kind: str, num_rows: int, last_step: int) -> dict[str, int]:
+    """The rows that every growing array has of `num_rows` recorded steps and the steps up to `last_step`, by its name.
+
+    Raises CheckError where a file of them is missing: Zarr would read zeros in its place.
+    """
+    main = ["W"] if kind != DEAD else ["norms"] if last_step > 0 else []
+    growing = {"steps", *main, *group.array_keys()} - {*FROM_THE_START}
+    needed = {name: last_step if name in ROW_A_STEP else num_rows for name in sorted(growing)}
+    for name in (*FROM_THE_START, *needed):
+        if name not in group:
+            raise CheckError(f"{path / name / 'zarr.json'}: must be there, as every record of this kind has it")
+        array = group[name]
+        rows = needed.get(name, array.shape[0])
+        if array.shape[0] < rows:
+            raise CheckError(f"{path}: must hold the steps up to {last_step}: {name} has {array.shape[0]} of {rows}")
+        lengths = zip((rows, *array.shape[1:]), array.chunks, strict=True)
+        for numbers in itertools.product(*(range(-(-length // chunk)) for length, chunk in lengths)):
+            file = path.joinpath(name, "c", *map(str, numbers))
+            if not file.is_file():
+                raise CheckError(f"{file}: must be there, with some of the {rows:,} rows of {name}")
+    return needed
 
 
 def require_plain(path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import zarr
 
 from marble_sweep.checks import CheckError
+from marble_sweep.record import growing
 from marble_sweep.record import store as store_module
 from marble_sweep.record.growing import MAX_CHUNK_ROWS
 from marble_sweep.record.reader import Record
@@ -209,6 +210,36 @@ def test_what_is_no_record_of_the_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "record" / "h_mean").symlink_to(outside)
     with pytest.raises(CheckError, match="h_mean: must be an ordinary folder"):
         RecordStore.resume(tmp_path / "record", contents(), 20)
+
+
+@pytest.mark.parametrize("kind", ["full", "dead"])
+def test_a_file_that_is_missing_is_named(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any of them, also where all that it holds are zeros, as Zarr would read it without the file."""
+    monkeypatch.setattr(growing, "CHUNK_BYTES", 4000)  # several files, also side by side
+    rows, last = VOCAB if kind == "full" else 1, 260
+    of_run = Contents(kind, np.arange(rows), np.zeros(VOCAB, np.bool_), DIM, "bfloat16", intended=("lost", "decay"))
+    store = RecordStore(tmp_path / "record", of_run)
+    values = {"h_mean": np.zeros(DIM, np.float32), "intended": np.zeros(2, np.float32)}
+    values |= {"norms": np.zeros((rows, 4), np.float32)} if kind == "dead" else {}
+    weights = np.zeros((rows, DIM), np.uint16) if kind == "full" else None
+    for step in range(last + 1):
+        store.append(step, weights=weights, hidden=np.zeros((2, 5, DIM), np.float32), values=values if step else None)
+    store.commit()
+    assert Record.open(tmp_path).last_step == last
+    files = sorted(path for path in store.path.glob("*/c/**/*") if path.is_file())
+    assert len(files) >= 20
+    for path in files:
+        path.rename(tmp_path / "missing")
+        line = f"^{path}: must be there, with some of the .* rows of {path.relative_to(store.path).parts[0]}$"
+        for reading in (Record.open, lambda run_dir: RecordStore.resume(run_dir / "record", of_run, last)):
+            with pytest.raises(CheckError, match=line):
+                reading(tmp_path)
+        (tmp_path / "missing").rename(path)
+    for name in ("steps", "token_ids", "W" if kind == "full" else "norms"):
+        shutil.move(store.path / name, tmp_path)
+        with pytest.raises(CheckError, match=f"record/{name}/zarr.json: must be there, as every record of this kind"):
+            Record.open(tmp_path)
+        shutil.move(tmp_path / name, store.path)
 
 
 @pytest.mark.slow
