@@ -5,6 +5,7 @@ import functools
 import io
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from marble_sweep.runs.files import (
 )
 from marble_sweep.runs.removed import require_kept
 from marble_sweep.runs.run import Run
+from marble_sweep.runs.state import read_info
 from marble_sweep.runs.status import RunStatus, read_metadata
 from marble_sweep.runs.tensors import write_tensors
 from marble_sweep.runs.window_losses import HeldOut
@@ -127,6 +129,7 @@ def prepare(
 
 def write_what_is_known(directory: Path, corpus: Corpus, baselines: Baselines, metadata: dict[str, Any]) -> None:
     """Write what a run has before its first step, besides its config."""
+    (directory / layout.LIFECYCLE).unlink(missing_ok=True)  # of a shorter record; metadata.json drops its numbers too
     write_text(directory / layout.TOKENIZER, corpus.tokenizer.to_str())
     write_tensors(directory / layout.UNIGRAM, {"log_probs": baselines.unigram_log_probs.float()})
     write_json(directory / layout.METADATA, metadata | {"status": RunStatus.RUNNING})
@@ -179,7 +182,7 @@ def log_outcome(directory: Path, status: RunStatus, step: int, verdict: Verdict 
 def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
     """Hold the run directory against other processes; a new run also leaves its config there.
 
-    Raises ValueError where another run is in it, alive or not.
+    Raises ValueError where another run is in it, alive or not, or where a new run would replace a record.
     """
     require_ordinary(directory, files=layout.FILES, folders=[layout.PLOTS, layout.RECORD])
     lock = lock_directory(directory, "hydra.run.dir")
@@ -190,6 +193,8 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
         if not resume:
             free = f"a new directory: this one holds a run, which {resume_command(directory)} would continue"
             require(not path.exists(), "hydra.run.dir", directory, free)
+            own = f"a new directory: this one holds a {layout.RECORD} without a run"
+            require(not (directory / layout.RECORD).exists(), "hydra.run.dir", directory, own)
             write_text(path, dump(config))
         try:
             yield
@@ -197,6 +202,7 @@ def claimed(directory: Path, config: Config, *, resume: bool) -> Iterator[None]:
             # A run that was refused before it began leaves the directory free for a better one.
             if not resume and not (directory / layout.METADATA).exists():
                 path.unlink(missing_ok=True)
+                shutil.rmtree(directory / layout.RECORD, ignore_errors=True)
     finally:
         lock.release()
 
@@ -328,7 +334,8 @@ def check_disk(config: Config, directory: Path, corpus: Corpus, *, resume: bool)
     """What the record of the steps to come takes on the disk, as metadata. Raises CheckError where it cannot fit."""
     if not isinstance(config.recorder, DeadRecorderConfig):
         return {}
-    step = int(read_metadata(directory).get("step") or 0) if resume else 0
+    # Not metadata.json: that of a killed run has no step, that of a failed one the step of the failure.
+    step = read_info(directory / layout.STATE, config)["step"] if resume else 0
     needed = record_bytes(config, int(corpus.dead_mask.sum()), config.trainer.total_steps - step)
     free = require_disk(config.recorder.name, needed, directory)
     return {"record_disk": {"estimated_bytes": needed.estimate, "free_bytes": free}}

@@ -102,7 +102,8 @@ def assign_run_dir(config: Config, sweep_dir: Path, number: int) -> tuple[Path, 
         directory = sweep_dir / str(candidate)
         with contextlib.suppress(FileExistsError):  # where something else has the name
             directory.mkdir(parents=True, exist_ok=True)
-            if write_exclusive(directory / layout.CONFIG, text):
+            is_free = not (directory / layout.RECORD).exists()  # one without a run was imported
+            if is_free and write_exclusive(directory / layout.CONFIG, text):
                 break
     return directory, False
 
@@ -135,7 +136,7 @@ def copy_run(source: Path, config: str, sweep_dir: Path, number: int) -> Path:
     """
     staging = sweep_dir / layout.CONTINUING / str(number)
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-    unwanted = (layout.VERDICT, layout.LOCK, layout.SOFT_LOCK)
+    unwanted = (layout.VERDICT, layout.LIFECYCLE, layout.LOCK, layout.SOFT_LOCK)
     shutil.copytree(source, staging, ignore=lambda _, names: [name for name in names if name in unwanted])
     write_text(staging / layout.CONFIG, config)
     continued = {"status": RunStatus.INTERRUPTED, "continued_from": source.name}

@@ -3,6 +3,7 @@
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import compose_config, tiny_config, train_only
@@ -12,9 +13,11 @@ from marble_sweep.humanize import file_size
 from marble_sweep.record import disk
 from marble_sweep.record.disk import record_bytes, require_disk, sweep_line
 from marble_sweep.record.store import BITS
+from marble_sweep.runs.files import write_json
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.training.precision import POLICIES
 from marble_sweep.training.recorder import NAMES
+from marble_sweep.training.trainer import Trainer
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -51,6 +54,25 @@ def test_a_record_that_cannot_fit_is_refused_before_the_run(tmp_path: Path, monk
     assert not (tmp_path / "run" / "config.yaml").exists()
     with_free(monkeypatch, least)
     assert require_disk("full", record_bytes(config), tmp_path / "not" / "there") == least
+
+
+@pytest.mark.parametrize("metadata", [{"status": "running"}, {"status": "failed", "step": 11}])
+def test_the_steps_that_the_state_has_need_no_more_disk(
+    metadata: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """metadata.json has no step of a run that was killed, and a later one of a run that failed."""
+    config = tiny_config("recorder=full", "trainer.total_steps=12")
+    train = Trainer.train
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", lambda self, _: train(self, lambda: self.step == 7))
+        train_only(config, tmp_path)
+    write_json(tmp_path / "metadata.json", read_metadata(tmp_path) | metadata)
+    least = record_bytes(config, num_steps=5).least
+    with_free(monkeypatch, least - 1)
+    with pytest.raises(CheckError, match=f"{file_size(least)} if it compressed"):
+        train_only(config, tmp_path, resume=True)
+    with_free(monkeypatch, least)
+    assert train_only(config, tmp_path, resume=True) == "finished"
 
 
 def test_a_run_says_what_its_record_takes(tmp_path: Path) -> None:

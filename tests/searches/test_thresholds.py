@@ -26,7 +26,7 @@ from marble_sweep.searches.strategy import Proposal, Settled, Wait
 from marble_sweep.searches.study import Result, Snapshot, open_study
 from marble_sweep.searches.thresholds import as_seen_by, trial_settings
 from marble_sweep.searches.trial_record import Standing, TrialRecord
-from marble_sweep.sweeps.child import assign_run_dir
+from marble_sweep.sweeps.child import assign_run_dir, copy_run
 
 SPACE = small_space()
 STEPS = (50, 71, 100)
@@ -216,6 +216,14 @@ def test_only_a_run_that_differs_in_its_threshold_alone_is_continued(tmp_path: P
     train("30", tmp_path, 0)
     directory = train("3.3", tmp_path, 1, seed=2)
     assert "continued_from" not in read_metadata(directory)
+
+
+def test_a_copy_that_goes_on_has_no_lifecycle_of_the_shorter_record(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    for name in ("lifecycle.parquet", "state.safetensors"):
+        (tmp_path / "0" / name).touch()
+    copied = copy_run(tmp_path / "0", "seed: 1", tmp_path, 1)
+    assert {path.name for path in copied.iterdir()} == {"state.safetensors", "config.yaml", "metadata.json"}
 
 
 def test_a_copy_that_a_kill_left_half_made_is_made_anew(tmp_path: Path) -> None:

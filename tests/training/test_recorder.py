@@ -11,11 +11,14 @@ import pytest
 import torch
 from helpers import tiny_config, train_only
 
+import marble_sweep
 from marble_sweep.checks import CheckError
 from marble_sweep.metrics.intended import INTENDED
 from marble_sweep.metrics.lattice import token_motion
 from marble_sweep.record.norms import motion_norms, rounded
 from marble_sweep.record.reader import Record
+from marble_sweep.record.store import Contents, RecordStore
+from marble_sweep.sweeps.child import assign_run_dir
 from marble_sweep.training.recorder import bits_of
 from marble_sweep.training.trainer import Trainer
 
@@ -172,8 +175,10 @@ def test_a_run_that_goes_on_leaves_the_record_of_one_that_never_stopped(
         patch.setattr(Trainer, "train", lambda self, _: train(self, lambda: self.step == 7))
         assert train_only(config, tmp_path / "run") == "interrupted"
     assert Record.open(tmp_path / "run").last_step == 7
+    (tmp_path / "run" / "lifecycle.parquet").write_bytes(b"of the shorter record")
     assert train_only(config, tmp_path / "run", resume=True) == "finished"
     assert files(tmp_path / "run" / "record") == files(tmp_path / "whole" / "record")
+    assert not (tmp_path / "run" / "lifecycle.parquet").exists()
 
 
 @pytest.mark.slow
@@ -225,6 +230,35 @@ def test_a_record_that_is_not_the_runs_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "other" / "record").rename(tmp_path / "run" / "record")
     with pytest.raises(CheckError, match="its weights at step 7 are not the model's"):
         train_only(config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("recorder", ["full", "none"])
+def test_a_new_run_replaces_no_record(recorder: str, tmp_path: Path) -> None:
+    """One that is there without a run was imported."""
+    bits = np.arange(24, dtype=np.uint16).reshape(2, 4, 3)
+    store = RecordStore(tmp_path / "record", Contents("full", np.arange(4), np.arange(4) < 2, 3, "bfloat16"))
+    for step in range(2):
+        store.append(step, weights=bits[step])
+    store.commit()
+    config = tiny_config(f"recorder={recorder}", *SHORT)
+    with pytest.raises(CheckError, match=r"hydra.run.dir = .*: must be a new directory: this one holds a record"):
+        train_only(config, tmp_path)
+    with pytest.raises(CheckError, match=r"directory = .*: must be a new one: this one holds a record"):
+        marble_sweep.train(tokens=torch.arange(100), directory=tmp_path)
+    assert np.array_equal(Record.open(tmp_path).weights([*range(4)]), bits)
+    assert {path.name for path in tmp_path.iterdir()} <= {"record", ".lock"}
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    (tmp_path / "record").rename(tmp_path / "sweep" / "0" / "record")
+    assert assign_run_dir(config, tmp_path / "sweep", 0) == (tmp_path / "sweep" / "1", False)
+
+
+def test_a_run_that_is_refused_leaves_its_directory_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("recorder=full", *SHORT)
+    with monkeypatch.context() as patch:
+        patch.delattr("marble_sweep.run.write_what_is_known")
+        with pytest.raises(NameError):
+            train_only(config, tmp_path)
+    assert train_only(config, tmp_path) == "finished"
 
 
 @pytest.mark.parametrize(
