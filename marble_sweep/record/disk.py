@@ -49,8 +49,8 @@ def record_bytes(config: Config, num_dead: int | None = None, num_steps: int | N
     steps = trainer.total_steps if num_steps is None else num_steps
     rows = 1 + steps // (recorder.every if isinstance(recorder, FullRecorderConfig) else 1)
     weight_bytes = width * ITEM_BYTES[config.precision.name]
-    # Hidden states are as wide as the operands of products.
-    hidden_bytes = recorder.probe_windows * trainer.seq_len * width * (4 if config.precision.name == "fp32" else 2)
+    # Hidden states are kept as weights are: under `mixed` what blocks add to the embedding is widened to float32.
+    hidden_bytes = recorder.probe_windows * trainer.seq_len * weight_bytes
     parts = [(rows * hidden_bytes, HIDDEN_RATIO)]
     if isinstance(recorder, FullRecorderConfig):
         parts.append((rows * config.data.vocab_size * weight_bytes, WEIGHT_RATIOS[config.precision.name]))

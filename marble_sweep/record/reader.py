@@ -112,7 +112,7 @@ class Record:
     def hidden_blocks(self) -> Iterator[tuple[Steps, npt.NDArray[Any]]]:
         """Consecutive recorded steps (k,) and the last hidden states of the probe there, (k, windows, T, D).
 
-        As float32, or as bits of bfloat16 where the model computes in that. Raises CheckError where there is no probe.
+        As bits of bfloat16, or as float32 where weights are that. Raises CheckError where there is no probe.
         """
         if "hidden" not in self.group:
             raise CheckError(f"{self.path}: must have hidden states, which recorder.probe_windows asks for")

@@ -107,12 +107,13 @@ class Recorder:
         """The recorded rows of the embedding (R, D) as they are now, on its device."""
         return self.embedding if self.tokens is None else self.embedding.index_select(0, self.tokens)
 
+    @torch.no_grad()
     def open(self, step: int, *, has_diverged: bool = False) -> None:
         """Start the record (step 0), or continue it after `step`, at which the model is unless it has diverged.
 
         Raises CheckError where the record on the disk is not one that this run left at that step.
         """
-        rows = self.rows().detach()
+        rows = self.rows()
         if step == 0:
             self.store = RecordStore(self.path, self.contents)
         else:
@@ -122,7 +123,8 @@ class Recorder:
             if last is not None and is_of_step and not np.array_equal(last, bits):
                 raise CheckError(f"{self.path}: must be of this run: its weights at step {step} are not the model's")
             self.previous = bits.copy()
-        num_bytes = rows.numel() * rows.element_size()
+        # How large hidden states are, and of what dtype, only the model knows.
+        num_bytes = rows.nbytes + (0 if self.probe is None else self.probe().nbytes)
         max_waiting = min(MAX_WAITING, max(MIN_WAITING, WAITING_BYTES // num_bytes))
         self.background = Background(max_waiting)
         # Besides those that wait, one is written and one is filled.

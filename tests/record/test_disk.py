@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import compose_config, tiny_config, train_only
 
 from marble_sweep.checks import CheckError
@@ -13,6 +14,7 @@ from marble_sweep.humanize import file_size
 from marble_sweep.record import disk
 from marble_sweep.record.disk import record_bytes, require_disk, sweep_line
 from marble_sweep.record.store import BITS
+from marble_sweep.run import build_model, last_hidden
 from marble_sweep.runs.files import write_json
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.training.precision import POLICIES
@@ -30,6 +32,16 @@ def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 def test_a_weight_takes_the_bytes_of_its_bits(precision: str) -> None:
     assert disk.ITEM_BYTES[precision] == BITS[NAMES[POLICIES[precision].param_dtype]].itemsize
     assert 1 <= disk.WEIGHT_RATIOS[precision].usual < disk.WEIGHT_RATIOS[precision].best
+
+
+@pytest.mark.parametrize("precision", POLICIES)
+def test_hidden_states_take_the_bytes_that_the_model_gives(precision: str) -> None:
+    plain = tiny_config("recorder=full", f"precision={precision}")
+    probed = tiny_config("recorder=full", "recorder.probe_windows=3", f"precision={precision}")
+    model = build_model(probed, 64).to(POLICIES[precision].param_dtype)
+    hidden = last_hidden(probed, model, torch.zeros(3, probed.trainer.seq_len, dtype=torch.int64))
+    counted = record_bytes(probed).estimate - record_bytes(plain).estimate
+    assert abs(counted - (probed.trainer.total_steps + 1) * hidden.nbytes / disk.HIDDEN_RATIO.usual) <= 1
 
 
 def test_all_weights_of_all_steps() -> None:

@@ -19,7 +19,7 @@ from marble_sweep.record.norms import motion_norms, rounded
 from marble_sweep.record.reader import Record
 from marble_sweep.record.store import Contents, RecordStore
 from marble_sweep.sweeps.child import assign_run_dir
-from marble_sweep.training.recorder import bits_of
+from marble_sweep.training.recorder import Recorder, bits_of
 from marble_sweep.training.trainer import Trainer
 
 PRECISIONS = ("bf16", "mixed", "bf16_stochastic")
@@ -154,6 +154,19 @@ def test_the_probe_is_recorded_as_the_model_sees_it(tmp_path: Path) -> None:
     assert hidden.shape == (13, 2, 16, 16)
     assert hidden.dtype == np.uint16
     assert not np.array_equal(hidden[0], hidden[-1])
+
+
+@pytest.mark.parametrize(("probe", "most"), [(None, 32), ((2, 16, 16), 32), ((16, 512, 128), 3), ((64, 512, 128), 2)])
+def test_hidden_states_that_wait_count_among_the_copies(
+    probe: tuple[int, ...] | None, most: int, tmp_path: Path
+) -> None:
+    """float32: 16 windows of 512 x 128 are 4 MiB, of 16 MiB that may wait unless two steps are more."""
+    give = None if probe is None else torch.zeros(probe).clone
+    config, is_dead = tiny_config("recorder=full").recorder, torch.zeros(8, dtype=torch.bool)
+    recorder = Recorder(config, tmp_path / "record", torch.zeros(8, 4), is_dead, give)
+    recorder.open(0)
+    recorder.close()
+    assert len(recorder.copies) == most + 2  # one is written, one is filled
 
 
 @pytest.mark.parametrize(
