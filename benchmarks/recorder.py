@@ -1,11 +1,12 @@
 """What a recorder costs: the time of a step, and disk against the bits themselves.
 
-    python benchmarks/recorder.py step [--rounds 20] [--steps 32] [override ...]
+    python benchmarks/recorder.py step [--rounds 15] [--steps 16] [override ...]
     python benchmarks/recorder.py disk [--steps 2000] [--precisions bf16 mixed fp32] [override ...]
 
-`step` trains the same run without a recorder, with `dead` and with `full`, in turns. A turn is some steps and the
-wait until their record is written, so that no cost falls into another's turn. `disk` trains with `full` and says how
-many times less disk W takes than its bits, over the run, its first 100 steps, and its last fifth.
+`step` trains the same run without a recorder, with `dead` and with `full`, in turns, some three minutes on two idle
+cores. A turn is some steps and the wait until their record is written, so that no cost falls into another's turn. With
+`full` a chunk of W, 16 steps here, is compressed in each. A round is a turn of each, and a line. `disk` trains with
+`full` and says how many times less disk W takes than its bits, over the run, its first 100 steps, and its last fifth.
 """
 
 import argparse
@@ -64,23 +65,26 @@ def measure_steps(overrides: Sequence[str], rounds: int, num_steps: int) -> None
             name: trainer_of(Path(folder, name), stack, [*MODEL, total, f"recorder={name}", *overrides])
             for name in RECORDERS
         }
-        seconds: dict[str, list[float]] = {name: [] for name in RECORDERS}
         for trainer in trainers.values():
             trainer.start()
-            turn_seconds(trainer, num_steps)  # warm
-        for number in range(rounds):
-            order = [*trainers][number % 3 :] + [*trainers][: number % 3]
-            for name in order:
-                seconds[name].append(turn_seconds(trainers[name], num_steps))
+        seconds: dict[str, list[float]] = {name: [] for name in RECORDERS}
+        for number in range(rounds + 1):  # the first one warms up
+            order = [*RECORDERS][number % 3 :] + [*RECORDERS][: number % 3]
+            turns = {name: turn_seconds(trainers[name], num_steps) for name in order}
+            label = f"round {number:>2} of {rounds}" if number else "warm-up"
+            times = ", ".join(f"{name} {1000 * turns[name]:.2f}" for name in RECORDERS)
+            print(f"{label:<14} ms a step: {times}", flush=True)
+            for name in RECORDERS if number else ():
+                seconds[name].append(turns[name])
         for trainer in trainers.values():
             if trainer.recorder is not None:
                 trainer.recorder.close()
-    plain = statistics.median(seconds["none"])
     for name in RECORDERS:
-        median = statistics.median(seconds[name])
+        ratios = [own / plain for own, plain in zip(seconds[name], seconds["none"], strict=True)]
         print(
-            f"{name:<5} {1000 * median:7.2f} ms a step, {median / plain:.3f} of the time without "
-            f"(turns from {1000 * min(seconds[name]):.2f} to {1000 * max(seconds[name]):.2f} ms)"
+            f"{name:<5} {1000 * statistics.median(seconds[name]):7.2f} ms a step (median of {rounds} rounds), "
+            f"{statistics.median(ratios):.3f} of the time without in the same round (from {min(ratios):.3f} to "
+            f"{max(ratios):.3f})"
         )
 
 
@@ -103,11 +107,12 @@ def measure_disk(overrides: Sequence[str], precisions: Sequence[str], num_steps:
                 row * (min(record.num_rows, first + shape[0]) - first) for first in range(0, record.num_rows, shape[0])
             ]
             first, fifth = -(-FIRST_STEPS // shape[0]), max(1, len(sizes) // 5)
+            first_rows = min(first * shape[0], record.num_rows)
             whole = sum(path.stat().st_size for path in record.path.rglob("*") if path.is_file())
             early, late = sum(raw[:first]) / sum(sizes[:first]), sum(raw[-fifth:]) / sum(sizes[-fifth:])
             print(
                 f"{precision:<15} {record.last_step:,} steps: {sum(raw) / 1e6:,.1f} MB of bits, {whole / 1e6:,.1f} MB "
-                f"of record; W {sum(raw) / sum(sizes):.2f} times less, its first {first * shape[0]} steps {early:.2f}, "
+                f"of record; W {sum(raw) / sum(sizes):.2f} times less, its first {first_rows} rows {early:.2f}, "
                 f"its last fifth {late:.2f}",
                 flush=True,
             )
@@ -117,8 +122,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     step, disk = actions.add_parser("step"), actions.add_parser("disk")
-    step.add_argument("--rounds", type=int, default=20)
-    step.add_argument("--steps", type=int, default=32, help="of a turn")
+    step.add_argument("--rounds", type=int, default=15)
+    step.add_argument("--steps", type=int, default=16, help="of a turn")
     disk.add_argument("--steps", type=int, default=2000)
     disk.add_argument("--precisions", nargs="+", default=["bf16", "mixed", "fp32"])
     for action in (step, disk):
@@ -126,7 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     shorten_openmp_spin()
-    print(cpu())
+    print(cpu(), flush=True)
     if arguments.action == "step":
         measure_steps(arguments.overrides, arguments.rounds, arguments.steps)
     else:
