@@ -224,5 +224,6 @@ def header(metadata: dict[str, Any], steps_left: int, seconds_per_step: float | 
         lines["baselines"] += f"; entropy rate of the source {corpus['entropy_rate']:.4f}"
     text = [f"{name:<11} {line}" for name, line in lines.items()]
     if corpus["num_sampled_tokens"] is not None:
-        text.append(f"{'Note':<11} baselines are counted on {corpus['num_sampled_tokens']:,} of the training tokens")
+        sampled = f"baselines are counted on {corpus['num_sampled_tokens']:,} of the training tokens"
+        text.append(f"{'Note':<11} {sampled}: those of pairs, threes and fours come out too high")
     return "\n".join([*text, *(f"{'Warning':<11} {phrase}" for phrase in warnings(corpus, baselines))])

@@ -123,11 +123,18 @@ def arrow_pieces(path: Path) -> Pieces:
     if column is None:
         has = ", ".join(table.column_names) or "none"
         raise wrong_value("data.path", str(path), f"one with a column {' or '.join(COLUMNS)}; it has {has}")
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     pieces: Pieces = []
+    num_rows = 0
     for chunk in table[column].chunks:
-        values = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
+        are_lists = any(is_kind(chunk.type) for is_kind in lists)
+        values = chunk.flatten() if are_lists else chunk
         if not pa.types.is_integer(values.type):
             allowed = f"whole numbers, or lists of them, in column {column}; it holds {chunk.type}"
+            raise wrong_value("data.path", str(path), allowed)
+        if are_lists and chunk.null_count:
+            row = num_rows + chunk.is_null().index(True).as_py()
+            allowed = f"with a list in every row: row {row} of its column {column} is null"
             raise wrong_value("data.path", str(path), allowed)
         if values.null_count:
             first = values.is_null().index(True).as_py()
@@ -135,4 +142,5 @@ def arrow_pieces(path: Path) -> Pieces:
             allowed = f"with an id at every place: number {before + first} of its column {column} is null"
             raise wrong_value("data.path", str(path), allowed)
         pieces.append(values.to_numpy(zero_copy_only=True))
+        num_rows += len(chunk)
     return pieces

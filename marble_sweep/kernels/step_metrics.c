@@ -296,7 +296,7 @@ enum { NEAREST, TWICE, STOCHASTIC, MASTERS }; /* Rounding of marble_sweep/metric
 enum { WHOLE, GRADIENT, DECAY, LOST, DECAYS, NUM_COUNTS };
 #define BIN_SHIFT 20
 #define FIRST_BIN ((127 - 24) << 3)
-#define NUM_BINS 256
+#define NUM_BINS 384
 
 typedef struct {
     int64_t entries[NUM_COUNTS]; /* below half a cell by the whole update, its gradient, its decay; decays lost; decays */

@@ -56,7 +56,7 @@ class CellCounts(ctypes.Structure):
     entries: "ctypes.Array[ctypes.c_int64]"
     moving: float
     histogram: "ctypes.Array[ctypes.c_int64]"
-    _fields_ = (("entries", ctypes.c_int64 * 5), ("moving", ctypes.c_double), ("histogram", ctypes.c_int64 * 256))
+    _fields_ = (("entries", ctypes.c_int64 * 5), ("moving", ctypes.c_double), ("histogram", ctypes.c_int64 * 384))
 
 
 class CompiledMetrics:

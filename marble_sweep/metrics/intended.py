@@ -39,7 +39,7 @@ SHARES = (
 INTENDED = tuple(f"{kind}_{share}" for kind in ("dead", "live") for share in SHARES)
 
 BINS_PER_OCTAVE = 8
-FIRST_OCTAVE, LAST_OCTAVE = -24, 8  # cells below 2^-24 are counted in the first bin, those from 2^8 on in the last
+FIRST_OCTAVE, LAST_OCTAVE = -24, 24  # cells below 2^-24 are counted in the first bin, those from 2^24 on in the last
 NUM_BINS = BINS_PER_OCTAVE * (LAST_OCTAVE - FIRST_OCTAVE)
 _BIN_SHIFT = 20  # of a float32's bits: what is left is the exponent and three bits of the mantissa
 _FIRST_BIN = (127 + FIRST_OCTAVE) * BINS_PER_OCTAVE

@@ -50,6 +50,10 @@ EARLIER_NOTE = (
     "Runs of an earlier version did not measure the tempered unigram: their val_margin is to the fitted one, and "
     "whether they beat unigram is not known."
 )
+SAMPLED_NOTE = (
+    "Baselines of a stream on the disk are counted on a sample of it: bigram, trigram and 4-gram are too high, and "
+    "beats_bigram says less than it seems."
+)
 MEASURED = (
     "n_params",
     "val_loss",
@@ -150,6 +154,8 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         notes.append(PARTS_NOTE)
     if any(_lacks_tempered(run.evals[-1]) for run in runs if run.evals):
         notes.append(EARLIER_NOTE)
+    if any(run.corpus.get("num_sampled_tokens") is not None for run in runs):
+        notes.append(SAMPLED_NOTE)
     notes += twin_notes(runs, {key: columns[key] for key in keys})
     _add_costs(runs, rows)
     corpus_notes = _corpus_notes(runs, rows)

@@ -18,7 +18,7 @@ NO_OUTCOMES = ("tokens_per_second", "lr", "updates_lost")
 MIN_STEPS = 10  # a shorter agreement is that of the first steps, before a parameter can act
 MAX_NOTES = 5
 # Settings that say when a run is looked at, how it is judged and where it runs; the same data may lie elsewhere.
-NOT_OF_TRAINING = ("verdict.", "certify.", "search.", "sweep.", "device.", "data.", "objective", "seed")
+NOT_OF_TRAINING = ("verdict.", "certify.", "search.", "sweep.", "device.", "data.", "recorder.", "objective", "seed")
 OF_TRAINING = ("trainer.batch_size", "trainer.seq_len")  # of the trainer's settings
 
 

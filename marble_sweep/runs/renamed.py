@@ -1,7 +1,7 @@
 """Columns under the names that earlier versions wrote, what they are called now, and those that are new."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -23,6 +23,14 @@ ADDED_COLUMNS = (
     NUM_ALL_WINDOWS,
     *(f"{OF_ALL_WINDOWS}{name}{part}" for name in ON_ALL_WINDOWS for part in PARTS),
 )
+
+# Settings that a config.yaml lacks where they hold their defaults, and these: every run has them.
+ADDED_SETTINGS: dict[str, Any] = {
+    "model.tied": True,
+    "model.embedding_std": None,
+    "optimizer.grad_clip": None,
+    "recorder.name": "none",
+}
 
 
 def current_name(name: str) -> str:

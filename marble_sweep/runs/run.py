@@ -20,7 +20,7 @@ from marble_sweep.runs.damage import (
     read_json,
     read_yaml,
 )
-from marble_sweep.runs.renamed import with_added_columns
+from marble_sweep.runs.renamed import ADDED_SETTINGS, with_added_columns
 from marble_sweep.runs.status import DONE, RunStatus
 from marble_sweep.runs.steps import StepFile, read_evals
 from marble_sweep.terminal import printable
@@ -176,7 +176,7 @@ def _read_config(path: Path, damages: list[Damage]) -> dict[str, Any]:
         if len(damages) == before:
             damages.append(Damage(layout.CONFIG, "is missing"))
         return {}
-    config, reasons = keep_sound(with_current_keys(settings), CONFIG_KINDS)
+    config, reasons = keep_sound(ADDED_SETTINGS | with_current_keys(settings), CONFIG_KINDS)
     if missing := [key for key in PARAMETERS if key not in settings]:
         reasons.append(f"must have {', '.join(missing)}")
     damages += [Damage(layout.CONFIG, reason) for reason in reasons]

@@ -245,8 +245,16 @@ def test_what_is_wrong_in_an_arrow_folder_is_named(tmp_path: Path) -> None:
     )
     holes = save_arrow(tmp_path / "holes", pa.array([[1, 2], [3], [4, None, 5]]))
     assert "with an id at every place: number 4 of its column input_ids is null" in refused(config_of(holes))
+    missing = save_arrow(tmp_path / "missing", pa.array([[1, 2], None, [3]]))
+    assert "with a list in every row: row 1 of its column input_ids is null" in refused(config_of(missing))
+    fields = save_arrow(tmp_path / "fields", pa.array([{"a": 1}, {"a": 2}]))
+    assert "whole numbers, or lists of them, in column input_ids; it holds struct<a: int64>" in refused(
+        config_of(fields)
+    )
     [file] = (holes / "state.json").parent.glob("*.arrow")
     file.write_bytes(file.read_bytes()[:40])
     assert "a whole Arrow file in the stream format" in refused(config_of(holes))
     (tmp_path / "dataset_dict.json").write_text("{}")
-    assert refused(config_of(tmp_path)).endswith("the folder of one split of the data set; it has holes, other, text")
+    assert refused(config_of(tmp_path)).endswith(
+        "the folder of one split of the data set; it has fields, holes, missing, other, text"
+    )

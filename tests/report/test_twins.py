@@ -55,6 +55,17 @@ def test_a_knob_that_did_nothing_is_named(twin: Callable[..., Path]) -> None:
     assert notes(runs[0]) == []
 
 
+def test_a_default_that_is_not_written_is_a_value(twin: Callable[..., Path]) -> None:
+    """As a config.yaml has it: a setting that came later is there only where it is not at its default."""
+    default, clipped = twin("a", "optimizer.grad_clip", None), twin("b", "optimizer.grad_clip", 2.0)
+    config = yaml.safe_load((default / "config.yaml").read_text())
+    del config["optimizer"]["grad_clip"]
+    (default / "config.yaml").write_text(yaml.safe_dump(config))
+    assert notes(default, clipped) == ["grad_clip None and 2: 60 of 60 steps identical: this knob did nothing."]
+    shown = compare_runs([Run.read(run) for run in (default, clipped)])
+    assert [row["grad_clip"] for row in shown.rows] == [None, 2.0]
+
+
 def test_a_knob_with_an_effect_is_not(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(lr), f"optimizer.lr={lr}", steps=STEPS) for lr in (1e-3, 2e-3)]
     assert notes(*runs) == []
@@ -92,7 +103,13 @@ def test_two_classes_of_twins_are_told_apart(twin: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("trainer.eval_windows", 7), ("trainer.total_steps", 80), ("verdict.target_loss", 3.0), ("device.num_threads", 1)],
+    [
+        ("trainer.eval_windows", 7),
+        ("trainer.total_steps", 80),
+        ("verdict.target_loss", 3.0),
+        ("device.num_threads", 1),
+        ("recorder.name", "dead"),
+    ],
 )
 def test_what_does_not_act_on_training_is_no_knob(twin: Callable[..., Path], key: str, value: Any) -> None:
     assert notes(twin("a", "optimizer.weight_decay", 0.01), twin("b", key, value)) == []
