@@ -261,7 +261,7 @@ def _on_tokens(config: Config, tokens: Tensor, directory: Path) -> Config:
     """The config of a run on `tokens`, which are written into its directory."""
     whole = tokens.ndim == 1 and not tokens.is_floating_point()
     require(whole, "tokens", f"{tuple(tokens.shape)} {tokens.dtype}", "(num_tokens,) whole numbers")
-    for name, what in ((layout.CONFIG, "run"), (layout.RECORD, "record")):
+    for name, what in ((layout.CONFIG, "run"), (layout.RECORD, layout.RECORD)):
         require(not (directory / name).exists(), "directory", directory, f"a new one: this one holds a {what}")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory.resolve() / layout.TOKENS
