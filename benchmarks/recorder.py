@@ -3,10 +3,11 @@
     python benchmarks/recorder.py step [--rounds 15] [--steps 16] [override ...]
     python benchmarks/recorder.py disk [--steps 2000] [--precisions bf16 mixed fp32] [override ...]
 
-`step` trains the same run without a recorder, with `dead` and with `full`, in turns, some three minutes on two idle
-cores. A turn is some steps and the wait until their record is written, so that no cost falls into another's turn. With
-`full` a chunk of W, 16 steps here, is compressed in each. A round is a turn of each, and a line. `disk` trains with
-`full` and says how many times less disk W takes than its bits, over the run, its first 100 steps, and its last fifth.
+`step` trains the same run without a recorder, with `dead` and with `full`, in turns: by default 768 steps in all, less
+than three minutes where a step takes 0.2 s. A turn is some steps and the wait until their record is written, so that no
+cost falls into another's turn. With `full` a chunk of W, 16 steps here, is compressed in each. A round is a turn of
+each, and a line. `disk` trains with `full` and says how many times less disk W takes than its bits, over the run, its
+first 100 steps, and its last fifth.
 """
 
 import argparse
