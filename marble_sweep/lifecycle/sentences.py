@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from marble_sweep.lifecycle.freeze import MAX_THAWED
+from marble_sweep.lifecycle.recorded import NORMS_ALONE
 from marble_sweep.lifecycle.result import Lifecycle
 
 
@@ -11,7 +12,9 @@ def describe(lifecycle: Lifecycle) -> list[str]:
     """Sentences that hold as they stand; what is not known is left out."""
     summary = lifecycle.summary
     first, last, total = (int(summary[key]) for key in ("first_step", "last_step", "n_dead"))
+    diverged_step = summary.get("diverged_step")
     sentences = [
+        None if diverged_step is None else diverged_sentence(summary["kind"], diverged_step, last),
         f"{total:,} dead tokens were recorded from step {first:,} to {last:,}. {counts(summary, total)}",
         thaw_sentence(summary),
         time_sentence(summary, "freeze_median", "Half of them were frozen by step {}."),
@@ -24,6 +27,15 @@ def describe(lifecycle: Lifecycle) -> list[str]:
         masters_sentence(summary, total),
     ]
     return [sentence for sentence in sentences if sentence]
+
+
+def diverged_sentence(kind: str, diverged_step: int, last_step: int) -> str:
+    """Where a record stops being finite, and what that means for the rest."""
+    what = "changes of weights" if kind == NORMS_ALONE else "weights"
+    return (
+        f"The run diverged: at step {diverged_step:,}, {what} are NaN or infinite. Everything here ends at step "
+        f"{last_step:,}, the last recorded step before."
+    )
 
 
 def counts(summary: Mapping[str, Any], total: int) -> str:

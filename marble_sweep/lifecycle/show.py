@@ -8,6 +8,7 @@ import pandas as pd
 
 from marble_sweep.lifecycle.freeze import CONSTANT_LR, MAX_THAWED
 from marble_sweep.lifecycle.result import Lifecycle
+from marble_sweep.lifecycle.sentences import diverged_sentence
 from marble_sweep.terminal import printable
 
 WIDTH, INDENT = 120, 12
@@ -22,7 +23,10 @@ WHAT = {  # by kind of record
 
 def text(life: Lifecycle) -> str:
     """What the record says, in lines of at most WIDTH characters."""
-    lines = [("recorded", record_line(life.summary)), *motion_lines(life), *cloud_lines(life), *masters_lines(life)]
+    lines = [("recorded", record_line(life.summary))]
+    if (step := life.summary.get("diverged_step")) is not None:
+        lines.append(("diverged", diverged_sentence(life.summary["kind"], step, life.summary["last_step"])))
+    lines += [*motion_lines(life), *cloud_lines(life), *masters_lines(life)]
     return "\n".join(
         textwrap.fill(printable(line), WIDTH, initial_indent=f"{name:<{INDENT - 1}} ", subsequent_indent=" " * INDENT)
         for name, line in lines

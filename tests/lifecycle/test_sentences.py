@@ -17,6 +17,11 @@ def test_the_sentences_say_what_is_known() -> None:
         "Half of them were frozen by step 1,542.",
         "The last motion of any of them was at step 5,000.",
     ]
+    diverged = describe(replace(lifecycle, summary=known | {"kind": "full", "diverged_step": 5_001}))
+    assert diverged[0] == (
+        "The run diverged: at step 5,001, weights are NaN or infinite. Everything here ends at step 5,000, the last "
+        "recorded step before."
+    )
     more = known | {"n_thawed": 21, "freeze_median": None, "lift_off_step": 23, "n_masters_moving": 1_999}
     assert describe(replace(lifecycle, summary=more))[1:] == [
         "That is too short here: 21 stood still for that long and moved again.",

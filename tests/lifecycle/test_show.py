@@ -46,6 +46,17 @@ def test_it_says_what_froze_and_what_is_not_known() -> None:
     assert max(map(len, shown.splitlines())) <= WIDTH
 
 
+def test_a_run_that_diverged_says_so_before_all_else() -> None:
+    lived = life([20, 30, 400], quiet_window=100)
+    diverged = replace(lived, summary=lived.summary | {"diverged_step": 401, "kind": "dead"})
+    assert "diverged" not in text(lived)
+    assert text(diverged).splitlines()[1].startswith("diverged ")
+    assert line(text(diverged), "diverged") == (
+        "The run diverged: at step 401, changes of weights are NaN or infinite. Everything here ends at step 400, the "
+        "last recorded step before."
+    )
+
+
 def test_stragglers_have_their_text_and_no_escape_codes() -> None:
     shown = text(life([*range(20, 60), 250], quiet_window=100))
     assert line(shown, "stragglers") == r"1: 40 '\x1b[31m40' (step 250)"
