@@ -25,7 +25,7 @@ def text(life: Lifecycle) -> str:
     """What the record says, in lines of at most WIDTH characters."""
     lines = [("recorded", record_line(life.summary))]
     if (step := life.summary.get("diverged_step")) is not None:
-        lines.append(("diverged", diverged_sentence(life.summary["kind"], step, life.summary["last_step"])))
+        lines.append(("ends early", diverged_sentence(life.summary["kind"], step, life.summary["last_step"])))
     lines += [*motion_lines(life), *cloud_lines(life), *masters_lines(life)]
     return "\n".join(
         textwrap.fill(printable(line), WIDTH, initial_indent=f"{name:<{INDENT - 1}} ", subsequent_indent=" " * INDENT)

@@ -49,9 +49,9 @@ def test_it_says_what_froze_and_what_is_not_known() -> None:
 def test_a_run_that_diverged_says_so_before_all_else() -> None:
     lived = life([20, 30, 400], quiet_window=100)
     diverged = replace(lived, summary=lived.summary | {"diverged_step": 401, "kind": "dead"})
-    assert "diverged" not in text(lived)
-    assert text(diverged).splitlines()[1].startswith("diverged ")
-    assert line(text(diverged), "diverged") == (
+    assert "ends early" not in text(lived)
+    assert text(diverged).splitlines()[1].startswith("ends early ")
+    assert line(text(diverged), "ends early") == (
         "The run diverged: at step 401, changes of weights are NaN or infinite. Everything here ends at step 400, the "
         "last recorded step before."
     )
