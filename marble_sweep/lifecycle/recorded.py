@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from marble_sweep.lifecycle.motion import Bits, Floats
 
 NORMS_ALONE = "dead"  # the kind of record that has no positions
+SOME_DEAD = "tracers"  # the kind that may have only some of the dead tokens
 
 
 class Recorded(Protocol):

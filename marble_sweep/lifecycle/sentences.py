@@ -38,13 +38,19 @@ def diverged_sentence(kind: str, diverged_step: int, last_step: int) -> str:
     )
 
 
+def last_transition(summary: Mapping[str, Any]) -> str:
+    """What a record shows last; one of every k-th step shows k steps at once."""
+    every = summary["every"]
+    return "the last step" if every == 1 else f"the last transition ({every:,} steps)"
+
+
 def counts(summary: Mapping[str, Any], total: int) -> str:
     """How many are frozen, how many are undecided, and by which rule."""
     frozen, still, moving = (int(summary.get(key) or 0) for key in ("n_frozen", "n_not_moving", "n_moving"))
     quiet = int(summary["quiet_window"])
     return (
-        f"{moving:,} moved in the last step, {still:,} stood still for fewer than {quiet:,} steps, and {frozen:,} "
-        f"({frozen / max(1, total):.1%}) for that long or longer, which counts as frozen."
+        f"{moving:,} moved in {last_transition(summary)}, {still:,} stood still for fewer than {quiet:,} steps, and "
+        f"{frozen:,} ({frozen / max(1, total):.1%}) for that long or longer, which counts as frozen."
     )
 
 
@@ -65,6 +71,6 @@ def masters_sentence(summary: Mapping[str, Any], total: int) -> str | None:
     if moving is None:
         return None
     return (
-        "All this is said of the weights as bfloat16 shows them: their float32 masters changed in the last step for "
-        f"{moving:,} of the {total:,}."
+        "All this is said of the weights as bfloat16 shows them: their float32 masters changed in "
+        f"{last_transition(summary)} for {moving:,} of the {total:,}."
     )

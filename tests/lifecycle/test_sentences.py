@@ -9,7 +9,7 @@ from marble_sweep.lifecycle.sentences import describe
 
 def test_the_sentences_say_what_is_known() -> None:
     lifecycle, _ = planted_lives(50, 10, 2)
-    known = {"first_step": 0, "last_step": 5_000, "n_dead": 2_000, "quiet_window": 500, "n_frozen": 1_500}
+    known = {"every": 1, "first_step": 0, "last_step": 5_000, "n_dead": 2_000, "quiet_window": 500, "n_frozen": 1_500}
     known |= {"n_moving": 300, "n_not_moving": 200, "last_motion": 5_000}
     assert describe(replace(lifecycle, summary=known | {"freeze_median": 1_542, "lift_off_step": None})) == [
         "2,000 dead tokens were recorded from step 0 to 5,000. 300 moved in the last step, 200 stood still for fewer "
@@ -30,3 +30,6 @@ def test_the_sentences_say_what_is_known() -> None:
         "All this is said of the weights as bfloat16 shows them: their float32 masters changed in the last step for "
         "1,999 of the 2,000.",
     ]
+    every_fifth = describe(replace(lifecycle, summary=more | {"every": 5}))
+    assert "300 moved in the last transition (5 steps), 200 stood still" in every_fifth[0]
+    assert "masters changed in the last transition (5 steps) for 1,999 of the 2,000." in every_fifth[-1]

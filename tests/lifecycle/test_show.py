@@ -69,6 +69,15 @@ def test_a_window_that_pauses_outlast_is_called_too_short(gap: int, too_few: boo
     assert ("too few here: 2 tokens moved again after that many" in shown) == too_few
 
 
+def test_longer_transitions_are_not_called_steps() -> None:
+    lived = life([20, 30, 400], quiet_window=100)
+    masters = {"n_masters_moving": 2, "masters_last_motion": 400}
+    shown = text(replace(lived, summary=lived.summary | masters | {"every": 4}))
+    assert line(shown, "frozen").endswith(", 1 moving in the last transition (4 steps)")
+    assert line(shown, "half").endswith("at most half of the dead tokens move in any transition (4 steps)")
+    assert "of 3 dead tokens change in the last transition (4 steps) (last" in line(shown, "masters")
+
+
 def test_what_the_record_does_not_have_is_left_out() -> None:
     full = life([20, 30], quiet_window=100)
     assert "rate" not in text(full)
