@@ -1,6 +1,7 @@
 """The lifecycle of a directory that holds a record: reading it, and keeping what was learnt."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -38,9 +39,10 @@ def require_not_removed(directory: Path) -> None:
 
 def analyse_run(directory: Path, record: Recorded, *, quiet_window: int | None = None, show: bool = False) -> Lifecycle:
     """The lifecycle of a run's record, with the texts and the learning rates that the run has."""
-    return analyse(
+    life = analyse(
         record, texts=texts_of(directory), lr=learning_rates(directory), quiet_window=quiet_window, show=show
     )
+    return replace(life, summary=life.summary | {"tied": read_metadata(directory).get("tied")})
 
 
 def texts_of(directory: Path) -> Callable[[Sequence[int]], list[str]] | None:

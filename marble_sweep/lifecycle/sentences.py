@@ -7,6 +7,11 @@ from marble_sweep.lifecycle.freeze import MAX_THAWED
 from marble_sweep.lifecycle.recorded import NORMS_ALONE
 from marble_sweep.lifecycle.result import Lifecycle
 
+UNTIED = (
+    "The head has weights of its own (model.tied=false), so dead rows of the embedding get no gradient: only weight "
+    "decay moves them, and that they freeze says nothing of gradients."
+)
+
 
 def describe(lifecycle: Lifecycle) -> list[str]:
     """Sentences that hold as they stand; what is not known is left out."""
@@ -16,6 +21,7 @@ def describe(lifecycle: Lifecycle) -> list[str]:
     sentences = [
         None if diverged_step is None else diverged_sentence(summary["kind"], diverged_step, last),
         f"{total:,} dead tokens were recorded from step {first:,} to {last:,}. {counts(summary, total)}",
+        UNTIED if summary.get("tied") is False else None,
         thaw_sentence(summary),
         time_sentence(summary, "freeze_median", "Half of them were frozen by step {}."),
         time_sentence(summary, "last_motion", "The last motion of any of them was at step {}."),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from marble_sweep.lifecycle.freeze import CONSTANT_LR, MAX_THAWED
 from marble_sweep.lifecycle.result import Lifecycle
-from marble_sweep.lifecycle.sentences import diverged_sentence, last_transition
+from marble_sweep.lifecycle.sentences import UNTIED, diverged_sentence, last_transition
 from marble_sweep.terminal import printable
 
 WIDTH, INDENT = 120, 12
@@ -26,6 +26,8 @@ def text(life: Lifecycle) -> str:
     lines = [("recorded", record_line(life.summary))]
     if (step := life.summary.get("diverged_step")) is not None:
         lines.append(("ends early", diverged_sentence(life.summary["kind"], step, life.summary["last_step"])))
+    if life.summary.get("tied") is False:
+        lines.append(("untied", UNTIED))
     lines += [*motion_lines(life), *cloud_lines(life), *masters_lines(life)]
     return "\n".join(
         textwrap.fill(printable(line), WIDTH, initial_indent=f"{name:<{INDENT - 1}} ", subsequent_indent=" " * INDENT)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from planted_lives import planted_lives
 
-from marble_sweep.lifecycle.sentences import describe
+from marble_sweep.lifecycle.sentences import UNTIED, describe
 
 
 def test_the_sentences_say_what_is_known() -> None:
@@ -30,6 +30,8 @@ def test_the_sentences_say_what_is_known() -> None:
         "All this is said of the weights as bfloat16 shows them: their float32 masters changed in the last step for "
         "1,999 of the 2,000.",
     ]
+    assert UNTIED in describe(replace(lifecycle, summary=more | {"tied": False}))
+    assert UNTIED not in describe(replace(lifecycle, summary=more | {"tied": True}))
     every_fifth = describe(replace(lifecycle, summary=more | {"every": 5}))
     assert "300 moved in the last transition (5 steps), 200 stood still" in every_fifth[0]
     assert "masters changed in the last transition (5 steps) for 1,999 of the 2,000." in every_fifth[-1]

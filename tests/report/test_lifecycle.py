@@ -54,6 +54,16 @@ def test_a_lifecycle_is_kept_with_its_run(run_dir: Path) -> None:
     assert (run.status, run.metadata["lifecycle"]["freeze_last"]) == ("finished", 41)
 
 
+def test_a_freeze_without_gradients_is_called_so(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    freezing_at([10, 20]).write(run_dir)
+    metadata = json.loads((run_dir / "metadata.json").read_text())
+    for tied in (True, False):
+        (run_dir / "metadata.json").write_text(json.dumps(metadata | {"tied": tied}))
+        assert main([str(run_dir)]) == 0
+        said = "dead rows of the embedding get no gradient" in " ".join(capsys.readouterr().out.split())
+        assert said == (not tied)
+
+
 def test_the_learning_rate_is_that_of_the_steps(run_dir: Path) -> None:
     lr = learning_rates(run_dir)
     assert lr.index.tolist() == list(range(1, NUM_STEPS + 1))
