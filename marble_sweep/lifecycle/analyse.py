@@ -15,8 +15,8 @@ from marble_sweep.lifecycle.cloud import across_direction, path_columns, princip
 from marble_sweep.lifecycle.epochs import Epoch, find_epochs
 from marble_sweep.lifecycle.holes import HOLE_COLUMNS
 from marble_sweep.lifecycle.phases import phase_names, populations
-from marble_sweep.lifecycle.reading import MotionReading, PositionReading, read_norms, read_positions
-from marble_sweep.lifecycle.recorded import NORMS_ALONE, Recorded
+from marble_sweep.lifecycle.reading import DivergedError, MotionReading, PositionReading, read
+from marble_sweep.lifecycle.recorded import NORMS_ALONE, Recorded, RecordUntil
 from marble_sweep.lifecycle.result import PHASES, Lifecycle
 from marble_sweep.lifecycle.summary import summarize
 
@@ -53,31 +53,55 @@ def analyse(
     """The life of a record's tokens, from one pass over it in bounded memory.
 
     `texts` gives the texts of tokens, `lr` the learning rate by training step. A freeze counts where the record goes on
-    for `quiet_window` steps without motion. `show` shows progress on standard error. Raises ValueError where the record
-    has no dead token or not two steps.
+    for `quiet_window` steps without motion. `show` shows progress on standard error. The analysis ends before the first
+    step at which the record has NaN or infinity. Raises ValueError where the record has no dead token or not two steps.
     """
     token_ids = np.asarray(record.token_ids, dtype=np.int64)
     is_dead = np.asarray(record.dead_mask, dtype=np.bool_)[token_ids]
     require(bool(is_dead.any()), "recorded tokens", f"{len(is_dead)}, none of them dead", "at least one dead token")
-    has_positions = record.kind != NORMS_ALONE
-    recorded = np.asarray(record.steps, dtype=np.int64) if has_positions else np.arange(record.last_step + 1)
-    require(len(recorded) >= 2, "recorded steps", len(recorded), "at least 2")
     require(quiet_window is None or quiet_window >= 1, "quiet_window", quiet_window, "a whole number >= 1")
-    with tqdm(total=len(recorded) - 1, unit="step", leave=False, delay=BAR_AFTER, disable=not show) as bar:
-        motion = MotionReading(is_dead, int(recorded[0]), bar)
-        positions = read_positions(record, motion) if has_positions else None
-        if not has_positions:
-            read_norms(record, motion)
+    recorded, motion, positions, diverged_step = read_finite(record, is_dead, show=show)
     pauses = motion.last.longest_pause[is_dead]
     window = quiet_window or freeze.default_quiet_window(int(recorded[0]), int(recorded[-1]), pauses)
-    with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverged
+    with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverges, numbers are huge
         basis = find_basis(positions)
         steps = with_intended(steps_table(recorded, motion, positions, basis, lr), record.intended)
     tokens = tokens_table(token_ids, int(recorded[-1]), window, motion, positions, texts, lr)
     epochs = find_epochs(steps.index.to_numpy(), steps["radius"].to_numpy())
     holes = pd.DataFrame([] if positions is None else positions.holes.rows, columns=list(HOLE_COLUMNS))
-    summary = summarize(record.kind, recorded, window, tokens, steps)
+    summary = summarize(record.kind, recorded, window, tokens, steps) | {"diverged_step": diverged_step}
     return Lifecycle(tokens, steps, epochs_table(epochs, steps), holes, summary, *basis)
+
+
+class FiniteReading(NamedTuple):
+    """What was read of a record, and where it ends or diverges."""
+
+    recorded: NDArray[np.int64]
+    motion: MotionReading
+    positions: PositionReading | None
+    diverged_step: int | None
+
+
+def read_finite(record: Recorded, is_dead: NDArray[np.bool_], *, show: bool) -> FiniteReading:
+    """Go through a record up to its end, or to the last step before it has NaN or infinity.
+
+    The latter takes a second pass: what is sampled depends on the last step.
+    """
+    has_positions = record.kind != NORMS_ALONE
+    recorded = np.asarray(record.steps, dtype=np.int64) if has_positions else np.arange(record.last_step + 1)
+    require(len(recorded) >= 2, "recorded steps", len(recorded), "at least 2")
+    diverged_step = None
+    while True:
+        with tqdm(total=len(recorded) - 1, unit="step", leave=False, delay=BAR_AFTER, disable=not show) as bar:
+            motion = MotionReading(is_dead, int(recorded[0]), bar)
+            try:
+                return FiniteReading(recorded, motion, read(record, motion), diverged_step)
+            except DivergedError as error:
+                diverged_step = error.step
+        recorded = recorded[recorded < diverged_step]
+        before = f"{len(recorded)} before the first with NaN or infinity, step {diverged_step}"
+        require(len(recorded) >= 2, "recorded steps", before, "at least 2")
+        record = RecordUntil(record, int(recorded[-1]))
 
 
 def tokens_table(

@@ -68,10 +68,7 @@ class Scatter:
         self.products = np.zeros((dim, dim))
 
     def add(self, rows: Floats) -> None:
-        """Rows (N, D); those that are not finite do not count."""
-        rows = rows[np.isfinite(rows).all(axis=1)]
-        if not len(rows):
-            return
+        """Rows (N, D), of finite numbers."""
         if not self.count:
             self.origin = rows.mean(axis=0, dtype=np.float64)
         around = rows - self.origin

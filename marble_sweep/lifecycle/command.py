@@ -3,9 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from marble_sweep.checks import CheckError, require
 from marble_sweep.runs import layout
@@ -50,15 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for option, path, most in (("--html", options.html, 2), ("--figures", options.figures, 1)):
             allowed = f"given with {'one run' if most == 1 else 'one run or two'}, not with {len(directories)}"
             require(path is None or len(directories) <= most, option, path, allowed)
-        drawn = options.html or options.figures
-        lives = []
-        for directory in directories:
-            record, life = show_run(directory, options.quiet_window, titled=len(directories) > 1)
-            lives += [(directory, record, life)] if drawn else []
-        if drawn:
-            draw(lives, options.html, options.figures)
+        runs: Iterable[Analysed] = (analysed(directory, options.quiet_window) for directory in directories)
+        written = []
+        if options.html or options.figures:  # before anything is printed: whoever reads that may stop reading
+            runs = list(runs)
+            written = draw(runs, options.html, options.figures)
+        for run in runs:
+            show_run(run, titled=len(directories) > 1)
+        for line in written:
+            print(line)
         if len(directories) > 1:
             show_all(directories)
+    except BrokenPipeError:
+        raise
     except (CheckError, OSError) as error:
         print(f"marble_sweep.lifecycle: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
@@ -67,55 +71,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def with_record(paths: Sequence[Path]) -> list[Path]:
     """The directories with a record at or below each path. Raises CheckError where there is none below one."""
+    from marble_sweep.lifecycle.of_run import require_not_removed  # late: --help needs no pandas
+
     directories: dict[Path, None] = {}
     for path in paths:
         below = [path] if (path / layout.RECORD).is_dir() else find_runs([path], "RUN_DIR")
         recorded = [directory for directory in below if (directory / layout.RECORD).is_dir()]
         if not recorded:
+            for directory in below:
+                require_not_removed(directory)
             raise CheckError(f"RUN_DIR = {path}: must have a record, as a run with recorder=dead, tracers or full has")
         directories |= dict.fromkeys(recorded)
     return list(directories)
 
 
-def show_run(directory: Path, quiet_window: int | None, *, titled: bool) -> "tuple[Recorded, Lifecycle]":
-    """Analyse a run, keep the result beside it, and print it."""
-    from marble_sweep.lifecycle.of_run import analyse_run, open_record, save  # late: --help needs no pandas
-    from marble_sweep.lifecycle.show import text
+class Analysed(NamedTuple):
+    """A run whose record was analysed."""
 
-    if titled:
-        print(printable(str(directory)))
+    directory: Path
+    record: "Recorded"
+    life: "Lifecycle"
+    not_kept: str | None  # why
+
+
+def analysed(directory: Path, quiet_window: int | None) -> Analysed:
+    """Analyse a run and keep the result beside it."""
+    from marble_sweep.lifecycle.of_run import analyse_run, open_record, save  # late: --help needs no pandas
+
     record = open_record(directory)
     life = analyse_run(directory, record, quiet_window=quiet_window, show=sys.stderr.isatty())
-    print(text(life))
     try:
         save(directory, life)
     except CheckError as error:  # the run is being trained
-        print(f"{'not kept':<11} {printable(str(error))}")
+        return Analysed(directory, record, life, str(error))
+    return Analysed(directory, record, life, None)
+
+
+def show_run(run: Analysed, *, titled: bool) -> None:
+    from marble_sweep.lifecycle.show import text
+
+    if titled:
+        print(printable(str(run.directory)))
+    print(text(run.life))
+    if run.not_kept:
+        print(f"{'not kept':<11} {printable(run.not_kept)}")
     print()
-    return record, life
 
 
-def draw(lives: "Sequence[tuple[Path, Recorded, Lifecycle]]", html: Path | None, folder: Path | None) -> None:
-    """Write the page, which opens offline, and the figures."""
+def draw(runs: Sequence[Analysed], html: Path | None, folder: Path | None) -> list[str]:
+    """Write the page, which opens offline, and the figures. Returns a line about each."""
     from marble_sweep.lifecycle.frames import make_frames
     from marble_sweep.runs.run import Run
 
     show = sys.stderr.isatty()
     drawn = [
-        (life, make_frames(record, life, show=show), f"{Run.read(directory).name}, {directory}")
-        for directory, record, life in lives
+        (run.life, make_frames(run.record, run.life, show=show), f"{Run.read(run.directory).name}, {run.directory}")
+        for run in runs
     ]
+    written = []
     if html:
         from marble_sweep.lifecycle.page import write_page
 
         write_page(html, drawn)
-        print(f"Page: {printable(str(html))}")
+        written.append(f"Page: {printable(str(html))}")
     if folder:
         from marble_sweep.lifecycle.figures import draw_figures
 
         for life, frames, title in drawn:
             paths = draw_figures(folder, life, frames, title, show=show)
-            print(f"{len(paths)} figures in {printable(str(folder))}")
+            written.append(f"{len(paths)} figures in {printable(str(folder))}")
+    return written
 
 
 def show_all(directories: Sequence[Path]) -> None:
@@ -135,6 +160,8 @@ def show_all(directories: Sequence[Path]) -> None:
 def command() -> None:
     """Run `main` and end the process with its exit code."""
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

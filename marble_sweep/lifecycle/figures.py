@@ -33,6 +33,7 @@ from marble_sweep.runs.files import atomic_write
 from marble_sweep.terminal import printable
 
 DPI = 200
+MAX_LABEL = 44  # characters of a curve's label: three of them fit side by side
 WIDTH = 7.0  # inches: a page's text width
 INK, SOFT = "#222222", "#5c5c5c"
 COLD_FIRST = ("frozen", UNDECIDED, "late", "midlife", "early")  # from the foot of a stack upwards
@@ -159,7 +160,8 @@ def panel_figure(lifecycle: Lifecycle, panel: Panel, known: pd.DataFrame, title:
         draw_lines(axes, panel, known)
         if panel.has_epochs:
             shade_epochs(axes, lifecycle)
-        figure.legend(loc="outside lower left", ncols=3, fontsize=8, frameon=False)
+        longest = max(len(label) for name, label in panel.columns.items() if name in known)
+        figure.legend(loc="outside lower left", ncols=3 if longest <= MAX_LABEL else 2, fontsize=8, frameon=False)
     step_axis(axes, int(lifecycle.steps.index[-1]))
     axes.set_ylabel(panel.unit)
     if panel.to_one:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from marble_sweep.lifecycle.choose import MAX_DEAD, MAX_FRAMES, MAX_LIVE, choose_frames, choose_tokens
 from marble_sweep.lifecycle.motion import Bits, row_motion, seen, values
 from marble_sweep.lifecycle.phases import phase_ends, phase_numbers
-from marble_sweep.lifecycle.recorded import NORMS_ALONE, Recorded
+from marble_sweep.lifecycle.recorded import NORMS_ALONE, Recorded, RecordUntil
 from marble_sweep.lifecycle.result import Lifecycle
 
 BAR_AFTER = 1.0  # seconds
@@ -48,6 +48,7 @@ def make_frames(
 
     choose.py has which steps and tokens they hold. `show` shows progress on standard error.
     """
+    record = RecordUntil(record, life.summary["last_step"])  # behind that, a run that diverged is not finite
     chosen = choose_tokens(life.tokens, max_dead, max_live)["token"]
     rows = np.flatnonzero(life.tokens["token"].isin(chosen))
     tokens = life.tokens.iloc[rows]
@@ -98,7 +99,7 @@ class Canvas:
             if self.before is not None:
                 self.sums[frame] += row_motion(seen(self.before), seen(rows)).l1
             if self.places[frame] == self.place:
-                with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverged
+                with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverges
                     self.positions[frame] = values(rows) @ self.directions
             self.before = rows
             self.place += 1

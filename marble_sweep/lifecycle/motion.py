@@ -11,6 +11,7 @@ Floats = NDArray[np.float32]
 MANTISSA_CELLS = np.float32(2**7)  # from a power of two to the next
 EXPONENT, SMALLEST_NORMAL = np.uint16(0x7F80), np.uint16(0x0080)  # bits of a bfloat16
 INFINITY, QUIET = np.uint32(0x7F80_0000), np.uint16(0x0040)
+ROUNDS_TO_INFINITY = np.uint32(0x7F7F_8000)  # the first float32 beyond which bfloat16 has no finite number
 
 
 def seen(bits: Bits) -> NDArray[np.uint16]:
@@ -21,6 +22,13 @@ def seen(bits: Bits) -> NDArray[np.uint16]:
     rounded = ((bits + np.uint32(0x7FFF) + (upper & np.uint16(1))) >> 16).astype(np.uint16)
     is_nan = (bits & np.uint32(0x7FFF_FFFF)) > INFINITY  # rounding might make it infinite, or wrap around
     return np.where(is_nan, upper | QUIET, rounded)
+
+
+def all_finite(bits: Bits) -> bool:
+    """Whether neither NaN nor infinity is among the bits; float32 masters count as rounded to bfloat16."""
+    if bits.dtype == np.uint16:
+        return bool(((bits & np.uint16(0x7FFF)) < EXPONENT).all())
+    return bool(((bits & np.uint32(0x7FFF_FFFF)) < ROUNDS_TO_INFINITY).all())
 
 
 def values(bits: Bits) -> Floats:

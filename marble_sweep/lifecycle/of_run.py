@@ -1,6 +1,7 @@
 """The lifecycle of a directory that holds a record: reading it, and keeping what was learnt."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,26 +13,36 @@ from marble_sweep.lifecycle.recorded import Recorded
 from marble_sweep.lifecycle.result import Lifecycle
 from marble_sweep.runs import layout
 from marble_sweep.runs.files import atomic_write, lock_directory, require_ordinary, write_json
+from marble_sweep.runs.removed import require_kept
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import read_metadata
 
 SUMMARY = "lifecycle"  # the key of metadata.json
+NO_RECORDER = "none"
 
 
 def open_record(directory: Path) -> Recorded:
     """The record in a run directory. Raises CheckError where there is none, or where it is damaged."""
     if not (directory / layout.RECORD).is_dir():
+        require_not_removed(directory)
         raise CheckError(f"{directory}: must have a record, as a run with recorder=dead, tracers or full has")
     from marble_sweep.record.reader import Record  # late: it imports Zarr
 
     return Record.open(directory)
 
 
+def require_not_removed(directory: Path) -> None:
+    """Raise CheckError where a run had a record, and a setting has removed it."""
+    if Run.read(directory).config.get("recorder.name", NO_RECORDER) != NO_RECORDER:
+        require_kept(directory / layout.RECORD)
+
+
 def analyse_run(directory: Path, record: Recorded, *, quiet_window: int | None = None, show: bool = False) -> Lifecycle:
     """The lifecycle of a run's record, with the texts and the learning rates that the run has."""
-    return analyse(
+    life = analyse(
         record, texts=texts_of(directory), lr=learning_rates(directory), quiet_window=quiet_window, show=show
     )
+    return replace(life, summary=life.summary | {"tied": read_metadata(directory).get("tied")})
 
 
 def texts_of(directory: Path) -> Callable[[Sequence[int]], list[str]] | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from marble_sweep.lifecycle.recorded import SOME_DEAD
 from marble_sweep.lifecycle.result import PHASES, Lifecycle
 
 # Hot to cold, from Matplotlib's inferno. Lightness falls from phase to phase, so that readers who see no colours, and
@@ -21,6 +22,8 @@ LABELS = {
 }
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8B6914")
+PREDICTED = "dead_predicted_moving"  # of each step, and of all dead tokens of the run
+OF_MASTERS = "share predicted to move on the lattice"  # the masters themselves move at any update
 HALF_CELL = 0.5
 CLOSE_UP = 0.998  # of the dead tokens' coordinates, over all frames, are within the close-up of the cloud
 
@@ -85,15 +88,16 @@ SPREAD = Panel(
 MOVING = Panel(
     "moving",
     "Do they move, and together?",
-    "Coherence: the mean cosine of a token's displacement with the mean displacement; 1 where all move alike.",
+    "Coherence: the mean cosine of a token's displacement with the mean displacement; 1 where all move alike. What is "
+    "predicted follows from the intended update.",
     "share; cosine",
     {
         "moving": "share that moves",
         "masters_moving": "share whose float32 masters change",
-        "dead_predicted_moving": "the same, predicted from the intended update",
         "coherence": "coherence",
+        PREDICTED: "share predicted to move",
     },
-    dashed=("dead_predicted_moving",),
+    dashed=(PREDICTED,),
     to_one=True,
 )
 INTENDED = Panel(
@@ -138,7 +142,21 @@ HOLES = Panel(
 def panels(lifecycle: Lifecycle) -> list[Panel]:
     """All charts. One of which a record has no columns is listed too, so that it can say so."""
     cooling = replace(COOLING, unit=cells_in(lifecycle))
-    return [POPULATIONS, cooling, CENTROID, SPREAD, MOVING, INTENDED, LOST, HOLES]
+    moving = replace(MOVING, columns=moving_columns(lifecycle))
+    return [POPULATIONS, cooling, CENTROID, SPREAD, moving, INTENDED, LOST, HOLES]
+
+
+def moving_columns(lifecycle: Lifecycle) -> dict[str, str]:
+    """Those of MOVING. The prediction is of a single step: where transitions are longer, it is of another motion."""
+    columns, every = dict(MOVING.columns), lifecycle.summary["every"]
+    if every > 1:
+        del columns[PREDICTED]
+        return columns | {"moving": f"share that moves in {every} steps"}
+    if "masters_moving" in lifecycle.steps:
+        columns[PREDICTED] = OF_MASTERS
+    if lifecycle.summary["kind"] == SOME_DEAD:
+        columns[PREDICTED] += ", of all dead tokens"
+    return columns
 
 
 def axis_labels(lifecycle: Lifecycle) -> tuple[str, str]:

@@ -8,13 +8,21 @@ from tqdm import tqdm
 
 from marble_sweep.lifecycle.cloud import Scatter, axis_along, coherence, measure_extent, sampled_places
 from marble_sweep.lifecycle.holes import HoleHistory
-from marble_sweep.lifecycle.motion import Bits, Motion, changed_rows, row_motion, seen, values
+from marble_sweep.lifecycle.motion import Bits, Motion, all_finite, changed_rows, row_motion, seen, values
 from marble_sweep.lifecycle.phases import LastSteps
-from marble_sweep.lifecycle.recorded import Recorded
+from marble_sweep.lifecycle.recorded import NORMS_ALONE, Recorded
 
 Numbers = NDArray[np.float64]
 TRANSITION_COLUMNS = ("moving", "l1_median", "linf_median", "masters_moving", "coherence")
 STEP_COLUMNS = ("radius", "spread_along", "spread_across", "live_distance")
+
+
+class DivergedError(Exception):
+    """At `step`, the first of that kind, what is recorded is NaN or infinite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
 
 
 class MotionReading:
@@ -51,11 +59,13 @@ class PositionReading:
         self.before: Bits | None = None  # all tokens' at the last step
 
     def add(self, steps: NDArray[np.int64], bits: Bits) -> None:
-        """A block of consecutive recorded steps (k,) with their bits (k, R, D)."""
+        """A block of consecutive recorded steps (k,) with their bits (k, R, D). May raise DivergedError."""
         norms = np.zeros((3, *bits.shape[:2]), dtype=np.float32)
         first = 0 if self.before is not None else 1  # of this block's steps, to which a transition leads
-        with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges has infinite weights and NaN
+        with np.errstate(over="ignore", invalid="ignore"):  # before a run diverges its weights are huge
             for place, (step, rows) in enumerate(zip(steps.tolist(), bits, strict=True)):
+                if not all_finite(rows):
+                    raise DivergedError(step)
                 self._locate(step, rows)
                 if self.before is not None:
                     norms[:, place] = self._move(step, self.before, rows)
@@ -95,9 +105,23 @@ class PositionReading:
         return row_motion(seen(before), seen(after))
 
 
+def read(record: Recorded, motion: MotionReading) -> PositionReading | None:
+    """Go through a record. Raises DivergedError at the first step at which it is not finite."""
+    if record.kind != NORMS_ALONE:
+        return read_positions(record, motion)
+    read_norms(record, motion)
+    return None
+
+
 def read_norms(record: Recorded, motion: MotionReading) -> None:
-    """Go through a record of kind `dead`."""
+    """Go through a record of kind `dead`.
+
+    Cells between finite weights may be too many for a float32. That of the change itself tells whether they are finite.
+    """
     for steps, norms in record.norm_blocks():
+        is_finite = np.isfinite(norms[:, :, 3]).all(axis=1)
+        if not is_finite.all():
+            raise DivergedError(int(steps[is_finite.argmin()]))
         motion.add(steps, Motion(*np.moveaxis(norms[:, :, :3], 2, 0)), record.h_mean.shape[1])
 
 

@@ -1,6 +1,7 @@
 """What a record must give, as record/reader.py does."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from marble_sweep.lifecycle.motion import Bits, Floats
 
 NORMS_ALONE = "dead"  # the kind of record that has no positions
+SOME_DEAD = "tracers"  # the kind that may have only some of the dead tokens
 
 
 class Recorded(Protocol):
@@ -48,3 +50,51 @@ class Recorded(Protocol):
 
     def blocks(self, tokens: Sequence[int] | None = None) -> Iterator[tuple[NDArray[np.int64], Bits]]:
         """Of the others: consecutive steps (k,) with the bits (k, R, D) of all recorded tokens, or of these."""
+
+
+@dataclass(frozen=True)
+class RecordUntil:
+    """A record as if it ended at `last_step`, which is one of its recorded steps."""
+
+    whole: Recorded
+    last_step: int
+
+    @property
+    def kind(self) -> str:
+        return self.whole.kind
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        return self.whole.token_ids
+
+    @property
+    def dead_mask(self) -> NDArray[np.bool_]:
+        return self.whole.dead_mask
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        return self.whole.steps[self.whole.steps <= self.last_step]
+
+    @property
+    def h_mean(self) -> Floats:
+        return self.whole.h_mean[: self.last_step]
+
+    @property
+    def intended(self) -> pd.DataFrame | None:
+        return None if self.whole.intended is None else self.whole.intended.loc[: self.last_step]
+
+    def norm_blocks(self) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+        for steps, norms in self.whole.norm_blocks():
+            number = int((steps <= self.last_step).sum())
+            if number:
+                yield steps[:number], norms[:number]
+            if number < len(steps):
+                return
+
+    def blocks(self, tokens: Sequence[int] | None = None) -> Iterator[tuple[NDArray[np.int64], Bits]]:
+        for steps, bits in self.whole.blocks(tokens):
+            number = int((steps <= self.last_step).sum())
+            if number:
+                yield steps[:number], bits[:number]
+            if number < len(steps):
+                return

@@ -62,6 +62,8 @@ class Lifecycle:
         nearest_cells (float64): the cells to the nearest other one, in the dimension that is farthest.
     summary: numbers of the whole record, as metadata.json has them; None where one cannot be told.
         kind, first_step, last_step, every, num_tokens, n_dead, quiet_window,
+        tied (whether the embedding is the head too, where metadata.json says),
+        diverged_step (the first recorded one with NaN or infinity; the analysis ends at the one before, last_step),
         n_frozen, n_not_moving (not moving at the end, but for less than the quiet window), n_moving (in the last
         transition), freeze_median, freeze_last, half_freeze_step, last_motion, longest_pause, n_thawed,
         n_stragglers, early_median, midlife_median (of the last step in that phase), n_frozen_constant_lr,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from marble_sweep.lifecycle.freeze import CONSTANT_LR, MAX_THAWED
 from marble_sweep.lifecycle.result import Lifecycle
+from marble_sweep.lifecycle.sentences import UNTIED, diverged_sentence, last_transition
 from marble_sweep.terminal import printable
 
 WIDTH, INDENT = 120, 12
@@ -22,7 +23,12 @@ WHAT = {  # by kind of record
 
 def text(life: Lifecycle) -> str:
     """What the record says, in lines of at most WIDTH characters."""
-    lines = [("recorded", record_line(life.summary)), *motion_lines(life), *cloud_lines(life), *masters_lines(life)]
+    lines = [("recorded", record_line(life.summary))]
+    if (step := life.summary.get("diverged_step")) is not None:
+        lines.append(("ends early", diverged_sentence(life.summary["kind"], step, life.summary["last_step"])))
+    if life.summary.get("tied") is False:
+        lines.append(("untied", UNTIED))
+    lines += [*motion_lines(life), *cloud_lines(life), *masters_lines(life)]
     return "\n".join(
         textwrap.fill(printable(line), WIDTH, initial_indent=f"{name:<{INDENT - 1}} ", subsequent_indent=" " * INDENT)
         for name, line in lines
@@ -45,7 +51,8 @@ def motion_lines(life: Lifecycle) -> Iterator[tuple[str, str]]:
         yield "phases", phases_line(summary, number)
     yield "frozen", frozen_line(summary, number)
     if summary["half_freeze_step"] is not None:
-        yield "half", f"from step {number['half_freeze_step']} on, at most half of the dead tokens move in any step"
+        span = "step" if summary["every"] == 1 else f"transition ({summary['every']:,} steps)"
+        yield "half", f"from step {number['half_freeze_step']} on, at most half of the dead tokens move in any {span}"
     window = f"a freeze counts behind {number['quiet_window']} steps without motion"
     if summary["n_thawed"] > MAX_THAWED * summary["n_dead"]:
         window += f", and that is too few here: {number['n_thawed']} tokens moved again after that many"
@@ -81,7 +88,7 @@ def frozen_line(summary: dict[str, Any], number: dict[str, str]) -> str:
     if summary["n_not_moving"]:
         parts.append(f"{number['n_not_moving']} not moving since fewer than {number['quiet_window']} steps")
     if summary["n_moving"]:
-        parts.append(f"{number['n_moving']} moving in the last step")
+        parts.append(f"{number['n_moving']} moving in {last_transition(summary)}")
     return ", ".join(parts)
 
 
@@ -139,7 +146,8 @@ def masters_lines(life: Lifecycle) -> Iterator[tuple[str, str]]:
         yield (
             "masters",
             f"all above is the weights rounded to bfloat16; the float32 masters of {moving:,} of "
-            f"{life.summary['n_dead']:,} dead tokens change in the last step (last change of all at step {last})",
+            f"{life.summary['n_dead']:,} dead tokens change in {last_transition(life.summary)} (last change of all at "
+            f"step {last})",
         )
 
 

@@ -198,15 +198,51 @@ def test_a_record_without_dead_tokens_is_refused() -> None:
         analyse(record)
 
 
-def test_a_run_that_diverged_is_read_to_its_end() -> None:
+@pytest.mark.parametrize(
+    ("masters", "every", "block", "token", "bits"),
+    [
+        (False, 1, 7, 0, 0x7FC0),  # NaN
+        (False, 1, 5, 2, 0xFF80),  # minus infinity, of a live token
+        (False, 2, 1, 3, 0x7F81),
+        (True, 1, 50, 4, 0x7F7F_8000),  # a finite float32, which bfloat16 rounds to infinity
+    ],
+)
+def test_a_run_that_diverged_ends_at_its_last_finite_step(
+    masters: bool, every: int, block: int, token: int, bits: int
+) -> None:
+    whole = walked(11, masters=masters, every=every, block=block)
+    place = 50 // every
+    finite = replace(whole, bits=whole.bits[:place], steps=whole.steps[:place], h_mean=whole.h_mean[: 50 - every])
+    whole.bits[place:, token] = bits
+    life, expected = analyse(whole), analyse(finite)
+    assert life.summary == expected.summary | {"diverged_step": 50}
+    for name in ("tokens", "steps", "epochs", "holes"):
+        pd.testing.assert_frame_equal(getattr(life, name), getattr(expected, name))
+    np.testing.assert_array_equal(life.principal, expected.principal)
+    frames, expected_frames = make_frames(whole, life), make_frames(finite, expected)
+    np.testing.assert_array_equal(frames.positions, expected_frames.positions)
+    np.testing.assert_array_equal(frames.traces, expected_frames.traces)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_norms_that_diverged_end_at_the_last_finite_step(value: float) -> None:
+    whole = walked(15)
+    norms = np.random.default_rng(0).exponential(1, (NUM_STEPS, int(whole.dead_mask.sum()), 4)).astype(np.float32)
+    norms[4, 0, :3] = np.inf  # from next to zero, where cells are tiny: the weights are finite
+    whole = replace(whole, kind="dead", norms=norms, bits=whole.bits[:0], steps=np.empty(0, np.int64))
+    finite = replace(whole, norms=norms[:41], h_mean=whole.h_mean[:41])
+    norms[41:, 3] = value
+    life, expected = analyse(whole), analyse(finite)
+    assert life.summary == expected.summary | {"diverged_step": 42}
+    pd.testing.assert_frame_equal(life.steps, expected.steps)
+    np.testing.assert_array_equal(make_frames(whole, life).traces, make_frames(finite, expected).traces)
+
+
+def test_a_record_that_is_not_finite_from_the_first_step_on_is_refused() -> None:
     record = walked(11)
-    record.bits[50:, :4] = 0x7FC0  # NaN
-    record.bits[49:50, :4] = 0x7F80  # infinity
-    life = analyse(record)
-    assert len(life.steps) == NUM_STEPS
-    assert np.isnan(life.steps["radius"].iloc[-1])
-    assert np.isfinite(life.principal).all()
-    assert life.epochs.empty
+    record.bits[1:, 5] = 0x7FC0
+    with pytest.raises(CheckError, match="recorded steps = 1 before the first with NaN or infinity, step 1: must be"):
+        analyse(record)
 
 
 def test_a_record_without_hidden_states_has_no_axis() -> None:

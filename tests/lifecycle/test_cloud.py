@@ -31,13 +31,6 @@ def test_the_radius_of_a_far_cloud_keeps_its_digits(rows: np.ndarray) -> None:
     assert extent.spread_along**2 + extent.spread_across**2 == pytest.approx(extent.radius**2, rel=1e-12)
 
 
-def test_a_row_that_is_not_finite_spoils_no_covariance(rows: np.ndarray) -> None:
-    scatter = Scatter(5)
-    scatter.add(np.full((3, 5), np.nan, dtype=np.float32))
-    scatter.add(rows)
-    assert np.isfinite(scatter.covariance).all()
-
-
 def test_the_cloud_lifts_off_for_good() -> None:
     steps = np.array([1, 2, 3, 4, 5])
     radius = np.ones(5)

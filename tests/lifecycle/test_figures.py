@@ -48,6 +48,32 @@ def test_charts_without_numbers_are_empty() -> None:
     assert shown["cooling"] == ["l1_median", "linf_median"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "masters", "label"),
+    [
+        ("full", False, "share predicted to move"),
+        ("full", True, "share predicted to move on the lattice"),
+        ("tracers", True, "share predicted to move on the lattice, of all dead tokens"),
+        ("tracers", False, "share predicted to move, of all dead tokens"),
+    ],
+)
+def test_the_prediction_is_called_what_it_is(kind: str, masters: bool, label: str) -> None:
+    lifecycle, _ = planted_lives(50, 10, 2)
+    steps = lifecycle.steps.assign(masters_moving=1.0) if masters else lifecycle.steps
+    lifecycle = replace(lifecycle, steps=steps, summary=lifecycle.summary | {"kind": kind})
+    (moving,) = (panel for panel in panels(lifecycle) if panel.name == "moving")
+    assert "dead_predicted_moving" in curves(lifecycle, moving)
+    assert moving.columns["dead_predicted_moving"] == label
+
+
+def test_a_step_is_not_drawn_as_the_prediction_of_several() -> None:
+    lifecycle, _ = planted_lives(50, 10, 2)
+    lifecycle = replace(lifecycle, summary=lifecycle.summary | {"every": 4})
+    (moving,) = (panel for panel in panels(lifecycle) if panel.name == "moving")
+    assert list(curves(lifecycle, moving)) == ["moving", "coherence"]
+    assert moving.columns["moving"] == "share that moves in 4 steps"
+
+
 def test_positions_without_a_hidden_state_are_not_called_along_it() -> None:
     lifecycle, _ = planted_lives(50, 10, 2)
     assert axis_labels(lifecycle)[0].startswith("along −h̄")

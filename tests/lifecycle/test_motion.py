@@ -7,7 +7,7 @@ import torch
 from plain_lifecycle import ulp
 from planted_records import bfloat16_bits, from_ordered, ordered, random_walk
 
-from marble_sweep.lifecycle.motion import Motion, displacement, regimes, row_motion, seen, values
+from marble_sweep.lifecycle.motion import Bits, Motion, all_finite, displacement, regimes, row_motion, seen, values
 from marble_sweep.metrics import lattice
 
 ALL = np.arange(1 << 16, dtype=np.uint16)
@@ -32,6 +32,18 @@ def test_masters_are_rounded_as_ml_dtypes_rounds_them() -> None:
         expected = bits.view(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
     np.testing.assert_array_equal(seen(bits), expected)
     assert np.isnan(values(seen(nans))).all()
+
+
+def test_numbers_are_finite_where_bfloat16_has_them() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    near = (every[:, None].astype(np.uint32) << 16) + np.array([0, 0x7FFF, 0x8000, 0xFFFF], dtype=np.uint32)
+    samples: list[Bits] = [every, near.astype(np.uint32)]
+    for bits in samples:
+        with np.errstate(all="ignore"):
+            rounded = values(seen(bits))
+        is_finite = np.isfinite(rounded)
+        assert all_finite(bits[is_finite])
+        assert not any(map(all_finite, bits[~is_finite]))
 
 
 def test_every_weight_is_one_cell_from_its_neighbour_away_from_zero() -> None:

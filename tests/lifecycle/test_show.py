@@ -46,6 +46,17 @@ def test_it_says_what_froze_and_what_is_not_known() -> None:
     assert max(map(len, shown.splitlines())) <= WIDTH
 
 
+def test_a_run_that_diverged_says_so_before_all_else() -> None:
+    lived = life([20, 30, 400], quiet_window=100)
+    diverged = replace(lived, summary=lived.summary | {"diverged_step": 401, "kind": "dead"})
+    assert "ends early" not in text(lived)
+    assert text(diverged).splitlines()[1].startswith("ends early ")
+    assert line(text(diverged), "ends early") == (
+        "The run diverged: at step 401, changes of weights are NaN or infinite. Everything here ends at step 400, the "
+        "last recorded step before."
+    )
+
+
 def test_stragglers_have_their_text_and_no_escape_codes() -> None:
     shown = text(life([*range(20, 60), 250], quiet_window=100))
     assert line(shown, "stragglers") == r"1: 40 '\x1b[31m40' (step 250)"
@@ -56,6 +67,15 @@ def test_a_window_that_pauses_outlast_is_called_too_short(gap: int, too_few: boo
     shown = line(text(life([150, 200], gap=gap, quiet_window=100)), "window")
     assert shown.startswith("a freeze counts behind 100 steps without motion")
     assert ("too few here: 2 tokens moved again after that many" in shown) == too_few
+
+
+def test_longer_transitions_are_not_called_steps() -> None:
+    lived = life([20, 30, 400], quiet_window=100)
+    masters = {"n_masters_moving": 2, "masters_last_motion": 400}
+    shown = text(replace(lived, summary=lived.summary | masters | {"every": 4}))
+    assert line(shown, "frozen").endswith(", 1 moving in the last transition (4 steps)")
+    assert line(shown, "half").endswith("at most half of the dead tokens move in any transition (4 steps)")
+    assert "of 3 dead tokens change in the last transition (4 steps) (last" in line(shown, "masters")
 
 
 def test_what_the_record_does_not_have_is_left_out() -> None:

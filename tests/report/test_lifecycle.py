@@ -1,6 +1,9 @@
 """Runs whose record was analysed: what is kept of it, and where it shows."""
 
 import json
+import os
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +14,10 @@ from planted_records import Planted, bfloat16_bits, hopping
 
 from marble_sweep.checks import CheckError
 from marble_sweep.compare import main as compare
-from marble_sweep.lifecycle.command import main
+from marble_sweep.lifecycle.command import command, main
 from marble_sweep.lifecycle.of_run import analyse_run, learning_rates, open_record, save
 from marble_sweep.runs.files import lock_directory
+from marble_sweep.runs.removed import remove_tensors
 from marble_sweep.runs.run import Run
 
 NUM_STEPS = 200
@@ -48,6 +52,16 @@ def test_a_lifecycle_is_kept_with_its_run(run_dir: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(run_dir / "lifecycle.parquet"), life.tokens)
     run = Run.read(run_dir)
     assert (run.status, run.metadata["lifecycle"]["freeze_last"]) == ("finished", 41)
+
+
+def test_a_freeze_without_gradients_is_called_so(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    freezing_at([10, 20]).write(run_dir)
+    metadata = json.loads((run_dir / "metadata.json").read_text())
+    for tied in (True, False):
+        (run_dir / "metadata.json").write_text(json.dumps(metadata | {"tied": tied}))
+        assert main([str(run_dir)]) == 0
+        said = "dead rows of the embedding get no gradient" in " ".join(capsys.readouterr().out.split())
+        assert said == (not tied)
 
 
 def test_the_learning_rate_is_that_of_the_steps(run_dir: Path) -> None:
@@ -133,6 +147,44 @@ def test_a_record_without_a_run_is_read(tmp_path: Path, capsys: pytest.CaptureFi
 def test_runs_without_a_record_are_named(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir)]) == 2
     assert "must have a record" in capsys.readouterr().err
+
+
+def test_a_record_that_was_removed_is_said_to_be(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of runs that had one."""
+    recorded = make_run(tmp_path / "sweep" / "1", steps=NUM_STEPS)
+    config = (recorded / "config.yaml").read_text()
+    (recorded / "config.yaml").write_text(config.replace("recorder:\n  name: none", "recorder:\n  name: full"))
+    other = make_run(tmp_path / "sweep" / "0", steps=NUM_STEPS)
+    for run in (recorded, other):
+        freezing_at([10]).write(run)
+        remove_tensors(run, "search.keep=none")
+    expected = f"{recorded / 'record'}: must still be there; search.keep=none has removed the tensors of this run"
+    for path in (recorded, tmp_path / "sweep"):
+        assert main([str(path)]) == 2
+        assert expected in capsys.readouterr().err
+    with pytest.raises(CheckError, match=re.escape(expected)):
+        open_record(recorded)
+    assert main([str(other)]) == 2
+    assert "must have a record, as a run with recorder=dead" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_reading_loses_nothing(
+    seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    page = tmp_path / "life.html"
+    with os.fdopen(writing, "w", buffering=1) as closed_pipe:
+        monkeypatch.setattr(sys, "stdout", closed_pipe)
+        monkeypatch.setattr(sys, "argv", ["lifecycle", str(seeds / "0"), "--html", str(page)])
+        command()
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+    assert (seeds / "0" / "lifecycle.parquet").exists()
+    assert "lifecycle" in json.loads((seeds / "0" / "metadata.json").read_text())
+    assert "4L128D" in page.read_text()
 
 
 @pytest.mark.slow
