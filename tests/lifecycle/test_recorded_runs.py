@@ -14,11 +14,11 @@ from marble_sweep.lifecycle.command import main
 from marble_sweep.lifecycle.of_run import analyse_run, open_record
 from marble_sweep.record.reader import Record
 
-NUM_STEPS = 40
+SHORT = ("trainer.total_steps=15", "trainer.num_evals=1", "trainer.checkpoint_interval=1")
 
 
 def trained(folder: Path, recorder: str, precision: str) -> Path:
-    config = tiny_config(f"recorder={recorder}", f"precision={precision}", "trainer.checkpoint_interval=1")
+    config = tiny_config(f"recorder={recorder}", f"precision={precision}", *SHORT)
     train_only(config, folder)
     return folder
 

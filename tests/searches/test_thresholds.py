@@ -108,8 +108,17 @@ def searched(*thresholds: str, workers: int = 1) -> tuple[SearchResult, list[tup
             return result_of(shared.snapshot()), done
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("names", [("unigram", "bigram"), ("unigram", "2.5", "bigram"), ("bigram", "unigram")])
+@pytest.mark.parametrize(
+    ("names", "workers"),
+    [
+        (("unigram", "bigram"), 1),
+        (("bigram", "unigram"), 1),
+        (("unigram", "2.5", "bigram"), 3),
+        pytest.param(("unigram", "bigram"), 3, marks=pytest.mark.slow),
+        pytest.param(("bigram", "unigram"), 3, marks=pytest.mark.slow),
+        pytest.param(("unigram", "2.5", "bigram"), 1, marks=pytest.mark.slow),
+    ],
+)
 def test_all_thresholds_together_have_the_answers_of_each_alone(names: tuple[str, ...], workers: int) -> None:
     result, done = searched(*names, workers=workers)
     summary = result.as_json("settled")
