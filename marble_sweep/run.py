@@ -175,7 +175,7 @@ def log_outcome(directory: Path, status: RunStatus, step: int, verdict: Verdict 
     metadata = read_metadata(directory)
     if (clipped := metadata.get("grad_clipped")) is not None:
         log.info("\nThe gradient was clipped in %.1f%% of the steps.", 100 * clipped)
-    if (counted := metadata["corpus"]["num_sampled_tokens"]) is not None:
+    if (counted := metadata.get("corpus", {}).get("num_sampled_tokens")) is not None:
         log.info("\nBigram, trigram and 4-gram are counted on %d training tokens: they are too high.", counted)
     log.info("\nVerdict\n%s\n\nEverything is in %s", verdict.as_text(), directory)
 
