@@ -7,7 +7,6 @@ import platform
 from datetime import datetime
 from typing import Any
 
-import pandas as pd
 import torch
 
 from marble_sweep.config import Config
@@ -20,6 +19,7 @@ from marble_sweep.metrics.lattice import black_holes
 from marble_sweep.model.transformer import Transformer
 from marble_sweep.record.disk import disk_words
 from marble_sweep.runs.provenance import code_sha256
+from marble_sweep.runs.run import Run
 from marble_sweep.training.trainer import Trainer
 
 MAX_DOMAIN_GAP = 0.5  # nats per token: within one kind of text the gap is 0 to 0.3, beyond it some nats (docs/data.md)
@@ -85,9 +85,9 @@ def describe_training(config: Config) -> dict[str, Any]:
     }
 
 
-def share_clipped(config: Config, steps: pd.DataFrame) -> float | None:
-    """The share of a run's steps, the rows of its metrics.csv, whose gradient was clipped; None where none ever is."""
-    if config.optimizer.grad_clip is None or steps.empty:
+def share_clipped(config: Config, run: Run) -> float | None:
+    """The share of a run's steps whose gradient was clipped; None where none ever is, and metrics.csv is not read."""
+    if config.optimizer.grad_clip is None or (steps := run.steps.table()).empty:
         return None
     return float((steps["grad_norm"] > config.optimizer.grad_clip).mean())
 

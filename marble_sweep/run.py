@@ -149,7 +149,7 @@ def train(
             status = trainer.train(should_stop)
             outcome["seconds"] = time.monotonic() - started
             if status != RunStatus.INTERRUPTED:
-                outcome["grad_clipped"] = share_clipped(config, Run.read(directory).steps.table())
+                outcome["grad_clipped"] = share_clipped(config, Run.read(directory))
                 verdict = conclude(config, directory, status)
             outcome["status"] = status  # last: it promises that verdict and plots are written
         except KeyboardInterrupt:  # the user asked twice: `resume` continues from what was saved last
