@@ -162,9 +162,14 @@ class CosineConfig(ScheduleConfig):
 
 @dataclass
 class LinearConfig(CosineConfig):
-    """After the warm-up, a line down to `final_fraction` of lr at the last step."""
+    """After the warm-up, where one is set, a line down to `final_fraction` of lr at the last step.
+
+    Unless told otherwise it goes down to practically nothing: with a rate of 0 nothing would move in the last step.
+    """
 
     name: str = "linear"
+    warmup_steps: int = bounded(0, COUNT_OR_NONE)
+    final_fraction: float = bounded(1e-4, UNIT)
 
 
 @dataclass

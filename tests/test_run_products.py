@@ -17,11 +17,12 @@ from marble_sweep.runs.state import read_info
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.training.products import as_metadata
 
-FIXED = "device.matmul=bfloat16", "device.head=float32"
+# On a GPU there are no products to choose from.
+FIXED = "device=cpu", "device.matmul=bfloat16", "device.head=float32"
 
 
 def test_a_run_records_its_products_and_goes_on_with_what_is_recorded(tmp_path: Path) -> None:
-    config, directory = tiny_config("trainer.total_steps=2"), tmp_path / "run"
+    config, directory = tiny_config("trainer.total_steps=2", "device=cpu"), tmp_path / "run"
     run(tiny_config("trainer.total_steps=2", *FIXED), directory, show=False)
     recorded = {"matmul": "bfloat16", "head": "float32"}
     assert read_metadata(directory)["products"] == recorded
@@ -43,7 +44,7 @@ def test_a_state_of_other_products_than_the_metadata_names_is_refused(edited: ob
     before = path.read_bytes()
     now = as_metadata(DEFAULT, torch.device("cpu")) if edited is None else edited
     with pytest.raises(ValueError, match="products") as raised:
-        run(tiny_config("trainer.total_steps=2"), directory, resume=True, show=False)
+        run(tiny_config("trainer.total_steps=2", "device=cpu"), directory, resume=True, show=False)
     assert str(raised.value) == (
         f"{path}: products = {json.dumps(now)}: must be "
         '{"matmul": "bfloat16", "head": "float32"}, as when state.safetensors was saved'

@@ -1,6 +1,6 @@
 """Reading a run directory, a torn one too."""
 
-import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +32,8 @@ def test_every_row_is_found(make_run: MakeRun, tmp_path: Path) -> None:
         assert row.keys() == expected.keys()
         for column, value in expected.items():
             assert isinstance(column, str)
-            assert row[column] == value or (math.isnan(row[column]) and math.isnan(value))
+            # pandas before 3.1 reads some decimals a last digit off.
+            assert row[column] == pytest.approx(value, rel=4 * sys.float_info.epsilon, abs=0, nan_ok=True)
     assert file.row(0) == file.row(124) == {}
 
 

@@ -103,7 +103,7 @@ def test_sizes_are_ordered_by_what_is_minimised_and_ties_by_parameters() -> None
 
 
 def test_a_step_takes_time_and_leaves_the_choice_of_its_products(tmp_path: Path) -> None:
-    config = replace(BASE, device=DeviceConfig(num_threads=1))
+    config = replace(BASE, device=DeviceConfig(type="cpu", num_threads=1))
     before = torch.get_num_threads()
     assert step_time(config, tmp_path / "product_choices") > 0
     assert [path.name for path in (tmp_path / "product_choices").iterdir()] == ["head-16x64-fp32.json"]

@@ -88,10 +88,11 @@ def test_a_watched_trial_takes_and_gives_where_the_study_is_shared(storage: str,
 
 
 def test_a_trials_result_has_what_its_numbers_depend_on(study: Study, tmp_path: Path) -> None:
-    directory, config = tmp_path / "0", tiny_config("certify.stop=true", "device.head=float32", "device.num_threads=3")
+    directory, device = tmp_path / "0", ("device=cpu", "device.head=float32", "device.num_threads=3")
+    config = tiny_config("certify.stop=true", *device)
     run(config, directory, show=False)
-    device = TrialWatch(study.ask(), config, directory, 60.0, lambda _: None).result(directory).device
-    assert device == {"matmul": read_metadata(directory)["products"]["matmul"], "head": "float32", "num_threads": 3}
+    used = TrialWatch(study.ask(), config, directory, 60.0, lambda _: None).result(directory).device
+    assert used == {"matmul": read_metadata(directory)["products"]["matmul"], "head": "float32", "num_threads": 3}
 
 
 def test_a_gpus_numbers_depend_on_no_products() -> None:

@@ -33,7 +33,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
     start, take_step = Trainer.start, Trainer.take_step
 
     def keep(trainer: Trainer) -> None:
-        kept[trainer.step] = bits_of(trainer.model.embedding.weight.detach()).copy()
+        kept[trainer.step] = bits_of(trainer.model.embedding.weight.detach().cpu()).copy()
 
     def keeping_start(trainer: Trainer) -> None:
         keep(trainer)
