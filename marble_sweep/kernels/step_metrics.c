@@ -200,6 +200,24 @@ void add_motion(Motion *all, const Motion *next) {
     for (int place = 0; place < TOP && next->tokens[place] >= 0; place++) rank(all, next->logits[place], next->tokens[place]);
 }
 
+/* L1, L2 and L-infinity of how far the rows [first, last) moved in cells, and the L2 norm of their change: (rows, 4). */
+void motion_norms(
+    const void *before, const void *after, int is_bf16, long first, long last, long width, float (*norms)[4]
+) {
+    float from[width + LANES], to[width + LANES], moved[width + LANES];
+    for (long row = first; row < last; row++, norms++) {
+        load_values(before, is_bf16, row * width, width, from);
+        load_values(after, is_bf16, row * width, width, to);
+        for (long i = 0; i < width; i += LANES) store(moved + i, load(to + i) - load(from + i));
+        (*norms)[3] = (float)sqrt(dot(moved, moved, width));
+        for (long i = 0; i < width; i += LANES)
+            store(moved + i, cells(rounded_to_bf16(load(from + i)), rounded_to_bf16(load(to + i))));
+        (*norms)[0] = (float)sum_of(moved, width);
+        (*norms)[1] = (float)sqrt(dot(moved, moved, width));
+        (*norms)[2] = largest_of(moved, width);
+    }
+}
+
 /* The sum of the squares of the values [first, last). */
 double squared_norm(const void *values, int is_bf16, long first, long last) {
     wide sums = {0};
@@ -307,7 +325,7 @@ typedef struct {
 typedef struct {
     const void *before;
     const float *target;
-    int is_bf16, rounding;
+    int is_bf16;
     float decay, kept; /* of a weight: what a step takes, and 1 less that */
 } Intended;
 
@@ -317,61 +335,80 @@ typedef struct {
     vec stays; /* how likely no entry moves, with stochastic rounding */
 } RowCounts;
 
+/* Weights on the bfloat16 lattice, and what turns an update of them into cells. */
+typedef struct {
+    vec weights;
+    vec to_cells; /* one over the power of two below the weight, with which a product is as exact as the quotient */
+    ints is_power;
+    vec threshold; /* an update of more cells than this moves the weight */
+} Lattice;
+
+/* Of neighbouring entries with the same bin, one after the other would have to wait for the one before. */
+#define HISTOGRAMS 4
+typedef uint32_t Histograms[HISTOGRAMS][NUM_BINS];
+
 INLINE vec magnitude(vec values) { return (vec)((bits)values & 0x7FFFFFFF); }
 
-/* in_cells and moves of intended.py: an update in cells of `weights`, and whether it does not reach half of one. */
-INLINE vec update_in_cells(vec update, vec weights) {
+INLINE Lattice lattice_at(vec weights) {
     const vec power = (vec)larger((bits)weights & 0x7F800000, (bits){0} + 0x00800000);
-    const ints towards_zero = (update < 0) ^ (weights < 0);
-    const ints is_power = (magnitude(weights) == power) & (power > 0x1p-126f);
-    const vec in_cells = magnitude(update) / power * 128;
-    return (vec)choose(towards_zero & is_power, (bits)(in_cells * 2), (bits)in_cells);
-}
-
-INLINE ints below_half(vec in_cells, vec weights) {
     const ints is_odd = ((bits)weights & 0x10000) != 0;
-    return ~((in_cells > 0.5f) | ((in_cells == 0.5f) & is_odd));
+    const bits half = (bits){0} + 0x3F000000; /* at exactly half a cell, an odd mantissa moves to the even one */
+    return (Lattice){weights, 1 / power, (magnitude(weights) == power) & (power > 0x1p-126f), (vec)(half + (bits)is_odd)};
 }
 
-INLINE void count_intended(const Intended *of, long at, long count, RowCounts *row, int64_t *histogram) {
+/* in_cells of intended.py: an update in cells. */
+INLINE vec update_in_cells(vec update, const Lattice *lattice) {
+    const ints towards_zero = (ints)((bits)update ^ (bits)lattice->weights) >> 31;
+    const vec in_cells = magnitude(update) * lattice->to_cells * 128;
+    return (vec)choose(towards_zero & lattice->is_power, (bits)(in_cells * 2), (bits)in_cells);
+}
+
+/* -1 where `moves` of intended.py is false, also for NaN. */
+INLINE ints stays_put(vec in_cells, const Lattice *lattice) { return ~(in_cells > lattice->threshold); }
+
+INLINE void count_intended(
+    const Intended *of, const int rounding, long at, const long count, RowCounts *row, Histograms histograms
+) {
     const vec exact = values_at(of->before, of->is_bf16, at, count), target = values_at(of->target, 0, at, count);
-    const vec weights = rounded_to_bf16(exact), decay = exact * -of->decay;
-    const int twice = of->rounding == TWICE;
-    const vec start = twice ? rounded_to_bf16(exact * of->kept) : exact, change = target - start;
-    const vec gradient = twice ? change : (vec)(change - decay), whole = twice ? (vec)(change + decay) : change;
-    const vec in_cells = update_in_cells(whole, weights);
-    const ints below = below_half(in_cells, weights), decays = decay != 0;
+    const Lattice lattice = lattice_at(rounded_to_bf16(exact));
+    const vec decay = exact * -of->decay, start = rounding == TWICE ? rounded_to_bf16(exact * of->kept) : exact;
+    const vec change = target - start;
+    const vec gradient = rounding == TWICE ? change : (vec)(change - decay);
+    const vec whole = rounding == TWICE ? (vec)(change + decay) : change;
+    const vec in_cells = update_in_cells(whole, &lattice);
+    const ints below = stays_put(in_cells, &lattice), decays = decay != 0;
     ints is_there = {0}, lost;
+    int32_t bins[LANES];
     for (int lane = 0; lane < LANES; lane++) is_there[lane] = lane < count ? -1 : 0;
-    if (twice) lost = start == exact;
-    else if (of->rounding == MASTERS) lost = exact + decay == exact;
+    if (rounding == TWICE) lost = start == exact;
+    else if (rounding == MASTERS) lost = exact + decay == exact;
     else lost = rounded_to_bf16(target) == rounded_to_bf16(target - decay);
     row->counts[WHOLE] -= below & is_there;
-    row->counts[GRADIENT] -= below_half(update_in_cells(gradient, weights), weights) & is_there;
-    row->counts[DECAY] -= below_half(update_in_cells(decay, weights), weights) & is_there;
+    row->counts[GRADIENT] -= stays_put(update_in_cells(gradient, &lattice), &lattice) & is_there;
+    row->counts[DECAY] -= stays_put(update_in_cells(decay, &lattice), &lattice) & is_there;
     row->counts[LOST] -= lost & decays & is_there;
     row->counts[DECAYS] -= decays & is_there;
-    if (of->rounding == STOCHASTIC) row->stays *= 1 - (vec)choose(in_cells < 1, (bits)in_cells, (bits)((vec){0} + 1));
-    else if (of->rounding == NEAREST) row->moved |= ~below & is_there;
-    else row->moved |= (rounded_to_bf16(target) != weights) & is_there;
+    if (rounding == STOCHASTIC) row->stays *= 1 - (vec)choose(in_cells < 1, (bits)in_cells, (bits)((vec){0} + 1));
+    else if (rounding == NEAREST) row->moved |= ~below & is_there;
+    else row->moved |= (rounded_to_bf16(target) != lattice.weights) & is_there;
     ints bin = ((ints)in_cells >> BIN_SHIFT) - FIRST_BIN;
     bin = (ints)choose(bin > 0, (bits)bin, (bits){0});
     bin = (ints)choose(bin < NUM_BINS, (bits)bin, (bits){0} + (NUM_BINS - 1));
-    for (int lane = 0; lane < LANES && lane < count; lane++) histogram[bin[lane]]++;
+    memcpy(bins, &bin, sizeof bins);
+    for (int lane = 0; lane < LANES && lane < count; lane++) histograms[lane % HISTOGRAMS][bins[lane]]++;
 }
 
-/* Adds what a step meant to do with the rows [first, last) of a table (V, width) to the counts of the dead tokens and of
-   the live ones. intended.py says what is counted, and how. */
-void intended_update(
-    const void *before, const float *target, int is_bf16, int rounding, double decay, long first, long last, long width,
-    const uint8_t *is_dead, CellCounts counts[2]
+INLINE void count_rows(
+    const Intended *of, const int rounding, long first, long last, long width, const uint8_t *is_dead, CellCounts counts[2]
 ) {
-    const Intended of = {before, target, is_bf16, rounding, (float)decay, (float)(1 - decay)};
+    Histograms histograms[2] = {0}; /* of a part's entries, which uint32_t can count */
     for (long token = first; token < last; token++) {
         CellCounts *const kind = counts + !is_dead[token];
         RowCounts row = {.stays = (vec){0} + 1};
-        for (long d = 0; d < width; d += LANES)
-            count_intended(&of, token * width + d, width - d < LANES ? width - d : LANES, &row, kind->histogram);
+        long d = 0;
+        for (; d + LANES <= width; d += LANES)
+            count_intended(of, rounding, token * width + d, LANES, &row, histograms[!is_dead[token]]);
+        if (d < width) count_intended(of, rounding, token * width + d, width - d, &row, histograms[!is_dead[token]]);
         double stays = 1;
         int moved = 0;
         for (int lane = 0; lane < LANES; lane++) {
@@ -380,5 +417,23 @@ void intended_update(
             moved |= row.moved[lane];
         }
         kind->moving += rounding == STOCHASTIC ? 1 - stays : moved != 0;
+    }
+    for (int kind = 0; kind < 2; kind++)
+        for (int part = 0; part < HISTOGRAMS; part++)
+            for (int bin = 0; bin < NUM_BINS; bin++) counts[kind].histogram[bin] += histograms[kind][part][bin];
+}
+
+/* Adds what a step meant to do with the rows [first, last) of a table (V, width) to the counts of the dead tokens and of
+   the live ones. intended.py says what is counted, and how. */
+void intended_update(
+    const void *before, const float *target, int is_bf16, int rounding, double decay, long first, long last, long width,
+    const uint8_t *is_dead, CellCounts counts[2]
+) {
+    const Intended of = {before, target, is_bf16, (float)decay, (float)(1 - decay)};
+    switch (rounding) {
+    case NEAREST: count_rows(&of, NEAREST, first, last, width, is_dead, counts); break;
+    case TWICE: count_rows(&of, TWICE, first, last, width, is_dead, counts); break;
+    case STOCHASTIC: count_rows(&of, STOCHASTIC, first, last, width, is_dead, counts); break;
+    default: count_rows(&of, MASTERS, first, last, width, is_dead, counts);
     }
 }

@@ -10,8 +10,10 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -77,7 +79,9 @@ class CompiledMetrics:
         self._add_motion.argtypes = [pointer, pointer]
         self._intended = library.intended_update
         self._intended.argtypes = [pointer, pointer, flag, flag, ctypes.c_double, *[number] * 3, pointer, pointer]
-        self._intended.restype = None
+        self._motion_norms = library.motion_norms
+        self._motion_norms.argtypes = [pointer, pointer, flag, *[number] * 3, pointer]
+        self._intended.restype = self._motion_norms.restype = None
         self._squared_norm.argtypes = [pointer, flag, number, number]
         self._count_updates.argtypes = [pointer, flag, pointer, pointer, flag, flag, *[number] * 3, pointer]
         self._squared_norm.restype = ctypes.c_double
@@ -136,6 +140,17 @@ class CompiledMetrics:
             self._add_motion(ctypes.byref(motion), ctypes.byref(other))
         return motion
 
+    def motion_norms(self, before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """What record.norms.motion_norms gives of bits (R, D), uint16 of bfloat16 or uint32 of float32: (R, 4)."""
+        before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
+        if before.shape != after.shape or before.dtype != after.dtype or before.dtype not in (np.uint16, np.uint32):
+            kinds = " and ".join(f"{bits.dtype} {bits.shape}" for bits in (before, after))
+            raise TypeError(f"must be uint16 or uint32 of one shape, not {kinds}")
+        norms = np.empty((len(before), 4), np.float32)
+        tables = before.ctypes.data, after.ctypes.data, before.dtype == np.uint16
+        self._motion_norms(*tables, 0, *before.shape, norms.ctypes.data)
+        return norms
+
     def intended_update(
         self, before: Tensor, target: Tensor, decay: float, rounding: int, is_dead: Tensor
     ) -> "list[ctypes.Array[CellCounts]]":
@@ -157,7 +172,7 @@ class CompiledMetrics:
             self._intended(*table, rounding, decay, first, last, width, dead.data_ptr(), counts)
             return counts
 
-        return in_parts(count, vocab_size, max(PART // 4 // width, 1))
+        return in_parts(count, vocab_size, max(PART // 16 // width, 1))
 
     def count_updates(
         self, directions: Tensor, before: Tensor, after: Tensor, offset: int, *, decays: bool

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from marble_sweep.kernels.record import compiled_step
+
 Bits = npt.NDArray[Any]  # uint16 or uint32
 
 SIGNED: dict[np.dtype[Any], Any] = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}
@@ -54,6 +56,15 @@ def encode(before: Bits | None, after: Bits, out: Bits | None = None) -> Bits:
     if before is None:
         return zigzag(after, out=out)
     return zigzag(np.subtract(after, before, out=out), out=out)
+
+
+def code_step(weights: Bits, before: Bits | None, points: Bits, coded: Bits) -> None:
+    """Write `ordered(weights)` to `points` and what `encode` makes of them to `coded`; in one pass where it can."""
+    compiled = compiled_step()
+    if compiled is not None:
+        compiled(np.ascontiguousarray(weights), before, points, coded)
+    else:
+        encode(before, ordered(weights, out=points), out=coded)
 
 
 def decode(coded: Bits, before: Bits | None) -> Bits:

@@ -1,13 +1,15 @@
 """How far rows of weights moved in a step, from their bits: the norms that a record of dead tokens keeps.
 
-The same as metrics.lattice.token_motion, in numpy: torch would take the threads that train.
+The same as metrics.lattice.token_motion, by compiled code or in numpy: torch would take the threads that train.
 """
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from marble_sweep.kernels.step_metrics import compiled_metrics
 from marble_sweep.record.lattice_coding import Bits
 
 Floats = npt.NDArray[np.float32]
@@ -39,6 +41,9 @@ def motion_norms(before: Bits, after: Bits) -> Floats:
 
     before and after are bits (R, D). float32 weights are rounded to bfloat16 for the first three, and not for the last.
     """
+    compiled = compiled_metrics(torch.device("cpu"))
+    if compiled is not None:
+        return compiled.motion_norms(before, after)
     norms = np.empty((len(before), 4), np.float32)
     num_rows = max(1, BLOCK // before.shape[1])
     with np.errstate(all="ignore"):  # infinities and NaN give NaN

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from marble_sweep.checks import CheckError
 from marble_sweep.record.growing import GrowingArray, create_growing, rows_within
-from marble_sweep.record.lattice_coding import Bits, decode, encode, ordered
+from marble_sweep.record.lattice_coding import Bits, code_step, decode, ordered
 from marble_sweep.runs.files import naming, require_ordinary, sync, sync_folder
 
 FORMAT, VERSION = "marble_sweep record", 1
@@ -165,9 +165,9 @@ class RecordStore:
     def _append_weights(self, weights: Bits) -> None:
         rows = rows_within(WEIGHTS_BYTES, weights.nbytes, MIN_WEIGHTS_ROWS, MAX_WEIGHTS_ROWS)
         array = self._array("W", weights, rows=rows)
-        points = ordered(weights, out=self.spare)
+        points = self.spare
         before = None if array.num_rows % KEYFRAME_INTERVAL == 0 else self.previous
-        encode(before, points, out=array.next_row)
+        code_step(weights, before, points, coded=array.next_row)
         self.spare, self.previous = np.empty_like(points) if self.previous is None else self.previous, points
         array.advance()
 

@@ -5,11 +5,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from compilers import has_compiler, needs_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from marble_sweep.record.lattice_coding import decode, encode, ordered, unzigzag, zigzag
+from marble_sweep.record import lattice_coding
+from marble_sweep.record.lattice_coding import code_step, decode, encode, ordered, unzigzag, zigzag
 
 EVERY_BFLOAT16 = np.arange(2**16, dtype=np.uint16)
 DTYPES = (np.uint16, np.uint32)
@@ -78,3 +80,34 @@ def test_arrays_that_are_given_are_written_to(dtype: type) -> None:
     assert ordered(scratch, out=scratch) is scratch
     assert encode(ordered(before), scratch, out=out) is out
     assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("way", ["compiled", "numpy"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 21), (64,), (5, 77)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_is_coded_in_one_pass(
+    dtype: type, shape: tuple[int, ...], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "numpy":
+        monkeypatch.setattr(lattice_coding, "compiled_step", lambda: None)
+    elif not has_compiler():
+        pytest.skip("no C compiler is here")
+    generator = np.random.default_rng(2)
+    before, weights = generator.integers(0, np.iinfo(dtype).max, (2, *shape), dtype, endpoint=True)
+    for start in (None, before):
+        points, coded = np.empty((2, *shape), dtype)
+        code_step(weights, start, points, coded)
+        assert np.array_equal(points, ordered(weights))
+        assert np.array_equal(coded, encode(start, ordered(weights)))
+    if way == "compiled" and len(shape) > 1:
+        code_step(np.asfortranarray(weights), before, points, coded)
+        assert np.array_equal(coded, encode(before, ordered(weights)))
+
+
+@needs_compiler
+def test_a_step_into_another_kind_of_array_is_refused() -> None:
+    weights, before = np.zeros((2, 4, 3), np.uint16)
+    for wrong in (np.empty((4, 2), np.uint16), np.empty((4, 3), np.uint32), np.empty((3, 4), np.uint16).T):
+        for arrays_ in ((before, wrong, before), (before, before, wrong), (wrong, before, before)):
+            with pytest.raises(TypeError, match=r"^must be contiguous, uint16 of \(4, 3\)$"):
+                code_step(weights, *arrays_)
