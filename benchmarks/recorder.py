@@ -18,13 +18,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from marble_sweep.hydra_app.compose import compose_config
 from marble_sweep.process import keep_freed_memory, shorten_openmp_spin
-from marble_sweep.record.reader import Record
-from marble_sweep.run import claimed, prepare
-from marble_sweep.training.trainer import Trainer
+
+shorten_openmp_spin()  # before torch is loaded, as the command line does
+
+import torch  # noqa: E402
+
+from marble_sweep.hydra_app.compose import compose_config  # noqa: E402
+from marble_sweep.record.reader import Record  # noqa: E402
+from marble_sweep.run import claimed, prepare  # noqa: E402
+from marble_sweep.training.trainer import Trainer  # noqa: E402
 
 MODEL = ("model=4L128D", "trainer.batch_size=16", "trainer.num_evals=1", "trainer.state_interval=1e9")
 RECORDERS = ("none", "dead", "full")
@@ -131,7 +134,6 @@ def main() -> None:
         action.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     keep_freed_memory()
-    shorten_openmp_spin()
     print(cpu(), flush=True)
     if arguments.action == "step":
         measure_steps(arguments.overrides, arguments.rounds, arguments.steps)

@@ -52,9 +52,18 @@ class Copies:
         self.intended = torch.empty(len(INTENDED), pin_memory=pinned)
         self.copied = torch.cuda.Event() if pinned else None
 
-    def take(self, rows: Tensor | None, h_mean: Tensor | None, intended: Tensor | None) -> None:
-        """Copy what there is. Never waits for a GPU: `wait` does."""
-        for target, source in ((self.rows, rows), (self.h_mean, h_mean), (self.intended, intended)):
+    def take_rows(self, embedding: Tensor, tokens: Tensor | None) -> None:
+        """Copy the rows of the tokens, or all; on the CPU in one pass."""
+        if tokens is None:
+            self.rows.copy_(embedding, non_blocking=self.copied is not None)
+        elif self.copied is None:
+            torch.index_select(embedding, 0, tokens, out=self.rows)
+        else:
+            self.rows.copy_(embedding.index_select(0, tokens), non_blocking=True)
+
+    def take(self, h_mean: Tensor | None, intended: Tensor | None) -> None:
+        """Copy what there is. Never waits for a GPU, as `take_rows` does not: `wait` does."""
+        for target, source in ((self.h_mean, h_mean), (self.intended, intended)):
             if source is not None:
                 target.copy_(source, non_blocking=self.copied is not None)
         if self.copied is not None:
@@ -135,7 +144,9 @@ class Recorder:
         """Record the model as it is after `step`; h_mean (D,) and the shares of the intended update from step 1 on."""
         is_recorded = step % self.every == 0
         copies = self.copies[step % len(self.copies)]
-        copies.take(self.rows() if is_recorded else None, h_mean, intended)
+        if is_recorded:
+            copies.take_rows(self.embedding, self.tokens)
+        copies.take(h_mean, intended)
         hidden = self.probe().cpu() if self.probe is not None and is_recorded else None
         self.background.submit(functools.partial(self._write, step, copies, hidden))
 
