@@ -8,6 +8,7 @@ import ctypes
 import functools
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -229,10 +230,29 @@ def require_alike(one: Tensor, other: Tensor) -> None:
 
 
 def in_parts(work: Callable[[int, int], Part], size: int, part: int) -> list[Part]:
-    """What work(first, last) gives for the parts of range(size), in their order; in threads where there are several."""
-    if size <= part:
-        return [work(0, size)]
-    firsts = range(0, size, part)
-    lasts = [min(first + part, size) for first in firsts]
-    with ThreadPoolExecutor(min(torch.get_num_threads(), len(firsts))) as pool:
-        return list(pool.map(work, firsts, lasts))
+    """What work(first, last) gives for the parts of range(size), in their order.
+
+    Where there are several, other threads help: the one that calls begins at once, and they when they have started.
+    """
+    bounds = [(first, min(first + part, size)) for first in range(0, size, part)] or [(0, size)]
+    results: dict[int, Part] = {}
+    waiting = deque(enumerate(bounds))
+
+    def take() -> None:
+        while waiting:
+            try:
+                number, (first, last) = waiting.popleft()
+            except IndexError:  # another thread has just taken the last one
+                return
+            results[number] = work(first, last)
+
+    num_helpers = min(torch.get_num_threads(), len(bounds)) - 1
+    if num_helpers == 0:
+        take()
+    else:
+        with ThreadPoolExecutor(num_helpers) as pool:
+            helping = [pool.submit(take) for _ in range(num_helpers)]
+            take()
+            for helper in helping:
+                helper.result()
+    return [results[number] for number in range(len(bounds))]

@@ -165,21 +165,21 @@ def shares(counts: Counts, num_tokens: Tensor, step: Step) -> Tensor:
         below[:, 1 if step.decay is None else 2 :] = math.nan
     if not step.decay or step.rounding == Rounding.STOCHASTIC:
         lost = torch.full_like(lost, math.nan)
-    quantiles = torch.stack([quantile(counts.histogram, share) for share in (0.5, 0.95)], dim=1)
+    values = quantiles(counts.histogram, 0.5, 0.95)
     moving = (counts.moving / num_tokens)[:, None]
-    return torch.cat([below, lost, quantiles, moving], dim=1).flatten().float()
+    return torch.cat([below, lost, values, moving], dim=1).flatten().float()
 
 
-def quantile(histogram: Tensor, share: float) -> Tensor:
-    """The value below which `share` of the counted entries lie, (2,) float32: exact to the width of a bin, 1/8.
+def quantiles(histogram: Tensor, *shares: float) -> Tensor:
+    """The values below which each share of the counted entries lies, (2, S) float32: exact to the width of a bin, 1/8.
 
     Within a bin the entries count as evenly spread. NaN where nothing is counted, 0 in the first bin.
     """
     reached = histogram.cumsum(dim=1).float()
-    wanted = share * reached[:, -1:]
+    wanted = reached[:, -1:] * torch.tensor(shares, device=reached.device)
     bins = torch.searchsorted(reached, wanted).clamp_(max=NUM_BINS - 1)
     inside = histogram.gather(1, bins)
     past = (wanted - (reached.gather(1, bins) - inside)) / inside
     octave, part = bins // BINS_PER_OCTAVE, bins % BINS_PER_OCTAVE
     values = torch.exp2((octave + FIRST_OCTAVE).float()) * (1 + (part + past) / BINS_PER_OCTAVE)
-    return torch.where(bins == 0, values * 0, values)[:, 0]
+    return torch.where(bins == 0, values * 0, values)

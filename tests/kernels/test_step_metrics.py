@@ -18,7 +18,7 @@ from compilers import needs_compiler
 
 from marble_sweep.kernels import step_metrics as module
 from marble_sweep.kernels.compiler import CompilerError, load_library, native_compiler
-from marble_sweep.kernels.step_metrics import CompiledMetrics, Motion, compiled_metrics
+from marble_sweep.kernels.step_metrics import CompiledMetrics, Motion, compiled_metrics, in_parts
 from marble_sweep.metrics.lattice import lattice_displacement, moving, regimes, token_motion
 
 FLOAT64 = 2.0**-53
@@ -309,6 +309,18 @@ def everything(compiled: CompiledMetrics) -> list[object]:
             results += [mean.tolist(), norm, cosine, ctypes.string_at(ctypes.byref(motion), ctypes.sizeof(motion))]
             results += [counted, compiled.norm(after)]
     return results
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_parts_come_in_their_order_and_what_fails_in_one_is_raised(
+    num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    assert in_parts(lambda first, last: (first, last), 10, 3) == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert in_parts(lambda first, last: (first, last), 0, 3) == [(0, 0)]
+    for failing in (0, 4, 8):
+        with pytest.raises(ZeroDivisionError):
+            in_parts(lambda first, _: 1 / (first - failing), 10, 2)  # noqa: B023
 
 
 def test_the_number_of_threads_changes_no_bit(compiled: CompiledMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
