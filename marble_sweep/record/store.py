@@ -193,7 +193,8 @@ class RecordStore:
             array.write()
         with naming(self.path):
             num_rows = self.arrays["steps"].num_rows if self.arrays else 0
-            self.group.attrs.update({"num_rows": num_rows, "last_step": self.last_step})
+            counts = {"num_rows": num_rows, "last_step": self.last_step, "arrays": sorted(self.arrays)}
+            self.group.attrs.update(counts)
             with (self.path / "zarr.json").open("rb") as file:
                 sync(file.fileno())
         sync_folder(self.path)
@@ -220,11 +221,12 @@ def require_whole(group: Any, path: Path, kind: str, num_rows: int, last_step: i
     Raises CheckError where a file of them is missing: Zarr would read zeros in its place.
     """
     main = ["W"] if kind != DEAD else ["norms"] if last_step > 0 else []
-    growing = {"steps", *main, *group.array_keys()} - {*FROM_THE_START}
+    there = {*group.array_keys(), *group.attrs.get("arrays", ())}  # records of earlier versions do not list them
+    growing = {"steps", *main, *there} - {*FROM_THE_START}
     needed = {name: last_step if name in ROW_A_STEP else num_rows for name in sorted(growing)}
     for name in (*FROM_THE_START, *needed):
         if name not in group:
-            raise CheckError(f"{path / name / 'zarr.json'}: must be there, as every record of this kind has it")
+            raise CheckError(f"{path / name / 'zarr.json'}: must be there, as a part of this record")
         array = group[name]
         rows = needed.get(name, array.shape[0])
         if array.shape[0] < rows:

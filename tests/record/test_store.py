@@ -235,9 +235,12 @@ def test_a_file_that_is_missing_is_named(kind: str, tmp_path: Path, monkeypatch:
             with pytest.raises(CheckError, match=line):
                 reading(tmp_path)
         (tmp_path / "missing").rename(path)
-    for name in ("steps", "token_ids", "W" if kind == "full" else "norms"):
+    names = sorted(path.name for path in store.path.iterdir() if path.is_dir())
+    own = {"W"} if kind == "full" else {"norms"}
+    assert {*names} == {"dead_mask", "h_mean", "hidden", "intended", "steps", "token_ids"} | own
+    for name in names:
         shutil.move(store.path / name, tmp_path)
-        with pytest.raises(CheckError, match=f"record/{name}/zarr.json: must be there, as every record of this kind"):
+        with pytest.raises(CheckError, match=f"record/{name}/zarr.json: must be there, as a part of this record"):
             Record.open(tmp_path)
         shutil.move(tmp_path / name, store.path)
 
