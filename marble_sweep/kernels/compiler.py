@@ -24,7 +24,7 @@ COMPILERS = ("cc", "gcc", "clang")
 # GCC and Clang know both for some CPUs, one for others. The library runs on the machine that compiles it.
 NATIVE_FLAGS = ("-march=native", "-mcpu=native")
 FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-fPIC", "-shared")
-HEADER = "vectors.h"  # which every source includes
+HEADER = "vectors.h"  # which sources may include
 LIBRARY = "library.so"
 PATIENCE = 60.0  # seconds
 

@@ -20,7 +20,8 @@ FUNCTIONS = {np.dtype(np.uint16): "lattice_step_16", np.dtype(np.uint32): "latti
 def compiled_step() -> LatticeStep | None:
     """A function of weights, before, points and coded, as `record.lattice_coding.code_step` has them.
 
-    It raises TypeError for arrays that are not contiguous, or not of one shape and dtype. None without a compiler.
+    It raises TypeError for arrays that are not contiguous, or not of one shape and dtype, uint16 or uint32. None
+    without a compiler.
     """
     try:
         library = load_library("record.c")
@@ -35,6 +36,8 @@ def compiled_step() -> LatticeStep | None:
     def step(
         weights: npt.NDArray[Any], before: npt.NDArray[Any] | None, points: npt.NDArray[Any], coded: npt.NDArray[Any]
     ) -> None:
+        if weights.dtype not in functions:
+            raise TypeError(f"must be uint16 or uint32, not {weights.dtype}")
         for array in (weights, points, coded, *(() if before is None else (before,))):
             if not array.flags.c_contiguous or array.dtype != weights.dtype or array.shape != weights.shape:
                 raise TypeError(f"must be contiguous, {weights.dtype} of {weights.shape}")

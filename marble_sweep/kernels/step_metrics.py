@@ -144,9 +144,10 @@ class CompiledMetrics:
     def motion_norms(self, before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """What record.norms.motion_norms gives of bits (R, D), uint16 of bfloat16 or uint32 of float32: (R, 4)."""
         before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
-        if before.shape != after.shape or before.dtype != after.dtype or before.dtype not in (np.uint16, np.uint32):
+        are_alike = before.shape == after.shape and before.dtype == after.dtype
+        if not are_alike or before.ndim != 2 or before.dtype not in (np.uint16, np.uint32):
             kinds = " and ".join(f"{bits.dtype} {bits.shape}" for bits in (before, after))
-            raise TypeError(f"must be uint16 or uint32 of one shape, not {kinds}")
+            raise TypeError(f"must be uint16 or uint32 of one shape (R, D), not {kinds}")
         norms = np.empty((len(before), 4), np.float32)
         tables = before.ctypes.data, after.ctypes.data, before.dtype == np.uint16
         self._motion_norms(*tables, 0, *before.shape, norms.ctypes.data)
@@ -232,7 +233,7 @@ def require_alike(one: Tensor, other: Tensor) -> None:
 def in_parts(work: Callable[[int, int], Part], size: int, part: int) -> list[Part]:
     """What work(first, last) gives for the parts of range(size), in their order.
 
-    Where there are several, other threads help: the one that calls begins at once, and they when they have started.
+    Where there are several, other threads help the one that calls.
     """
     bounds = [(first, min(first + part, size)) for first in range(0, size, part)] or [(0, size)]
     results: dict[int, Part] = {}

@@ -176,7 +176,7 @@ def quantiles(histogram: Tensor, *shares: float) -> Tensor:
     Within a bin the entries count as evenly spread. NaN where nothing is counted, 0 in the first bin.
     """
     reached = histogram.cumsum(dim=1).float()
-    wanted = reached[:, -1:] * torch.tensor(shares, device=reached.device)
+    wanted = torch.cat([share * reached[:, -1:] for share in shares], dim=1)
     bins = torch.searchsorted(reached, wanted).clamp_(max=NUM_BINS - 1)
     inside = histogram.gather(1, bins)
     past = (wanted - (reached.gather(1, bins) - inside)) / inside

@@ -1,6 +1,7 @@
 """How far rows of weights moved in a step, from their bits: the norms that a record of dead tokens keeps.
 
-The same as metrics.lattice.token_motion, by compiled code or in numpy: torch would take the threads that train.
+The same as metrics.lattice.token_motion, by compiled code or in numpy: torch's operators would take the threads that
+train.
 """
 
 from typing import Any

@@ -221,8 +221,10 @@ def require_whole(group: Any, path: Path, kind: str, num_rows: int, last_step: i
     Raises CheckError where a file of them is missing: Zarr would read zeros in its place.
     """
     main = ["W"] if kind != DEAD else ["norms"] if last_step > 0 else []
-    there = {*group.array_keys(), *group.attrs.get("arrays", ())}  # records of earlier versions do not list them
-    growing = {"steps", *main, *there} - {*FROM_THE_START}
+    listed = group.attrs.get("arrays", [])  # records of earlier versions have no list
+    if not isinstance(listed, list) or not all(isinstance(name, str) and name.isidentifier() for name in listed):
+        raise CheckError(f"{path}: arrays = {listed}: must be a list of names")
+    growing = {"steps", *main, *group.array_keys(), *listed} - {*FROM_THE_START}
     needed = {name: last_step if name in ROW_A_STEP else num_rows for name in sorted(growing)}
     for name in (*FROM_THE_START, *needed):
         if name not in group:

@@ -54,12 +54,11 @@ class Copies:
 
     def take_rows(self, embedding: Tensor, tokens: Tensor | None) -> None:
         """Copy the rows of the tokens, or all; on the CPU in one pass."""
-        if tokens is None:
-            self.rows.copy_(embedding, non_blocking=self.copied is not None)
-        elif self.copied is None:
+        if tokens is not None and embedding.is_cpu:
             torch.index_select(embedding, 0, tokens, out=self.rows)
         else:
-            self.rows.copy_(embedding.index_select(0, tokens), non_blocking=True)
+            rows = embedding if tokens is None else embedding.index_select(0, tokens)
+            self.rows.copy_(rows, non_blocking=self.copied is not None)
 
     def take(self, h_mean: Tensor | None, intended: Tensor | None) -> None:
         """Copy what there is. Never waits for a GPU, as `take_rows` does not: `wait` does."""

@@ -111,3 +111,6 @@ def test_a_step_into_another_kind_of_array_is_refused() -> None:
         for arrays_ in ((before, wrong, before), (before, before, wrong), (wrong, before, before)):
             with pytest.raises(TypeError, match=r"^must be contiguous, uint16 of \(4, 3\)$"):
                 code_step(weights, *arrays_)
+    wide = np.zeros((4, 3), np.uint64)
+    with pytest.raises(TypeError, match=r"^must be uint16 or uint32, not uint64$"):
+        code_step(wide, wide, wide, wide)

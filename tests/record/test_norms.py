@@ -61,7 +61,12 @@ def test_rows_of_another_order_in_memory_are_read_in_theirs(way: str) -> None:
 
 @pytest.mark.skipif(not has_compiler(), reason="no C compiler is here")
 def test_bits_of_unlike_tables_are_refused() -> None:
-    table = np.zeros((4, 3), np.uint16)
+    table, line = np.zeros((4, 3), np.uint16), r"^must be uint16 or uint32 of one shape \(R, D\), not "
     for other in (np.zeros((4, 2), np.uint16), np.zeros((4, 3), np.uint32), np.zeros((3, 3), np.uint16)):
-        with pytest.raises(TypeError, match=r"^must be uint16 or uint32 of one shape, not uint16 \(4, 3\) and "):
+        with pytest.raises(
+            TypeError, match=r"^must be uint16 or uint32 of one shape \(R, D\), not uint16 \(4, 3\) and "
+        ):
             motion_norms(table, other)
+    for bits in (table[0], table[None], table.astype(np.uint8)):
+        with pytest.raises(TypeError, match=line):
+            motion_norms(bits, bits)

@@ -245,6 +245,16 @@ def test_a_file_that_is_missing_is_named(kind: str, tmp_path: Path, monkeypatch:
         shutil.move(tmp_path / name, store.path)
 
 
+@pytest.mark.parametrize("arrays", [5, None, "abc", [1], [["a"]], ["../../x"], [""]])
+def test_a_list_of_arrays_that_is_none_is_refused(arrays: object, tmp_path: Path) -> None:
+    store = RecordStore(tmp_path / "record", contents())
+    store.append(0, weights=np.zeros((VOCAB, DIM), np.uint16))
+    store.commit()
+    store.group.attrs["arrays"] = arrays
+    with pytest.raises(CheckError, match=r"record: arrays = .*: must be a list of names$"):
+        Record.open(tmp_path)
+
+
 @pytest.mark.slow
 def test_memory_is_bounded_whatever_the_length(tmp_path: Path) -> None:
     """Peaks of what numpy allocates, while a record of 64 MB, and one four times as long, are written and read."""
