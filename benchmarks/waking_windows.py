@@ -4,20 +4,26 @@
 
 A window of the training part is visited once an epoch, at another step each time and with other windows beside it. For
 every window: by how much the share of dead tokens that move rises in the steps that visit it, the median over its
-visits after `--after`. Printed for each run: the windows with the largest medians, all their visits, and how they
-begin, where this machine has the corpus that the run was trained on.
+visits after `--after`. Printed for each run: the windows with the largest medians, all their visits and, where this
+machine has the corpus that the run was trained on, how they begin and how much probability the model that the run ended
+with gives to dead tokens, the mean over the window; beside it the median of that for some windows drawn at random.
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 import marble_sweep as ms
-from marble_sweep.data.batches import Batches, windows
+from marble_sweep.data.batches import Batches, Windows, windows
 from marble_sweep.data.corpus import load_corpus
 from marble_sweep.loaded_run import Run
+from marble_sweep.model.transformer import Transformer
+
+SAMPLE = 200  # windows drawn at random
 
 
 def visits(run: Run) -> pd.DataFrame:
@@ -34,14 +40,18 @@ def visits(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "epoch", "window", "before", "rise"])
 
 
-def texts(run: Run) -> "list[str] | None":
-    """The text of every window; None where the corpus is another one here."""
+def train_windows(run: Run) -> Windows | None:
+    """The windows (num_windows, T) of the training part; None where the corpus is another one here."""
     corpus = load_corpus(run.config.data)
-    if corpus.sha256 != run.metadata["corpus"]["sha256"]:
-        return None
-    return [
-        run.tokenizer.decode(window.tolist()) for window in windows(corpus.train_tokens, run.config.trainer.seq_len)
-    ]
+    is_the_runs = corpus.sha256 == run.metadata["corpus"]["sha256"]
+    return windows(corpus.train_tokens, run.config.trainer.seq_len) if is_the_runs else None
+
+
+@torch.no_grad()
+def dead_probability(model: Transformer, is_dead: Tensor, window: Tensor) -> float:
+    """How much probability the model gives to dead tokens, the mean over the positions of a window (T,)."""
+    logits = (model(window[None].long())[0] @ model.head_weight.T).float()
+    return float(logits.softmax(dim=-1)[:, is_dead].sum(dim=-1).mean())
 
 
 def main() -> None:
@@ -53,7 +63,11 @@ def main() -> None:
     arguments = parser.parse_args()
     for path in arguments.runs:
         run = ms.load_run(path)
-        table, text = visits(run), texts(run)
+        table, cut = visits(run), train_windows(run)
+        if cut is not None:
+            model, generator = run.model(), torch.Generator().manual_seed(0)
+            sample = cut[torch.randperm(len(cut), generator=generator)[:SAMPLE]]
+            usual = statistics.median(dead_probability(model, run.dead_mask, window) for window in sample)
         late = table[table["step"] > arguments.after]
         medians = late.groupby("window")["rise"].median().sort_values(ascending=False)
         print(f"{path}: {len(medians):,} windows, {late['step'].nunique():,} steps after {arguments.after:,}")
@@ -63,9 +77,12 @@ def main() -> None:
                 f"{row.step:,} ({row.before:.3f} → {row.before + row.rise:.3f})" for row in own.itertuples()
             )
             print(f"  window {window}: {median:+.3f} in the median; at steps {shown}")
-            if text is not None:
-                print(f"    {text[int(str(window))][: arguments.chars]!r}")
-        if text is None:
+            if cut is not None:
+                [own_window] = cut[torch.tensor([int(str(window))])]
+                probability = dead_probability(model, run.dead_mask, own_window)
+                print(f"    dead tokens have a probability of {probability:.2e}, usually {usual:.2e}")
+                print(f"    {run.tokenizer.decode(own_window.tolist())[: arguments.chars]!r}")
+        if cut is None:
             print("  this machine has another corpus, so their text is not shown")
 
 
