@@ -200,12 +200,12 @@ void add_motion(Motion *all, const Motion *next) {
     for (int place = 0; place < TOP && next->tokens[place] >= 0; place++) rank(all, next->logits[place], next->tokens[place]);
 }
 
-/* L1, L2 and L-infinity of how far the rows [first, last) moved in cells, and the L2 norm of their change: (rows, 4). */
+/* L1, L2 and L-infinity of how far rows moved in cells, and the L2 norm of their change: (rows, 4). */
 void motion_norms(
-    const void *before, const void *after, int is_bf16, long first, long last, long width, float (*norms)[4]
+    const void *before, const void *after, int is_bf16, long num_rows, long width, float (*norms)[4]
 ) {
     float from[width + LANES], to[width + LANES], moved[width + LANES];
-    for (long row = first; row < last; row++, norms++) {
+    for (long row = 0; row < num_rows; row++, norms++) {
         load_values(before, is_bf16, row * width, width, from);
         load_values(after, is_bf16, row * width, width, to);
         for (long i = 0; i < width; i += LANES) store(moved + i, load(to + i) - load(from + i));

@@ -8,7 +8,6 @@ import ctypes
 import functools
 import logging
 import math
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -81,7 +80,7 @@ class CompiledMetrics:
         self._intended = library.intended_update
         self._intended.argtypes = [pointer, pointer, flag, flag, ctypes.c_double, *[number] * 3, pointer, pointer]
         self._motion_norms = library.motion_norms
-        self._motion_norms.argtypes = [pointer, pointer, flag, *[number] * 3, pointer]
+        self._motion_norms.argtypes = [pointer, pointer, flag, number, number, pointer]
         self._intended.restype = self._motion_norms.restype = None
         self._squared_norm.argtypes = [pointer, flag, number, number]
         self._count_updates.argtypes = [pointer, flag, pointer, pointer, flag, flag, *[number] * 3, pointer]
@@ -150,7 +149,7 @@ class CompiledMetrics:
             raise TypeError(f"must be uint16 or uint32 of one shape (R, D), not {kinds}")
         norms = np.empty((len(before), 4), np.float32)
         tables = before.ctypes.data, after.ctypes.data, before.dtype == np.uint16
-        self._motion_norms(*tables, 0, *before.shape, norms.ctypes.data)
+        self._motion_norms(*tables, *before.shape, norms.ctypes.data)
         return norms
 
     def intended_update(
@@ -231,29 +230,10 @@ def require_alike(one: Tensor, other: Tensor) -> None:
 
 
 def in_parts(work: Callable[[int, int], Part], size: int, part: int) -> list[Part]:
-    """What work(first, last) gives for the parts of range(size), in their order.
-
-    Where there are several, other threads help the one that calls.
-    """
-    bounds = [(first, min(first + part, size)) for first in range(0, size, part)] or [(0, size)]
-    results: dict[int, Part] = {}
-    waiting = deque(enumerate(bounds))
-
-    def take() -> None:
-        while waiting:
-            try:
-                number, (first, last) = waiting.popleft()
-            except IndexError:  # another thread has just taken the last one
-                return
-            results[number] = work(first, last)
-
-    num_helpers = min(torch.get_num_threads(), len(bounds)) - 1
-    if num_helpers == 0:
-        take()
-    else:
-        with ThreadPoolExecutor(num_helpers) as pool:
-            helping = [pool.submit(take) for _ in range(num_helpers)]
-            take()
-            for helper in helping:
-                helper.result()
-    return [results[number] for number in range(len(bounds))]
+    """What work(first, last) gives for the parts of range(size), in their order; in threads where there are several."""
+    if size <= part:
+        return [work(0, size)]
+    firsts = range(0, size, part)
+    lasts = [min(first + part, size) for first in firsts]
+    with ThreadPoolExecutor(min(torch.get_num_threads(), len(firsts))) as pool:
+        return list(pool.map(work, firsts, lasts))
