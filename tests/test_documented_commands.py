@@ -38,6 +38,7 @@ NOT_HERE = {
     "python -m marble_sweep.record import FILE.h5 DIR": "needs a file; tests/record/test_command.py makes one",
     "python -m marble_sweep.record export RUN_DIR": "needs a record; tests/record/test_command.py makes one",
     "python -m marble_sweep.compare [PATH…]": "says which arguments there are",
+    "python -m marble_sweep.compare multirun/…/0": "needs a sweep of minutes; tests/report compares pairs of runs",
     "python -m marble_sweep.inspect FILE[:TENSOR]": "says which arguments there are",
     "python -m marble_sweep.lifecycle": "needs a run with a record; tests/lifecycle/test_recorded_runs.py makes some",
     "python -m marble_sweep --multirun seed=1,2,3,4 hydra/launcher=submitit_slurm": "needs a Slurm cluster",

@@ -107,11 +107,11 @@ class LaunchedWorker(Search):
         except FileNotFoundError:
             return False
 
-    def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> None:
+    def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> SearchResult:
         if self.home is not None:
             config = self.resolve(self._params(plan) | trial_settings(self.base, plan))
             self.home.fetch(config, self.directory, trial.number, is_retry=plan.reason == "retry")
-        super()._train(shared, trial, plan)
+        return super()._train(shared, trial, plan)
 
     def _train_away(self, home: "RunsAtHome", train: Train, number: int, params: Params) -> Path | str:
         """Train where nobody else reads the run, and send it home."""
@@ -319,7 +319,7 @@ class LaunchingSearch(Search):
     def _show_trial(self, trial: FrozenTrial, outcome: str, bracket: str, *, is_new: bool) -> None:
         description = self._describe(trial)
         if is_new:
-            self.view.begin(description, bracket)
+            self.view.begin(description, lambda: bracket)
         if outcome == RunStatus.RUNNING:
             return
         if result_of(trial):

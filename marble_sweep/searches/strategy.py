@@ -27,6 +27,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.fresh_seeds import Candidate, FreshSeeds, Recipe
@@ -321,11 +322,17 @@ class SearchState:
 
     def first_recipe(self, size: int) -> Recipe:
         """Where a size begins: what certified the nearest size, else what was best there, else the middle."""
-        if self._starts:
-            place = bisect.bisect(self._starts, (size,))
-            nearest = self._starts[max(place - 1, 0) : place + 1]
-            return min(nearest, key=lambda start: (abs(start[0] - size), start[1]))[2]
-        return middle_recipe(self.space.recipes)
+        return nearest(self._starts, size) if self._starts else middle_recipe(self.space.recipes)
+
+
+def nearest(in_line: Sequence[tuple[int, int, Any]], size: int) -> Any:
+    """The last field of the entry (size, place in line, …) with the nearest size; of two, the one first in line.
+
+    The entries are sorted.
+    """
+    after = bisect.bisect(in_line, (size,))
+    candidates = in_line[max(after - 1, 0) : after + 1]
+    return min(candidates, key=lambda entry: (abs(entry[0] - size), entry[1]))[2]
 
 
 def forget_crashes(records: Sequence[TrialRecord], first: int) -> list[TrialRecord]:
@@ -407,12 +414,10 @@ def _refute(state: SearchState, answer: int | None) -> Proposal | None:
     The widest sizes come first: once refuted, they imply the narrower ones. Of those, the one whose best recipe
     came closest is next; an untried size counts as promising as its nearest neighbour.
     """
-    tried = [size for size in state.by_size if state.best(size) is not None and not state.certified(size)]
-    promise: dict[int, float] = {}
-    for size in state.widest_below(answer):
-        source = size if size in tried else min(tried, key=lambda other: abs(other - size), default=None)
-        best = None if source is None else state.best(source)
-        promise[size] = -math.inf if source is None or best is None else state.margin(source, best)
+    failed = [size for size in state.by_size if not state.certified(size)]
+    bests = {size: best for size in failed if (best := state.best(size)) is not None}
+    margins = sorted((size, place, state.margin(size, best)) for place, (size, best) in enumerate(bests.items()))
+    promise = {size: nearest(margins, size) if margins else -math.inf for size in state.widest_below(answer)}
     for size in sorted(promise, key=lambda index: -promise[index]):
         for recipe in state.next_recipes(size):
             return Proposal(size, recipe, 0, "refute")

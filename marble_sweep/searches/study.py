@@ -57,7 +57,7 @@ STATES: dict[str, TrialState] = {
     **dict.fromkeys(Outcome, TrialState.COMPLETE),
     RunStatus.FAILED: TrialState.FAIL,
 }
-TICKET_SECONDS = 0.02  # between two checks of the trials with lower numbers
+TICKET_SECONDS = 0.005  # between two checks of the trials with lower numbers, for each that has no plan yet
 HEARTBEATS_PER_TIMEOUT = 6.0  # a trial without a heartbeat for the whole timeout is stale
 
 
@@ -124,6 +124,8 @@ class Sampler(BaseSampler):
         self._await_turn(study, trial)
         self.decision = self.given or self.decide(self.snapshot(study))
         if isinstance(self.decision, Proposal):
+            # Before all else that is known of the trial: the next ticket waits for it.
+            study._storage.set_trial_user_attr(trial._trial_id, PLAN, asdict(self.decision))
             return self.space.params(self.decision.size, self.decision.recipe)
         return self.space.params(0, (0.0,) * len(self.space.recipes))  # withdrawn at once
 
@@ -141,7 +143,7 @@ class Sampler(BaseSampler):
             for earlier in undecided:
                 if self.heartbeats.is_stale(earlier):
                     end_trial(study, earlier.number, TrialState.FAIL)
-            time.sleep(TICKET_SECONDS)
+            time.sleep(TICKET_SECONDS * len(undecided))
             if (now := time.monotonic()) - last_heartbeat >= self.heartbeats.timeout / HEARTBEATS_PER_TIMEOUT:
                 last_heartbeat = now
                 study._storage.set_trial_user_attr(trial._trial_id, HEARTBEAT, now - started)
@@ -280,7 +282,6 @@ class SharedStudy:
             size = self.sampler.space.sizes[decision.size]
             trial.set_user_attr("size", str(size))
             trial.set_user_attr(WORKER, f"{platform.node()} {os.getpid()}")
-            trial.set_user_attr(PLAN, asdict(decision))
             # A database may have let the plan through while another worker ended the trial.
             if any(other.number == trial.number for other in running_trials(self.study)):
                 return trial, decision

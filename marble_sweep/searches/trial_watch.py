@@ -62,17 +62,16 @@ class TrialWatch:
         while not self._stop.wait(POLL_SECONDS):
             # Heartbeats go on whatever is wrong with the run or the storage: `result` raises it at the end.
             with contextlib.suppress(Exception):
-                self.report_evaluations(self.directory)
+                self.report_evaluations(Run.read(self.directory))
             if (now := time.monotonic()) - last_heartbeat >= self.heartbeat_interval:
                 last_heartbeat = now
                 with contextlib.suppress(UpdateFinishedTrialError, StorageError):
                     self.trial.set_user_attr(HEARTBEAT, now - started)
 
-    def report_evaluations(self, directory: Path) -> None:
+    def report_evaluations(self, run: Run) -> None:
         """Report the evaluations that are new. Does nothing where another worker has ended the trial as stale."""
         if self.products is not None:
             self.products.give()
-        run = Run.read(directory)
         for step, row in run.eval_at.items():
             if step not in self.reported:
                 missing = shortfall(self.config.certify, row, self.early_stopping.errors_needed)
@@ -87,10 +86,11 @@ class TrialWatch:
         if isinstance(run_dir, str):
             directory = str(self.directory)
             return Result(RunStatus.FAILED, directory, 0, 0, 0.0, None, None, None, None, reason=run_dir, stage="start")
-        self.report_evaluations(run_dir)
+        run = Run.read(run_dir)
+        self.report_evaluations(run)
         metadata = read_metadata(run_dir)
         status, step = metadata["status"], metadata.get("step") or 0
-        evals = Run.read(run_dir).evals
+        evals = run.evals
         row = next(iter(evals[-1:]), {})  # the last evaluation
         if status == RunStatus.FINISHED:  # not certified, or it would have ended as that
             status = self.early_stopping.outcome(row) or Outcome.UNDECIDED

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from tqdm import tqdm
@@ -40,10 +40,12 @@ class View:
     def line(self, text: str) -> None:
         tqdm.write(printable(text, keep="\n"), file=self.stream or sys.stderr)
 
-    def begin(self, trial: str, bracket: str) -> None:
-        """Show a trial that starts, and the bracket of the search."""
+    def begin(self, trial: str, bracket: Callable[[], str]) -> None:
+        """Show a trial that starts, and the bracket of the search, which takes time and only a bar shows."""
         with self._lock:
-            self.steps[trial], self.bracket = 0, bracket
+            self.steps[trial] = 0
+            if not self.bar.disable:
+                self.bracket = bracket()
             self._draw()
 
     def step(self, trial: str, step: int) -> None:

@@ -304,21 +304,23 @@ class Search:
 
     def _loop(self, shared: SharedStudy) -> str:
         """Run trials; returns what ended the search, once no running trial of another worker can change the answer."""
+        result: SearchResult | None = None
         while self.error is None:
             if self.should_stop():
                 raise KeyboardInterrupt
             shared.fail_stale_trials()
-            result = self.result()
+            result = result or self.result()  # a trial of ours that ended has just been looked at
             decision = result.decision
             reason = self._ended_by(result, decision)
             others = any(record.outcome == RunStatus.RUNNING for record in result.records)
             if reason is not None and not others:
                 return reason
+            result = None
             if reason is not None or isinstance(decision, Wait):
                 with self._trial_ended:
                     self._trial_ended.wait(WAIT_SECONDS)
             elif (asked := shared.ask()) is not None:
-                self._train(shared, *asked)
+                result = self._train(shared, *asked)
         return "error"
 
     def _params(self, plan: Proposal) -> dict[str, Value]:
@@ -326,13 +328,13 @@ class Search:
         params = self.space.params(plan.size, plan.recipe)
         return params | {"seed": trial_seed(self.base.seed, params, plan.seed)}
 
-    def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> None:
-        """Train one trial by its plan, and record its end in the study."""
+    def _train(self, shared: SharedStudy, trial: Trial, plan: Proposal) -> SearchResult:
+        """Train one trial by its plan, and record its end in the study; returns the result of all trials then."""
         params, size = self._params(plan), self.space.sizes[plan.size]
         description = describe_trial(trial.number, plan, size, params)
         params = params | trial_settings(self.base, plan)
         config = self.resolve(params)
-        self.view.begin(description, self.result().bracket(plan.threshold))
+        self.view.begin(description, lambda: self.result().bracket(plan.threshold))
         directory = self.directory / str(trial.number)
         if plan.reason == "retry":
             directory = find_run(config, self.directory) or directory
@@ -349,8 +351,9 @@ class Search:
         result = replace(watch.result(run_dir), reused=reused is not None)
         shared.tell(trial, result, size.cost, config.certify.min_steps_per_minute)
         with self._trial_ended:
-            self._report(description, plan.threshold, result)
+            so_far = self._report(description, plan.threshold, result)
             self._trial_ended.notify_all()
+        return so_far
 
     def _reused_run(self, plan: Proposal) -> Path | None:
         """The run that search.reuse has for a trial, where this machine can read it."""
@@ -375,8 +378,8 @@ class Search:
             if (plan.size, plan.recipe) not in tried and (asked := self.shared.ask(plan)) is not None:
                 self._train(self.shared, *asked)
 
-    def _report(self, trial: str, threshold: str, result: Result) -> None:
-        """Show and write how a trial ended, unless every trial would end so."""
+    def _report(self, trial: str, threshold: str, result: Result) -> SearchResult:
+        """Show and write how a trial ended, unless every trial would end so; returns the result of all trials."""
         so_far = self.result()
         if so_far.ended_by(settled=False) != "max_failures":
             searched = [dimension.key for dimension in self.space.dimensions]
@@ -385,6 +388,7 @@ class Search:
             self.view.end(trial, result, so_far.bracket(threshold))
         self._write(so_far)
         self._tidy(so_far, is_over=False)
+        return so_far
 
     def _tidy(self, result: SearchResult, *, is_over: bool) -> None:
         """Remove what search.keep does not ask for, of trials in this sweep directory."""

@@ -4,6 +4,7 @@ Damage elsewhere in the file and other files are in test_damaged_journal.py.
 """
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -161,6 +162,33 @@ def test_half_lines_between_writers(tmp_path: Path) -> None:
     trials = load(JournalFile(path)).get_trials()
     assert [trial.number for trial in trials] == list(range(20))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+
+
+def refuse(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOSYS, "not implemented")
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("has_flock", [True, False])
+def test_one_writer_waits_for_the_other(has_flock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_flock:
+        monkeypatch.setattr("fcntl.flock", refuse)
+    first, second = (JournalFile(tmp_path / "study.log")._lock for _ in range(2))
+    order = []
+
+    def wait() -> None:
+        second.acquire()
+        order.append("second")
+        second.release()
+
+    first.acquire()
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    waiting.join(timeout=0.2)
+    order.append("first")
+    first.release()
+    waiting.join()
+    assert order == ["first", "second"]
 
 
 def hold_for_ever(path: Path) -> None:

@@ -107,7 +107,7 @@ def wait_for_victim(storage: str, workers: list[subprocess.Popen[bytes]], sweep_
             study = load(storage)
             break
     while any(worker.poll() is None for worker in workers) and time.monotonic() < give_up:
-        trials = [trial for trial in study.get_trials() if PLAN in trial.user_attrs]
+        trials = [trial for trial in study.get_trials() if WORKER in trial.user_attrs]  # set last
         sizes = Counter(trial.user_attrs["size"] for trial in trials)
         for trial in trials:
             size = trial.user_attrs["size"]

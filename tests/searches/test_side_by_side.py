@@ -147,10 +147,10 @@ def test_the_bar_has_the_steps_of_all_running_trials(monkeypatch: pytest.MonkeyP
     with controller, terminal:
         monkeypatch.setattr(sys, "stderr", terminal)  # elsewhere there is no bar
         view = View(400)
-        view.begin("  0  probe    0L4D", "none certified")
+        view.begin("  0  probe    0L4D", lambda: "none certified")
         view.step("  0  probe    0L4D", 150)
         assert (view.bar.n, view.bar.total) == (150, 400)
-        view.begin("  1  probe    0L2D", "none certified")
+        view.begin("  1  probe    0L2D", lambda: "none certified")
         view.step("  1  probe    0L2D", 25)
         assert (view.bar.n, view.bar.total, view.bar.desc) == (
             175,
