@@ -94,7 +94,11 @@ class Run:
     def read(cls, path: Path) -> "Run":
         """Read the run in `path`. A missing file counts as empty; half a last row does not count."""
         damages: list[Damage] = []
-        config, metadata, evals = _read_config(path, damages), _read_metadata(path, damages), _read_evals(path, damages)
+        config, metadata, evals = (
+            _read_config(path, damages),
+            _read_metadata(path, damages),
+            read_sound_evals(path, damages),
+        )
         _read_if_there(path / layout.VERDICT, read_json, damages)
         return cls(path, config, metadata, evals, tuple(damages))
 
@@ -196,5 +200,9 @@ def _read_metadata(path: Path, damages: list[Damage]) -> dict[str, Any]:
     return metadata
 
 
-def _read_evals(path: Path, damages: list[Damage]) -> list[dict[str, float]]:
-    return _read_if_there(path / layout.EVALS, read_evals, damages) or []
+def read_sound_evals(path: Path, damages: list[Damage] | None = None) -> list[dict[str, float]]:
+    """The rows of evals.csv of the run in `path`; none where the file is missing or damaged.
+
+    Damage is added to `damages`.
+    """
+    return _read_if_there(path / layout.EVALS, read_evals, [] if damages is None else damages) or []

@@ -15,9 +15,11 @@ from marble_sweep.config import Config
 from marble_sweep.early_stopping import EarlyStopping, lacks_context, margin, margin_df, shortfall
 from marble_sweep.humanize import finite
 from marble_sweep.metrics.margin import Outcome, measured
+from marble_sweep.runs import layout
 from marble_sweep.runs.renamed import NUM_ALL_WINDOWS
-from marble_sweep.runs.run import Run
+from marble_sweep.runs.run import read_sound_evals
 from marble_sweep.runs.status import RunStatus, read_metadata
+from marble_sweep.runs.steps import last_step
 from marble_sweep.search_config import CertifyConfig
 from marble_sweep.searches.storage import StorageError
 from marble_sweep.searches.study import HEARTBEAT, HEARTBEATS_PER_TIMEOUT, Result
@@ -62,35 +64,38 @@ class TrialWatch:
         while not self._stop.wait(POLL_SECONDS):
             # Heartbeats go on whatever is wrong with the run or the storage: `result` raises it at the end.
             with contextlib.suppress(Exception):
-                self.report_evaluations(Run.read(self.directory))
+                self.report_evaluations(self.directory)
             if (now := time.monotonic()) - last_heartbeat >= self.heartbeat_interval:
                 last_heartbeat = now
                 with contextlib.suppress(UpdateFinishedTrialError, StorageError):
                     self.trial.set_user_attr(HEARTBEAT, now - started)
 
-    def report_evaluations(self, run: Run) -> None:
-        """Report the evaluations that are new. Does nothing where another worker has ended the trial as stale."""
+    def report_evaluations(self, directory: Path) -> list[dict[str, float]]:
+        """Report the evaluations that are new; returns the rows of evals.csv.
+
+        Reports nothing where another worker has ended the trial as stale.
+        """
         if self.products is not None:
             self.products.give()
-        for step, row in run.eval_at.items():
-            if step not in self.reported:
+        evals = read_sound_evals(directory)
+        for row in evals:
+            if (step := int(row["step"])) not in self.reported:
                 missing = shortfall(self.config.certify, row, self.early_stopping.errors_needed)
                 if math.isfinite(missing):
                     with contextlib.suppress(UpdateFinishedTrialError):
                         self.trial.report(missing, step)
                 self.reported.add(step)
-        self.show(run.steps.last_step)
+        self.show(last_step(directory / layout.METRICS))
+        return evals
 
     def result(self, run_dir: Path | str) -> Result:
         """How the run ended. `run_dir` is its directory, or why there is none."""
         if isinstance(run_dir, str):
             directory = str(self.directory)
             return Result(RunStatus.FAILED, directory, 0, 0, 0.0, None, None, None, None, reason=run_dir, stage="start")
-        run = Run.read(run_dir)
-        self.report_evaluations(run)
+        evals = self.report_evaluations(run_dir)
         metadata = read_metadata(run_dir)
         status, step = metadata["status"], metadata.get("step") or 0
-        evals = run.evals
         row = next(iter(evals[-1:]), {})  # the last evaluation
         if status == RunStatus.FINISHED:  # not certified, or it would have ended as that
             status = self.early_stopping.outcome(row) or Outcome.UNDECIDED

@@ -11,7 +11,6 @@ from optuna.study import Study
 
 from marble_sweep.run import run
 from marble_sweep.runs import layout
-from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import read_metadata
 from marble_sweep.searches.study_products import CHOICES, StudyProducts
 from marble_sweep.searches.trial_watch import TrialWatch, device_settings
@@ -82,7 +81,7 @@ def test_a_watched_trial_takes_and_gives_where_the_study_is_shared(storage: str,
     (tmp_path / "1").mkdir()
     with TrialWatch(trial, config, tmp_path / "1", 60.0, lambda _: None) as watch:
         choose(tmp_path, MATMUL, "float32")
-        watch.report_evaluations(Run.read(tmp_path / "1"))
+        watch.report_evaluations(tmp_path / "1")
     is_shared = storage != "null"
     assert (tmp_path / layout.PRODUCTS / HEAD).exists() == is_shared
     assert study.trials[1].user_attrs.get(CHOICES) == ({MATMUL: {"choice": "float32"}} if is_shared else None)

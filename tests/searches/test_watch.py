@@ -14,7 +14,6 @@ from studies import Unreliable, join
 
 from marble_sweep.config import dump
 from marble_sweep.runs.files import write_json, write_text
-from marble_sweep.runs.run import Run
 from marble_sweep.searches.storage import PatientStorage, StorageError
 from marble_sweep.searches.study import HEARTBEAT, SharedStudy, records
 from marble_sweep.searches.trial_watch import TrialWatch
@@ -117,7 +116,7 @@ def test_an_infinite_loss_is_not_reported(shared: SharedStudy, tmp_path: Path) -
     """It would become the trial's constraint, and Optuna's constraints are finite."""
     watching = watch(shared, tmp_path / "run")
     write_text(tmp_path / "run" / "evals.csv", "step,val_loss,val_loss_se\n28,6.0,0.1\n40,inf,\n")
-    watching.report_evaluations(Run.read(tmp_path / "run"))
+    watching.report_evaluations(tmp_path / "run")
     (trial,) = shared.study.get_trials()
     assert list(trial.intermediate_values) == [28]
 
