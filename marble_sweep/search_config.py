@@ -10,7 +10,8 @@ from marble_sweep.groups import absolute_path
 from marble_sweep.passwords import WITHOUT_PASSWORD, has_password, mask
 
 BASELINES = ("unigram", "oracle", "bigram")
-QUESTIONS = ("smallest", "frontier")
+FRONTIER = "frontier"
+QUESTIONS = ("smallest", FRONTIER)
 KEPT = ("all", "best", "none")
 MINIMISED = ("n_params", "non_embedding", "flops_per_token", "seconds_per_step")
 

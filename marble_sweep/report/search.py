@@ -24,22 +24,28 @@ OF_A_THRESHOLD = (
 
 
 def read_search(runs: Sequence[Run]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The search.json of the search that all these runs are trials of, and a line for a damaged one.
+    """The search.json of the search that all these runs are trials of, reused or not, and a line for a damaged one.
 
     None where the runs are not trials of one search, or the file is damaged.
     """
-    folders = {run.path.resolve().parent for run in runs}
-    if len(folders) != 1:
-        return None, []
-    path = folders.pop() / layout.SEARCH
-    try:
-        summary = with_thresholds(with_current_names(read_json(path)))
-        _require_lines(summary)
-    except FileNotFoundError:
-        return None, []
-    except DamageError as error:
-        return None, [printable(f"damaged: {path}: {error}")]
-    return summary, []
+    directories = [run.path.resolve() for run in runs]
+    folders = dict.fromkeys(directory.parent for directory in directories)
+    damages = []
+    for folder in folders:
+        path = folder / layout.SEARCH
+        try:
+            summary = with_thresholds(with_current_names(read_json(path)))
+            _require_lines(summary)
+        except FileNotFoundError:
+            continue
+        except DamageError as error:
+            damages.append(printable(f"damaged: {path}: {error}"))
+            continue
+        reused = summary.get("reused_runs")
+        named = set(map(str, reused)) if isinstance(reused, list) else set()
+        if all(directory.parent == folder or str(directory) in named for directory in directories):
+            return summary, []
+    return None, damages if len(folders) == 1 else []
 
 
 def with_thresholds(summary: dict[str, Any]) -> dict[str, Any]:

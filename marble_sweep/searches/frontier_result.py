@@ -106,6 +106,8 @@ class FrontierResult(SearchResult):
             "sizes_in_space": len(self.space.sizes),
             "impossible_sizes": list(self.space.impossible),
             "trials": self.num_trials(),
+            "reused": len(self._reused),
+            "reused_runs": self.reused_runs(),
             "outcomes": dict(Counter(record.outcome for record in self.as_recorded)),
             "tokens": self.tokens(),
             "seconds": self.seconds(),

@@ -5,7 +5,7 @@ from typing import Any
 
 from marble_sweep.humanize import counted, duration, interval_words
 from marble_sweep.searches.outcome import ENDINGS
-from marble_sweep.searches.standing import crashes_in_words, data_in_words
+from marble_sweep.searches.standing import crashes_in_words, data_in_words, trials_in_words
 
 THRESHOLDS = {"unigram": "the best unigram", "oracle": "the oracle unigram", "bigram": "the bigram"}
 
@@ -28,8 +28,8 @@ def frontier_lines(summary: Mapping[str, Any], workers: int) -> list[str]:
         lines.append(f"{crashes_in_words(summary['crashes'])}.")
     together = f" of {workers} workers together" if workers > 1 else ""
     lines.append(
-        f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}, {summary['tokens'] / 1e6:.1f} M "
-        f"tokens and {duration(summary['seconds'])}{together}."
+        f"{ENDINGS[summary['ended']]} after {trials_in_words(summary)}, {summary['tokens'] / 1e6:.1f} M tokens and "
+        f"{duration(summary['seconds'])}{together}."
     )
     if summary["data"] is not None:
         lines.append(data_in_words(summary["data"]))

@@ -15,7 +15,7 @@ from marble_sweep.runs.status import RunStatus
 from marble_sweep.searches.cost import COSTS
 from marble_sweep.searches.pass_rate import Standard, confidence_of, standard_of
 from marble_sweep.searches.space import Space
-from marble_sweep.searches.standing import data_in_words, standard_json
+from marble_sweep.searches.standing import data_in_words, standard_json, trials_in_words
 from marble_sweep.searches.step_seconds import ROUNDS
 from marble_sweep.searches.strategy import Proposal, Settled, Wait, forget_crashes
 from marble_sweep.searches.study import as_record, heartbeat_of, result_of
@@ -134,6 +134,10 @@ class SearchResult:
         """The numbers of trials for which nothing was trained."""
         return {trial.number for trial in self.trials if result_of(trial).get("reused")}
 
+    def reused_runs(self) -> list[str]:
+        """The directories of the reused runs."""
+        return [result_of(trial)["directory"] for trial in self.trials if trial.number in self._reused]
+
     def tokens(self) -> int:
         """Tokens trained on; of a running or stale trial, up to its last evaluation."""
         left_out = self._replaced() | self._reused
@@ -219,6 +223,7 @@ class SearchResult:
             "impossible_sizes": list(self.space.impossible),
             "trials": self.num_trials(),
             "reused": len(self._reused),
+            "reused_runs": self.reused_runs(),
             "outcomes": dict(Counter(record.outcome for record in self.as_recorded)),
             "tokens": self.tokens(),
             "tokens_saved": self._saved(),
@@ -255,9 +260,8 @@ class SearchResult:
         early, hopeless = (summary["tokens_saved"][name] / 1e6 for name in ("certified_early", "given_up_early"))
         together = f" of {self.workers} workers together" if self.workers > 1 else ""
         time_spent = duration(summary["seconds"]) + together
-        reused = f", {counted(summary['reused'], 'reused run')}" if summary["reused"] else ""
         lines.append(
-            f"{ENDINGS[summary['ended']]} after {counted(summary['trials'], 'trial')}{reused}, "
+            f"{ENDINGS[summary['ended']]} after {trials_in_words(summary)}, "
             f"{summary['tokens'] / 1e6:.1f} M tokens and {time_spent}; stopping as soon as a trial "
             f"was certified saved {early:.1f} M tokens, giving up hopeless ones {hopeless:.1f} M."
         )

@@ -5,8 +5,8 @@ derived fresh seeds waits until the search asks for that seed. Had it counted at
 choose which recipes are tested first, knowing how their seeds ended; so every test is what it would have been.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from marble_sweep.checks import CheckError
 from marble_sweep.runs import layout
 from marble_sweep.runs.damage import flat
 from marble_sweep.runs.run import Run
-from marble_sweep.runs.status import DONE
-from marble_sweep.search_config import MAX_SEEDS
+from marble_sweep.runs.status import DONE, config_text, run_directories
+from marble_sweep.search_config import FRONTIER, MAX_SEEDS
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Space, Value
 from marble_sweep.searches.strategy import Proposal
 from marble_sweep.searches.thresholds import trial_settings
-from marble_sweep.sweeps.child import changes
+from marble_sweep.sweeps.child import changes, copy_run, step_to_continue, texts_for_other_thresholds
 from marble_sweep.sweeps.elsewhere import iterate_elsewhere
 
 REUSABLE = "reusable"  # the study's user attribute: run directories by the key of a plan
@@ -50,6 +50,27 @@ class NotReusableError(Exception):
 def plan_key(plan: Proposal, space: Space) -> str:
     """What a plan trains, whatever it is trained for."""
     return " ".join(map(str, (space.sizes[plan.size].key, *plan.recipe, plan.seed, plan.threshold))).strip()
+
+
+def reused_run(plan: Proposal, space: Space, runs: Mapping[str, str]) -> Path | None:
+    """The run among `runs`, directories by plan_key, that stands for a trial; None where this machine reads none."""
+    directory = runs.get(plan_key(plan, space))
+    return Path(directory) if directory is not None and Path(directory, layout.CONFIG).is_file() else None
+
+
+def continue_reused(
+    plan: Proposal, space: Space, runs: Mapping[str, str], config: schema.Config, sweep_dir: Path, number: int
+) -> None:
+    """Copy to the sweep directory the reused run that a trial continues: it ended early for an easier threshold.
+
+    Does nothing where there is none, or where the sweep directory has a run of the trial's configuration.
+    """
+    others = [threshold for threshold in config.certify.thresholds or () if threshold != plan.threshold]
+    found = [reused_run(replace(plan, threshold=threshold), space, runs) for threshold in others]
+    steps = {path: step for path in found if path is not None and (step := step_to_continue(path)) is not None}
+    texts = {schema.dump(config), *texts_for_other_thresholds(config)}
+    if steps and not any(config_text(directory) in texts for directory in run_directories(sweep_dir)):
+        copy_run(max(steps, key=lambda path: steps[path]), schema.dump(config), sweep_dir, number)
 
 
 def find_reusable(
@@ -97,7 +118,8 @@ def match(directory: Path, space: Space, base: schema.Config, resolve: Resolve) 
     recipe = tuple(position(dimension, params[dimension.key]) for dimension in space.recipes)
     tried = space.params(size, recipe)
     seed = seed_index(base, tried, int(run.config["seed"]))
-    threshold = str(settings["certify.threshold"]) if base.search.thresholds is not None else ""
+    is_for_one = base.search.thresholds is not None and base.search.question != FRONTIER
+    threshold = str(settings["certify.threshold"]) if is_for_one else ""
     plan = Proposal(size, recipe, seed, "reuse", threshold)
     config = resolve(tried | {"seed": trial_seed(base.seed, tried, seed)} | trial_settings(base, plan))
     expected = settings_of(config)

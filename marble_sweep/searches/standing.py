@@ -123,6 +123,12 @@ def ruled_out_words(tested: Sequence[dict[str, Any]], sizes: Sequence[str]) -> s
     return f"ruled out with {counted(len(recipes), 'recipe')} on {counted(seeds, 'fresh seed')}"
 
 
+def trials_in_words(summary: Mapping[str, Any]) -> str:
+    """How many trials a search has trained, and how many runs it has reused."""
+    reused = f", {counted(summary['reused'], 'reused run')}" if summary["reused"] else ""
+    return f"{counted(summary['trials'], 'trial')}{reused}"
+
+
 def data_in_words(data: Mapping[str, Any]) -> str:
     """The baselines that the trials were judged by, and what they were measured on."""
     dropped = data["corpus"]["num_duplicates_dropped"]

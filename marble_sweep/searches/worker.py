@@ -27,13 +27,22 @@ from marble_sweep.runs.files import lock_directory, write_json, write_text
 from marble_sweep.runs.removed import remove_tensors
 from marble_sweep.runs.run import Run
 from marble_sweep.runs.status import RunStatus, find_run, mark_start, read_metadata, run_directories
+from marble_sweep.search_config import FRONTIER
 from marble_sweep.searches.cost import COSTS, build_space
 from marble_sweep.searches.crashes import shared_error
 from marble_sweep.searches.disk import disk_line
 from marble_sweep.searches.frontier_result import FrontierResult
 from marble_sweep.searches.keep import unneeded
 from marble_sweep.searches.outcome import FINAL, SearchResult
-from marble_sweep.searches.reuse import REUSABLE, Reusable, find_reusable, plan_key, reuse_lines
+from marble_sweep.searches.reuse import (
+    REUSABLE,
+    Reusable,
+    continue_reused,
+    find_reusable,
+    plan_key,
+    reuse_lines,
+    reused_run,
+)
 from marble_sweep.searches.seeds import trial_seed
 from marble_sweep.searches.space import Dimension, Size, Value
 from marble_sweep.searches.step_seconds import measure_step_seconds, shared_step_seconds
@@ -50,7 +59,6 @@ WAIT_SECONDS = 0.5  # between two checks of what other processes' workers do
 WORKERS = "workers "  # begins the user attributes that say, for every start, whether its launched workers go on
 WORKING, STOPPED = "working", "stopped"
 
-FRONTIER = "frontier"  # of search.question
 RESULTS: dict[str, type[SearchResult]] = {"smallest": SearchResult, FRONTIER: FrontierResult}  # by search.question
 Params = Mapping[str, Value]
 Resolve = Callable[[Params], schema.Config]  # the checked config of a trial; raises ValueError where it is impossible
@@ -340,9 +348,12 @@ class Search:
             directory = find_run(config, self.directory) or directory
         show = functools.partial(self.view.step, description)
         watch = TrialWatch(trial, config, directory, config.search.worker_timeout, show)
-        reused = self._reused_run(plan)
+        runs: dict[str, str] = self.shared.study.user_attrs.get(REUSABLE, {})
+        reused = reused_run(plan, self.space, runs)
         try:
             with watch:
+                if reused is None:
+                    continue_reused(plan, self.space, runs, config, self.directory, trial.number)
                 run_dir = reused or self.train(trial.number, params)
         except BaseException:
             self.storage.hurry()
@@ -354,12 +365,6 @@ class Search:
             so_far = self._report(description, plan.threshold, result)
             self._trial_ended.notify_all()
         return so_far
-
-    def _reused_run(self, plan: Proposal) -> Path | None:
-        """The run that search.reuse has for a trial, where this machine can read it."""
-        runs: dict[str, str] = self.shared.study.user_attrs.get(REUSABLE, {})
-        directory = runs.get(plan_key(plan, self.space))
-        return Path(directory) if directory is not None and Path(directory, layout.CONFIG).is_file() else None
 
     def _find_reusable(self, directories: Sequence[Path]) -> None:
         """Say which runs are reused, and record them in the study for all workers."""
@@ -425,8 +430,8 @@ class Search:
         self.shared.study.set_user_attr("answers", answers)
         with warning_on_error(f"the comparison in {self.directory}"):
             draw_frontier(summary, self.directory / layout.FRONTIER)
-            runs = [Run.read(path) for path in run_directories(self.directory)]
-            if runs:
+            reused = [path for path in map(Path, summary["reused_runs"]) if (path / layout.CONFIG).is_file()]
+            if runs := [Run.read(path) for path in (*run_directories(self.directory), *reused)]:
                 comparison = compare_runs(runs)
                 write_text(self.directory / layout.SUMMARY, render(comparison.rows, list(comparison.rows[0]), "csv"))
                 write_page(comparison, self.directory / layout.PAGE)

@@ -119,18 +119,24 @@ def run_to_continue(config: Config, sweep_dir: Path) -> Path | None:
     """The run that an evaluation ended, and that differs from this one in its threshold alone; the longest one."""
     texts = texts_for_other_thresholds(config)
     steps = {
-        directory: read_metadata(directory).get("step", 0)
+        directory: step
         for directory in (run_directories(sweep_dir) if texts else ())
         if config_text(directory) in texts
-        and read_metadata(directory).get("status") in BY_EVALUATION
-        and (directory / layout.STATE).exists()  # search.keep may have removed it
+        and (step := step_to_continue(directory)) is not None
         and not changes(directory, config)
     }
     return max(steps, key=lambda directory: steps[directory], default=None)
 
 
+def step_to_continue(directory: Path) -> int | None:
+    """The step at which an evaluation ended a run that can go on from its saved state; None where there is none."""
+    metadata = read_metadata(directory)
+    has_state = (directory / layout.STATE).exists()  # search.keep may have removed it
+    return int(metadata.get("step", 0)) if has_state and metadata.get("status") in BY_EVALUATION else None
+
+
 def copy_run(source: Path, config: str, sweep_dir: Path, number: int) -> Path:
-    """Copy a run that has ended, to be continued with the text of another config; returns its directory.
+    """Copy a run that has ended, to be continued with the text of another config; returns the copy's directory.
 
     That appears whole or not at all, and has the first free number from `number` on.
     """
@@ -139,7 +145,8 @@ def copy_run(source: Path, config: str, sweep_dir: Path, number: int) -> Path:
     unwanted = (layout.VERDICT, layout.LIFECYCLE, layout.LOCK, layout.SOFT_LOCK)
     shutil.copytree(source, staging, ignore=lambda _, names: [name for name in names if name in unwanted])
     write_text(staging / layout.CONFIG, config)
-    continued = {"status": RunStatus.INTERRUPTED, "continued_from": source.name}
+    origin = source.name if source.parent.resolve() == sweep_dir.resolve() else str(source)
+    continued = {"status": RunStatus.INTERRUPTED, "continued_from": origin}
     write_json(staging / layout.METADATA, read_metadata(source) | continued)
     for candidate in itertools.count(number):
         directory = sweep_dir / str(candidate)

@@ -18,10 +18,17 @@ def test_search_json_is_read_beside_its_trials_only(tmp_path: Path) -> None:
     runs = [Run(tmp_path / "search" / name, {}, {}, []) for name in "01"]
     assert read_search(runs) == (None, [])
     (tmp_path / "search").mkdir()
-    content = {"version": 2, "summary_lines": ["0L3D"]}
+    content: dict[str, object] = {"version": 2, "summary_lines": ["0L3D"]}
     (tmp_path / "search" / "search.json").write_text(json.dumps(content))
     assert read_search(runs) == (content, [])
-    assert read_search([*runs, Run(tmp_path / "other" / "0", {}, {}, [])]) == (None, [])
+    reused = Run(tmp_path / "other" / "0", {}, {}, [])
+    assert read_search([*runs, reused]) == (None, [])
+    content["reused_runs"] = [str(reused.path)]
+    (tmp_path / "search" / "search.json").write_text(json.dumps(content))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "search.json").write_text("damaged")
+    assert read_search([*runs, reused]) == read_search([reused, *runs]) == (content, [])
+    assert read_search([*runs, Run(tmp_path / "other" / "1", {}, {}, [])]) == (None, [])
 
 
 def test_a_search_json_of_an_earlier_version_is_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from marble_sweep.runs.status import read_metadata, run_directories
@@ -53,3 +54,22 @@ def test_a_frontier_from_the_command_line(tmp_path: Path) -> None:
     asked = start(tmp_path / "other", "certify.stop=true")
     assert asked.returncode != 0
     assert "certify.stop = True: must be false for a frontier" in asked.stderr
+
+
+def test_a_wider_frontier_reuses_the_runs_of_a_narrower_one(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert start(first, "sweep.workers=1").returncode == 0
+    done = start(second, "sweep.workers=1", "model.hidden_dim=2,4,6", f"search.reuse=[{first}]")
+    assert done.returncode == 0, done.stderr
+    before, now = (json.loads((folder / "search.json").read_text()) for folder in (first, second))
+    assert "not reused" not in done.stderr
+    assert now["reused"] == before["trials"] == len(now["reused_runs"])
+    assert now["trials"] == len(list(run_directories(second)))
+    assert f"{before['trials']} reused runs" in now["summary_lines"][-2]
+    for was, row in zip(before["sizes"], now["sizes"], strict=False):
+        assert {key: row[key] for key in ("losses", "recipes", "params")} == {
+            key: was[key] for key in ("losses", "recipes", "params")
+        }
+    assert "Every size at its best recipe" in (second / "compare.html").read_text()
+    rows = pd.read_csv(second / "summary.csv")
+    assert [str(Path(run).parent) for run in rows["run"]].count(str(first)) == before["trials"]

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -244,17 +245,25 @@ def test_a_copy_that_a_kill_left_half_made_is_made_anew(tmp_path: Path) -> None:
     assert not half.exists()
 
 
-@pytest.mark.slow
-def test_a_search_for_two_thresholds_from_the_command_line(tmp_path: Path) -> None:
-    """Width 2 is soon below 3.9 nats, and never below this chain's unigram of 3.52; width 3 is below both."""
+def search_two(directory: Path, *overrides: str) -> dict[str, Any]:
+    """Search for two thresholds in a process; returns search.json.
+
+    Width 2 is soon below 3.9 nats, and never below this chain's unigram of 3.52; width 3 is below both.
+    """
     source = ("data=markov", "data.vocab_size=64", "data.num_tokens=120000", "data.val_fraction=0.3")
     model = ("model.num_layers=0", "model.hidden_dim=2,3", "optimizer.lr=0.05,0.1")
     budget = ("trainer.total_steps=60", "trainer.num_evals=5", "trainer.batch_size=16", "trainer.seq_len=16")
-    asked = ("search.thresholds=[3.9,unigram]", "search.confirm_seeds=2", f"hydra.sweep.dir={tmp_path}")
+    asked = ("search.thresholds=[3.9,unigram]", "search.confirm_seeds=2", f"hydra.sweep.dir={directory}", *overrides)
     command = [sys.executable, "-m", "marble_sweep", "--multirun", "hydra/sweeper=smallest"]
     done = subprocess.run([*command, *source, *model, *budget, *asked], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "search.json").read_text())
+    summary: dict[str, Any] = json.loads((directory / "search.json").read_text())
+    return summary
+
+
+@pytest.mark.slow
+def test_a_search_for_two_thresholds_from_the_command_line(tmp_path: Path) -> None:
+    summary = search_two(tmp_path)
     answers = {entry["threshold"]: entry["answer"] for entry in summary["thresholds"]}
     assert summary["ended"] == "settled"
     assert {name: (answer["size"], answer["confirmed"]) for name, answer in answers.items()} == {
@@ -273,3 +282,27 @@ def test_a_search_for_two_thresholds_from_the_command_line(tmp_path: Path) -> No
     steps = {path.name: read_metadata(path)["step"] for path in runs}
     replaced = {read_metadata(path)["continued_from"] for path in continued}
     assert summary["tokens"] == 256 * sum(step for name, step in steps.items() if name not in replaced)
+
+
+@pytest.mark.slow
+def test_a_reused_run_is_continued_for_a_harder_threshold(tmp_path: Path) -> None:
+    """Its numbers and the answer are those of a search that trains everything."""
+    first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
+    assert search_two(first, "sweep.workers=1", "search.n_trials=3")["ended"] == "n_trials"
+    now, expected = search_two(second, "sweep.workers=1", f"search.reuse=[{first}]"), search_two(whole)
+    assert now["reused"] == 3
+    assert set(now["reused_runs"]) == {str(path) for path in run_directories(first)}
+    for ours, theirs in zip(now["thresholds"], expected["thresholds"], strict=True):
+        assert {key: ours["answer"][key] for key in ("size", "val_loss", "margin", "confirming_seeds")} == {
+            key: theirs["answer"][key] for key in ("size", "val_loss", "margin", "confirming_seeds")
+        }
+    origins = {path: read_metadata(path).get("continued_from", "") for path in run_directories(second)}
+    continued = {path: Path(origin) for path, origin in origins.items() if Path(origin).is_absolute()}
+    assert continued
+    for path, origin in continued.items():
+        assert origin.parent == first
+        assert read_metadata(origin)["status"] == RunStatus.CERTIFIED  # as it was
+        for name in ("metrics.csv", "evals.csv", "window_losses.csv"):
+            assert (path / name).read_text().startswith((origin / name).read_text())
+    rows = pd.read_csv(second / "summary.csv")
+    assert {str(first), str(second)} == {str(Path(run).parent) for run in rows["run"]}
