@@ -106,17 +106,26 @@ class JournalFile(JournalFileBackend):
             log.warning("%s: %s: damaged; every whole record is read, the rest is skipped", self.path, lines)
 
 
-def wait_for_flock(path: str) -> int | None:
-    """Take the lock that filelock takes on a file; returns its descriptor.
+def is_on_disk(descriptor: int) -> bool:
+    """Whether a file is on a block device. Linux gives what has none, such as NFS, a device number with major 0."""
+    return sys.platform == "linux" and os.major(os.fstat(descriptor).st_dev) != 0
 
-    filelock would look for it again and again: with 16 workers on two cores that took a third of the time. None where
-    it must be left to filelock: the file is not there yet, or the system has no flock.
+
+def wait_for_flock(path: str) -> int | None:
+    """Take the lock that filelock takes on a file, and be woken for it by the system; returns its descriptor.
+
+    filelock looks for it again and again: with 16 workers on two cores that took a third of the time. None where it
+    must be left to filelock: the file is not there yet, the system has no flock, or the file is not on a disk of this
+    machine. NFS would wake a waiter after a second or more.
     """
     if sys.platform == "win32":
         return None
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
+        return None
+    if not is_on_disk(descriptor):
+        os.close(descriptor)
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -139,7 +148,7 @@ class RepairingFileLock(JournalFileSymlinkLock):
         super().__init__(str(path))
         self.path = path
         self.lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=LOCK_SECONDS)
-        self._descriptor: int | None = None  # of the lock's file, while this process holds it without filelock
+        self._descriptor: int | None = None  # of the lock's file, while it is held without filelock
 
     def acquire(self) -> bool:
         self._descriptor = wait_for_flock(self.lock.lock_file)

@@ -8,6 +8,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from marble_sweep.searches import journal as module
 from marble_sweep.searches.journal import JournalFile
 from marble_sweep.searches.storage import open_storage
 
@@ -170,7 +172,11 @@ def refuse(descriptor: int, operation: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("has_flock", [True, False])
-def test_one_writer_waits_for_the_other(has_flock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_one_writer_waits_for_the_other(
+    on_disk: bool, has_flock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "is_on_disk", lambda _: on_disk)
     if not has_flock:
         monkeypatch.setattr("fcntl.flock", refuse)
     first, second = (JournalFile(tmp_path / "study.log")._lock for _ in range(2))
@@ -189,6 +195,12 @@ def test_one_writer_waits_for_the_other(has_flock: bool, tmp_path: Path, monkeyp
     first.release()
     waiting.join()
     assert order == ["first", "second"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux numbers devices so")
+def test_what_has_no_block_device_is_not_on_a_disk() -> None:
+    with Path("/proc/self/status").open() as file:
+        assert not module.is_on_disk(file.fileno())
 
 
 def hold_for_ever(path: Path) -> None:
