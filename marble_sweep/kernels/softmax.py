@@ -17,6 +17,7 @@ from marble_sweep.kernels.compiler import load_library
 from marble_sweep.kernels.head import pointer_to, require_targets
 
 GROUP = 16  # rows of logits that a thread takes at a time
+SCORED = 32  # of a score, which is quicker
 PARTS = 4  # of an accumulation
 
 Share = Callable[[Iterable[int], Callable[[int], None]], None]  # calls a function with all numbers, by all threads
@@ -31,7 +32,9 @@ class CompiledSoftmax:
         self._gradient, self._accumulate = library.softmax_gradient, library.accumulate
         self._gradient.argtypes = [pointer, ctypes.c_int, pointer, number, number, ctypes.c_int, pointer, pointer]
         self._accumulate.argtypes = [pointer, pointer, number]
-        self._gradient.restype = self._accumulate.restype = None
+        self._score = library.score
+        self._score.argtypes = [pointer, pointer, number, number, number, ctypes.c_int, pointer, pointer]
+        self._gradient.restype = self._accumulate.restype = self._score.restype = None
 
     def gradient(
         self, logits: Tensor, targets: Tensor, sums: Tensor, losses: Tensor, *, needs_shift: bool, share: Share
@@ -54,6 +57,27 @@ class CompiledSoftmax:
             )
 
         share(range(0, num_rows, GROUP), work)
+
+    def score(
+        self, logits: Tensor, targets: Tensor, losses: Tensor, words: Tensor, *, needs_shift: bool, share: Share
+    ) -> None:
+        """Write the loss of each row of logits (N, V) against each of its K targets, in nats, and its likeliest word.
+
+        logits and losses (N, K) are float32, targets (N, K) and words (N,) int64, all contiguous. Of equally likely
+        words it is the first. Without shifts no logit may be larger than 87 in size. Raises TypeError or IndexError for
+        targets that the compiled code must not be given.
+        """
+        num_rows, vocab_size = logits.shape
+        require_targets(targets, num_rows, vocab_size)
+
+        def work(start: int) -> None:
+            self._score(
+                *(pointer_to(logits, start), pointer_to(targets, start)),
+                *(min(SCORED, num_rows - start), targets.shape[1], vocab_size, needs_shift),
+                *(pointer_to(losses, start), pointer_to(words, start)),
+            )
+
+        share(range(0, num_rows, SCORED), work)
 
     def accumulate(self, total: Tensor, values: Tensor, share: Share) -> None:
         """Add values, contiguous bfloat16, to a total of their shape, contiguous float32, in place."""

@@ -174,23 +174,43 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
 
     hidden (N, D), weight (V, D), targets (N, K) int64 -> losses (N, K) float32, top (N,) int64.
     """
-    num_rows, vocab_size, chunk = len(hidden), len(weight), chunk_rows(hidden.device)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-    top = torch.empty(num_rows, dtype=torch.int64, device=hidden.device)
+    top = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
     # Ever so slightly different logits would do for training, but not for the most probable token.
     with head_operands(hidden, weight, "float32_as_bf16") as (states, matrix):
-        num_blocks = math.ceil(vocab_size / ARGMAX_BLOCK)
-        shape = min(chunk, num_rows), num_blocks * ARGMAX_BLOCK
-        buffer = matrix.new_full(shape, -math.inf)  # what is beyond the vocabulary stays so
-        for start in range(0, num_rows, chunk):
-            rows = states[start : start + chunk]
-            logits = torch.mm(rows, matrix.T, out=buffer[: len(rows), :vocab_size])
-            # The CPU's argmax takes ten times as long as its amax: the best block first, then the best in it.
-            blocks = buffer[: len(rows)].unflatten(1, (num_blocks, ARGMAX_BLOCK))
-            best_block = blocks.amax(2).argmax(1)
-            peak, place = blocks[torch.arange(len(rows), device=rows.device), best_block].max(1)
-            top[start : start + chunk] = best_block * ARGMAX_BLOCK + place
-            logits = logits.float().sub_(peak[:, None])
-            target_logits = logits.gather(1, targets[start : start + chunk])
-            losses[start : start + chunk] = logits.exp_().sum(1, keepdim=True).log() - target_logits
+        if hidden.device.type == "cpu" and products.current().head in products.COMPILED_HEADS:
+            compiled_scores(states, matrix, targets.contiguous(), losses, top)
+        else:
+            torch_scores(states, matrix, targets, losses, top)
     return losses, top
+
+
+def compiled_scores(states: Tensor, matrix: Tensor, targets: Tensor, losses: Tensor, top: Tensor) -> None:
+    """Write what token_losses returns, by torch's products and compiled code. Raises CompilerError without that."""
+    softmax, num_rows, shifts = compiled_softmax(), len(states), needs_shift(states, matrix)
+    buffer = matrix.new_empty(min(CPU_CHUNK_ROWS, num_rows), len(matrix))
+    with sharing_threads() as share:
+        for start in range(0, num_rows, CPU_CHUNK_ROWS):
+            chunk = slice(start, start + CPU_CHUNK_ROWS)
+            rows = states[chunk]
+            logits = torch.mm(rows, matrix.T, out=buffer[: len(rows)])
+            softmax.score(logits, targets[chunk], losses[chunk], top[chunk], needs_shift=shifts, share=share)
+
+
+def torch_scores(states: Tensor, matrix: Tensor, targets: Tensor, losses: Tensor, top: Tensor) -> None:
+    """Write what token_losses returns, by torch alone."""
+    num_rows, vocab_size, chunk = len(states), len(matrix), chunk_rows(states.device)
+    num_blocks = math.ceil(vocab_size / ARGMAX_BLOCK)
+    shape = min(chunk, num_rows), num_blocks * ARGMAX_BLOCK
+    buffer = matrix.new_full(shape, -math.inf)  # what is beyond the vocabulary stays so
+    for start in range(0, num_rows, chunk):
+        rows = states[start : start + chunk]
+        logits = torch.mm(rows, matrix.T, out=buffer[: len(rows), :vocab_size])
+        # The CPU's argmax takes ten times as long as its amax: the best block first, then the best in it.
+        blocks = buffer[: len(rows)].unflatten(1, (num_blocks, ARGMAX_BLOCK))
+        best_block = blocks.amax(2).argmax(1)
+        peak, place = blocks[torch.arange(len(rows), device=rows.device), best_block].max(1)
+        top[start : start + chunk] = best_block * ARGMAX_BLOCK + place
+        logits = logits.float().sub_(peak[:, None])
+        target_logits = logits.gather(1, targets[start : start + chunk])
+        losses[start : start + chunk] = logits.exp_().sum(1, keepdim=True).log() - target_logits

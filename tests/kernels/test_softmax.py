@@ -1,6 +1,7 @@
 """The compiled pass between a head's products, and the heads made of it, against float64."""
 
 import math
+import random
 import threading
 from concurrent.futures import Future
 
@@ -21,6 +22,7 @@ ROUNDED = Products("float32", "bfloat16")
 NORM_ERROR = 1e-6  # of a float32 gradient, relative
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # the largest relative error of rounding to nearest
 
+BLOCK = 32 * MAX_LANES  # words, of the widest vectors
 # Below a vector, a vector exactly, a block of vectors and one more, a block and a rest.
 VOCAB_SIZES = [1, 2, MAX_LANES - 1, MAX_LANES, 32 * MAX_LANES + 1, 1009]
 
@@ -117,6 +119,75 @@ def test_rows_beside_a_chunk_are_left_alone(vocab_size: int) -> None:
             compiled_softmax().gradient(memory[1:6], targets, sums, losses, needs_shift=False, share=share)
         assert torch.equal(memory[1:6], gradient(logits, targets)[0])
         assert (memory[[0, 6]] == 7).all()
+
+
+# ----------------------------------------------------------------------------- scores
+
+
+def scores(logits: torch.Tensor, targets: torch.Tensor, *, shifts: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses of all rows against their targets, and their most probable words."""
+    losses, words = torch.empty(targets.shape), torch.empty(len(logits), dtype=torch.int64)
+    with sharing_threads() as share:
+        compiled_softmax().score(logits, targets, losses, words, needs_shift=shifts, share=share)
+    return losses, words
+
+
+@pytest.mark.parametrize(("scale", "shifts"), [(1.0, False), (1.0, True), (15.0, False), (15.0, True), (1000.0, True)])
+@pytest.mark.parametrize("vocab_size", [*VOCAB_SIZES, 2 * BLOCK, 2 * BLOCK + 3 * MAX_LANES + 5])
+def test_scores_equal_those_of_float64(vocab_size: int, scale: float, shifts: bool) -> None:
+    logits, targets = logits_of(GROUP + 3, vocab_size, torch.float32, scale)
+    several = torch.stack([targets, (targets + 1) % vocab_size, torch.zeros_like(targets)], dim=1)
+    before = logits.clone()
+    losses, words = scores(logits, several, shifts=shifts)
+    assert torch.equal(logits, before)
+    wide = logits.double()
+    expected = wide.logsumexp(1, keepdim=True) - wide.gather(1, several)
+    peaks = wide.amax(1, keepdim=True) * shifts
+    relative = 2e-7 + 2.0**-24 * (wide - peaks).abs().amax().item()  # as in a pass, above
+    assert ((losses.double() - expected).abs() <= relative + 64 * 2.0**-24 + 2.0**-23 * wide.abs().amax()).all()
+    assert torch.equal(words, wide.argmax(1))
+
+
+@pytest.mark.parametrize("vocab_size", [1, MAX_LANES + 1, BLOCK + 7, 3 * BLOCK + 70])
+def test_of_equally_probable_words_it_is_the_first(vocab_size: int) -> None:
+    chance = random.Random(vocab_size)
+    logits = torch.zeros(40, vocab_size)
+    first = []
+    for row in logits:
+        equal = sorted(chance.randrange(vocab_size) for _ in range(3))
+        row[equal] = 1.0
+        first.append(equal[0])
+    targets = torch.zeros(40, 1, dtype=torch.int64)
+    assert scores(logits, targets)[1].tolist() == first
+    assert scores(torch.full((1, vocab_size), -5.0), targets[:1])[1].tolist() == [0]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_the_score_of_a_row_that_is_not_finite(value: float) -> None:
+    logits, targets = logits_of(3, 101, torch.float32)
+    logits[1] = value
+    losses, words = scores(logits, targets[:, None])
+    assert losses[:, 0].isfinite().tolist() == [True, False, True]
+    assert 0 <= words[1] < 101
+    expected = scores(logits[[0, 2]], targets[[0, 2], None])
+    assert torch.equal(losses[[0, 2]], expected[0])
+
+
+@pytest.mark.parametrize("target", [-1, 101])
+def test_no_score_against_a_target_beyond_the_vocabulary(target: int) -> None:
+    logits, targets = logits_of(3, 101, torch.float32)
+    targets[2] = target
+    with pytest.raises(IndexError, match=r"targets must be in \[0, 101\)"):
+        scores(logits, targets[:, None])
+
+
+def test_the_number_of_threads_changes_no_score() -> None:
+    logits, targets = logits_of(5 * GROUP + 1, 1009, torch.float32)
+    results = []
+    for number in (1, 2, 5):
+        with threads(number):
+            results.append(scores(logits, targets[:, None]))
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (PARTS, MAX_LANES), (1009, 7)])
