@@ -17,7 +17,7 @@ from marble_sweep.kernels.compiler import load_library
 from marble_sweep.kernels.head import pointer_to, require_targets
 
 GROUP = 16  # rows of logits that a thread takes at a time
-SCORED = 32  # of a score, which is quicker
+SCORED = 64  # of a score, which is quicker
 PARTS = 4  # of an accumulation
 
 Share = Callable[[Iterable[int], Callable[[int], None]], None]  # calls a function with all numbers, by all threads
