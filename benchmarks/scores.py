@@ -3,9 +3,9 @@
     python benchmarks/scores.py [--widths 3 16 64 128] [--vocab 10000] [--rounds 9] [--threads 1 2]
 
 A batch of 16 windows of 128 tokens, each against two targets (its own and that of another context), bfloat16 operands.
-One thread is what a trial of a search has where as many run at once as there are cores. Contenders take turns: torch's own `cross_entropy` and `argmax` over the batch's float32 logits; the
-same chunk by chunk, as this package scores without a C compiler; and with one. Figures are medians over rounds, a ratio
-is the median of the rounds' ratios.
+One thread is what a trial of a search has where as many run at once as there are cores. Contenders take turns: torch's
+own `cross_entropy` and `argmax` over the batch's float32 logits; the same chunk by chunk, as this package scores
+without a C compiler; and with one. Figures are medians over rounds, a ratio is the median of the rounds' ratios.
 """
 
 import argparse
