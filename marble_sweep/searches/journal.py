@@ -83,27 +83,37 @@ class JournalFile(JournalFileBackend):
 
     def _read_lines(self) -> None:
         """Read the new whole lines. A line without its end may still be in writing."""
-        with self.path.open("rb") as file:
-            if file.seek(0, 2) < self._offset:
-                raise JournalError("it has become shorter: another program has changed it")
-            file.seek(self._offset)
-            damaged = []
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                self._line += 1
-                records, rest = split(line)
-                self._pending.extend(self._lost_trials.get(self._line, []))
-                self._pending.extend(records)
-                if (rest or len(records) != 1) and self._line > self._warned:
-                    damaged.append(self._line)
+        damaged = []
+        lines, _ = read_lines(self.path, self._offset)
+        for line in lines:
+            self._offset += len(line) + 1
+            self._line += 1
+            records, rest = split(line)
+            self._pending.extend(self._lost_trials.get(self._line, []))
+            self._pending.extend(records)
+            if (rest or len(records) != 1) and self._line > self._warned:
+                damaged.append(self._line)
         if damaged:
             self._warned = damaged[-1]
             named = ", ".join(map(str, damaged[:MAX_LINES_NAMED]))
             more = f" and {len(damaged) - MAX_LINES_NAMED} more" if len(damaged) > MAX_LINES_NAMED else ""
-            lines = f"line{'s' * (len(damaged) > 1)} {named}{more}"
-            log.warning("%s: %s: damaged; every whole record is read, the rest is skipped", self.path, lines)
+            which = f"line{'s' * (len(damaged) > 1)} {named}{more}"
+            log.warning("%s: %s: damaged; every whole record is read, the rest is skipped", self.path, which)
+
+
+def read_lines(path: Path, offset: int) -> tuple[list[bytes], bytes]:
+    """The whole lines of a file from `offset` on, and what is left without an end.
+
+    All is read at once. Otherwise half a line that is removed meanwhile might be read together with a later part of the
+    record that takes its place. Raises JournalError where the file ends before.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = file.seek(0, 2)
+        if size < offset:
+            raise JournalError("it has become shorter: another program has changed it")
+        file.seek(offset)
+        *lines, rest = (file.read(size - offset) or b"").split(b"\n")
+    return lines, rest
 
 
 def is_on_disk(descriptor: int) -> bool:
@@ -289,22 +299,20 @@ def survey(path: Path) -> dict[int, list[Record]]:
 
     Raises JournalError where the file is not a journal, or a lost record cannot be replaced.
     """
-    history, size, sound, foreign = _History(), 0, 0, []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            size += len(line)
-            if not line.endswith(b"\n"):
-                sound += number == 1 and (line.startswith(TORN_START) or bool(split(line)[0]))
-                break
-            records, rest = split(line)
-            if rest:
-                history.add_damaged(number, rest)
-            for record in records:
-                history.add(number, record)
-            sound += bool(records)
-            if not records and rest.strip(BLANK):
-                foreign.append(number)
-    if size and (not sound or len(foreign) > sound):
+    history, sound, foreign = _History(), 0, []
+    lines, without_end = read_lines(path, 0)
+    for number, line in enumerate(lines, 1):
+        records, rest = split(line)
+        if rest:
+            history.add_damaged(number, rest)
+        for record in records:
+            history.add(number, record)
+        sound += bool(records)
+        if not records and rest.strip(BLANK):
+            foreign.append(number)
+    if not lines:
+        sound = without_end.startswith(TORN_START) or bool(split(without_end)[0])
+    if (lines or without_end) and (not sound or len(foreign) > sound):
         raise JournalError(f"line {foreign[0] if foreign else 1} is not a record of an Optuna journal")
     return history.lost_trials
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
+from bounds import gamma
 from compilers import needs_compiler
 from heads import CHUNKED, Operands, error, exact, example, measured, threads
 
@@ -216,9 +217,18 @@ def test_a_target_beyond_the_vocabulary_is_refused(how: Products, target: int) -
 @pytest.mark.parametrize("num_rows", [1, GROUP + 1, CPU_CHUNK_ROWS + 5])
 @pytest.mark.parametrize("width", [1, 5, 64])
 def test_float32_loss_and_gradients_equal_those_of_float64(width: int, num_rows: int, vocab_size: int) -> None:
-    rows = example(num_rows, width, vocab_size, scale=width**-0.5)
-    for ours, truth in zip(measured(*rows, how=FLOAT32), exact(*rows), strict=True):
-        assert error(ours, truth) < NORM_ERROR
+    hidden, weight, targets = example(num_rows, width, vocab_size, scale=width**-0.5)
+    loss, *gradients = measured(hidden, weight, targets, how=FLOAT32)
+    true_loss, *true_gradients = exact(hidden, weight, targets)
+    assert error(loss, true_loss) < NORM_ERROR
+    # A gradient is a sum of terms of both signs, so what is rounded may be larger than the gradient.
+    shares = (hidden.double() @ weight.double().T).softmax(1) / num_rows
+    shares[torch.arange(num_rows), targets] += 1 / num_rows
+    for ours, truth, terms in zip(
+        gradients, true_gradients, (shares @ weight.abs().double(), shares.T @ hidden.abs().double()), strict=True
+    ):
+        roundings = max(num_rows, vocab_size) + width + 80  # of a sum, a logit, its exponential and their sum
+        assert ((ours.double() - truth).abs() <= gamma(roundings) * terms).all()
 
 
 def assert_about_as_good_as_rounded(rows: Operands) -> None:

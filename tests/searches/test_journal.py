@@ -5,6 +5,8 @@ Damage elsewhere in the file and other files are in test_damaged_journal.py.
 
 import contextlib
 import errno
+import io
+import json
 import multiprocessing
 import os
 import signal
@@ -13,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -23,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from marble_sweep.searches import journal as module
-from marble_sweep.searches.journal import JournalFile
+from marble_sweep.searches.journal import JournalFile, RepairingFileLock
 from marble_sweep.searches.storage import open_storage
 
 NAME = "study"
@@ -166,6 +169,58 @@ def test_half_lines_between_writers(tmp_path: Path) -> None:
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
 
 
+class Racing(io.RawIOBase):
+    """The bytes of a journal. Behind the first that are read, a worker puts a record in the place of half a line."""
+
+    def __init__(self, path: Path, whole: int, record: bytes) -> None:
+        self.file = io.FileIO(path)
+        self.whole, self.record = whole, record
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self.file.seek(offset, whence)
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = self.file.readinto(buffer) or 0
+        if count:
+            with open(self.file.name, "rb+", buffering=0) as other:
+                other.truncate(self.whole)
+                other.seek(self.whole)
+                other.write(self.record)
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def test_a_reader_never_mixes_half_a_line_with_the_record_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (json.dumps({"op_code": 10, "worker_id": name}).encode() + b"\n" for name in ("first", "second"))
+    path = tmp_path / "study.log"
+    path.write_bytes(first)
+    reader = JournalFile(path)
+    assert [record["worker_id"] for record in reader.read_logs(0)] == ["first"]
+    path.write_bytes(first + b'{"op_code":10,"wo')  # and that worker was killed
+
+    def racing(self: Path, mode: str = "r", buffering: int = -1) -> io.RawIOBase | io.BufferedReader:
+        raw = Racing(self, len(first), second)
+        return raw if buffering == 0 else io.BufferedReader(raw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", racing)
+        seen = list(reader.read_logs(1))
+    assert path.read_bytes() == first + second
+    seen += reader.read_logs(1 + len(seen))
+    assert [record["worker_id"] for record in seen] == ["second"]
+
+
 def refuse(descriptor: int, operation: int) -> None:
     raise OSError(errno.ENOSYS, "not implemented")
 
@@ -195,6 +250,26 @@ def test_one_writer_waits_for_the_other(
     first.release()
     waiting.join()
     assert order == ["first", "second"]
+
+
+def test_a_lock_is_released_although_a_forked_process_has_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "is_on_disk", lambda _: True)
+    first, second = (JournalFile(tmp_path / "study.log")._lock for _ in range(2))
+    first.acquire()
+    assert isinstance(first, RepairingFileLock)
+    assert first._descriptor is not None
+    copy = os.dup(first._descriptor)  # as the other process has it
+    first.release()
+    waiting = threading.Thread(target=second.acquire, daemon=True)
+    waiting.start()
+    waiting.join(timeout=20)
+    was_free = not waiting.is_alive()
+    os.close(copy)
+    waiting.join()
+    second.release()
+    assert was_free
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux numbers devices so")
