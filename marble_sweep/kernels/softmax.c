@@ -44,13 +44,15 @@ INLINE void copy_rest(void *rest, void *row, long start, long vocab, const int i
     memcpy(rest, place(row, start, is_bfloat16), (vocab - start) * (is_bfloat16 ? 2 : 4));
 }
 
+/* Of two numbers the larger, lane by lane; NaN in `a` counts for nothing. */
+INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
+
 /* The largest of a row's logits that are numbers. */
 INLINE float maximum(void *row, long vocab, const int is_bfloat16) {
     const long whole = vocab / LANES * LANES;
     vec most = (vec){0} - INFINITY;
     for (long v = 0; v < whole; v += LANES) {
-        const vec logits = read(row, v, is_bfloat16);
-        most = choose(logits > most, logits, most);
+        most = larger(read(row, v, is_bfloat16), most);
     }
     if (whole < vocab) {
         char rest[4 * LANES];
@@ -117,8 +119,6 @@ void softmax_gradient(
         else softmax_row(row, targets[r], vocab, 0, 0, sums + r, losses + r);
     }
 }
-
-INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
 
 /* The largest of a row's float32 logits that are numbers, and the first word that has it: the best block, then the best in
    it. Several maxima at once keep the CPU busy while it waits for one. */

@@ -94,11 +94,8 @@ class Run:
     def read(cls, path: Path) -> "Run":
         """Read the run in `path`. A missing file counts as empty; half a last row does not count."""
         damages: list[Damage] = []
-        config, metadata, evals = (
-            _read_config(path, damages),
-            _read_metadata(path, damages),
-            read_sound_evals(path, damages),
-        )
+        config, metadata = _read_config(path, damages), _read_metadata(path, damages)
+        evals = read_sound_evals(path, damages)
         _read_if_there(path / layout.VERDICT, read_json, damages)
         return cls(path, config, metadata, evals, tuple(damages))
 

@@ -42,10 +42,9 @@ class View:
 
     def begin(self, trial: str, bracket: Callable[[], str]) -> None:
         """Show a trial that starts, and the bracket of the search, which takes time and only a bar shows."""
+        shown = self.bracket if self.bar.disable else bracket()  # which may wait for the storage
         with self._lock:
-            self.steps[trial] = 0
-            if not self.bar.disable:
-                self.bracket = bracket()
+            self.steps[trial], self.bracket = 0, shown
             self._draw()
 
     def step(self, trial: str, step: int) -> None:
